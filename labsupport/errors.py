@@ -1,0 +1,40 @@
+"""Errors that say what came, what was wanted and what to do; shown in a notebook without a traceback."""
+
+from __future__ import annotations
+
+
+class LabError(RuntimeError):
+    """Base of every error raised on purpose: the message names the fault and the fix."""
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython calls this instead of printing a traceback; the message already names the fix,
+        # and forty frames of library code would bury it.
+        return [f"{type(self).__name__}: {self}"]
+
+
+class NotAvailable(LabError):
+    """This machine lacks a GPU, a package or a TensorRT generation that the call needs."""
+
+
+class BadInput(LabError, ValueError):
+    """A file, array or option that the call cannot work with."""
+
+
+class BuildError(LabError):
+    """The builder could not make an engine from the network it was given."""
+
+
+class PrecisionMismatch(BuildError):
+    """The engine was built, but not in the precision that was asked for."""
+
+
+class EngineError(LabError):
+    """A serialized engine is damaged, or was built for another TensorRT, GPU or platform."""
+
+
+class UntrustedEngine(EngineError):
+    """A serialized engine has no sidecar of ours; engines are native code and are not run on trust."""
+
+
+class RecordingError(LabError):
+    """A recording is missing, lacks its provenance, or left its band."""
