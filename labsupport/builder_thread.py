@@ -1,0 +1,94 @@
+"""The builder at work: on a thread, so that Ctrl-C answers at once, with its progress shown and its log kept."""
+
+from __future__ import annotations
+
+import threading
+
+from labsupport import environment
+from labsupport.errors import BuildError
+
+
+def logger(minimum: str = "INFO"):
+    """A TensorRT logger that keeps its messages in ``.messages`` as (severity, text) instead of printing natively.
+
+    TensorRT's own logger writes to the process's stderr, which JupyterLab shows and a test runner loses.
+    """
+    trt = environment.tensorrt()
+    order = ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"]
+
+    class KeepingLogger(trt.ILogger):
+        def __init__(self):
+            super().__init__()
+            self.messages: list[tuple[str, str]] = []
+
+        def log(self, severity, text):
+            level = severity.name
+            if order.index(level) <= order.index(minimum):
+                self.messages.append((level, text))
+
+        def errors(self) -> list[str]:
+            return [text for level, text in self.messages if level in order[:2]]
+
+    return KeepingLogger()
+
+
+def build(trt, builder, network, config, stem: str, progress: bool):
+    """Build on a thread so that Ctrl-C answers at once; from TensorRT 10 on it also stops the builder."""
+    from tqdm.auto import tqdm
+
+    watch = _Watch()
+    monitored = environment.generation() != "8.6"
+    if monitored:
+        config.progress_monitor = watch.monitor(trt)
+    result: dict = {}
+
+    def work():
+        try:
+            result["plan"] = builder.build_serialized_network(network, config)
+        except BaseException as error:  # handed to the caller's thread below
+            result["error"] = error
+
+    thread = threading.Thread(target=work, name=f"build {stem}", daemon=True)
+    thread.start()
+    bar = tqdm(total=None, desc=f"building {stem}", leave=False, disable=not progress or environment.headless())
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+            bar.total, bar.n = watch.total or None, watch.done
+            bar.set_postfix_str(watch.phase, refresh=True)
+    except KeyboardInterrupt:
+        watch.cancelled = True
+        if monitored:
+            thread.join()
+        raise
+    finally:
+        bar.close()
+    if "error" in result:
+        raise BuildError(f"{stem}: the builder stopped: {result['error']}") from result["error"]
+    return result["plan"]
+
+
+class _Watch:
+    """What the builder is doing, as TensorRT's IProgressMonitor reports it; and the wish to stop."""
+
+    def __init__(self):
+        self.phase, self.done, self.total, self.cancelled = "", 0, 0, False
+
+    def monitor(self, trt):
+        watch = self
+
+        class Monitor(trt.IProgressMonitor if environment.generation() != "8.6" else object):
+            def __init__(self):
+                super().__init__()
+
+            def phase_start(self, phase_name, parent_phase, num_steps):
+                watch.phase, watch.total = phase_name, watch.total + num_steps
+
+            def step_complete(self, phase_name, step):
+                watch.done += 1
+                return not watch.cancelled
+
+            def phase_finish(self, phase_name):
+                watch.phase = ""
+
+        return Monitor()
