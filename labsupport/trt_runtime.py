@@ -1,0 +1,245 @@
+"""A TensorRT engine behind the runtime protocol."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from labsupport import build, engines, environment
+from labsupport.errors import BadInput, EngineError
+from labsupport.protocol import Base, Replay, TensorSpec, release_gpu_memory
+
+
+class TensorRt(Base):
+    """A TensorRT engine as a runtime: context, buffers and stream owned here, a CUDA graph if wanted.
+
+    ``profile`` chooses the optimization profile. CUDA tensors are read where they lie; NumPy goes through pinned
+    buffers. With ``cuda_graph`` the first call of a shape captures, later ones replay. Raises EngineError,
+    NotAvailable. Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/infer/Core/ExecutionContext.html
+    """
+
+    device = "cuda"
+
+    def __init__(self, engine, *, cuda_graph: bool = False, profile: int = 0, name: str | None = None):
+        import torch
+
+        environment.require("engine execution")
+        trt = environment.tensorrt()
+        self.source = engine if isinstance(engine, engines.Engine) else engines.load(engine)
+        self.log = build.logger("WARNING")
+        start = time.perf_counter()
+        data = self.source.plan()
+        fit = engines.why_not_here(self.source.sidecar)
+        if fit:
+            raise EngineError(f"{self.source.path.name} {fit}; build it again on this machine")
+        self._runtime = trt.Runtime(self.log)
+        if self.source.sidecar.get("built_for", {}).get("version_compatible"):
+            self._runtime.engine_host_code_allowed = True  # such an engine carries its own runtime, signed for above
+        self.trt_engine = self._runtime.deserialize_cuda_engine(data)
+        if self.trt_engine is None:
+            reason = (self.log.errors() or ["no reason given"])[-1]
+            raise EngineError(f"{self.source.path.name}: TensorRT {environment.machine().tensorrt} refused it: {reason}; build it again here")
+        self.stream = torch.cuda.Stream()
+        self.context = self._new_context(profile)
+        self.load_ms = (time.perf_counter() - start) * 1e3
+        self._read_specs(trt)
+        self.name = name or f"trt {self.source.precision}" + (" graph" if cuda_graph else "")
+        self._graphs = Replay(self) if cuda_graph else None
+        self._bound, self._shapes, self._addresses, self._staging = None, {}, {}, {}
+        self._ready, self._done = torch.cuda.Event(), torch.cuda.Event()
+
+    def _new_context(self, profile: int):
+        context = self.trt_engine.create_execution_context()
+        if context is None:
+            reason = (self.log.errors() or ["no reason given"])[-1]
+            raise EngineError(f"{self.source.path.name}: no execution context: {reason}; free GPU memory or build with a smaller batch")
+        count = self.trt_engine.num_optimization_profiles
+        if not 0 <= profile < max(count, 1):
+            raise BadInput(f"profile={profile}, but {self.source.path.name} has {count} optimization profile(s), numbered from 0")
+        if profile and not context.set_optimization_profile_async(profile, self.stream.cuda_stream):
+            raise EngineError(f"{self.source.path.name}: profile {profile} could not be set; is another context using it?")
+        self.stream.synchronize()
+        self.profile = profile
+        return context
+
+    def _read_specs(self, trt) -> None:
+        self.inputs, self.outputs, self._torch_types, self._lanes = {}, {}, {}, {}
+        for i in range(self.trt_engine.num_io_tensors):
+            name = self.trt_engine.get_tensor_name(i)
+            dtype = _torch_dtype(trt, self.trt_engine.get_tensor_dtype(name))
+            shape = tuple(None if d == -1 else d for d in self.trt_engine.get_tensor_shape(name))
+            side = self.inputs if self.trt_engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else self.outputs
+            side[name] = TensorSpec(shape, str(dtype).removeprefix("torch."))
+            self._torch_types[name] = dtype
+            if self.trt_engine.get_tensor_format(name) != trt.TensorFormat.LINEAR and side is self.inputs:
+                self._lanes[name] = self.trt_engine.get_tensor_components_per_element(name)
+                if len(shape) != 4 or shape[1] is None or shape[1] > self._lanes[name]:
+                    raise EngineError(f"input {name!r} of {self.source.path.name} is laid out as {self.trt_engine.get_tensor_format_desc(name)}; only images of at most that many channels can be fed so")
+
+    def __call__(self, feed) -> dict:
+        import torch
+
+        feed = self.checked(feed)
+        if isinstance(next(iter(feed.values())), np.ndarray):
+            return self._from_host(feed)
+        if self._graphs:
+            return {n: t.clone() for n, t in self._graphs(feed).items()}
+        current = torch.cuda.current_stream()
+        if current.cuda_stream:  # a stream of the caller's own: enqueue right there
+            return self._enqueue_on(current.cuda_stream, feed)
+        # The default stream synchronizes everything; run on our own and order the two with events.
+        self._ready.record(current)
+        self.stream.wait_event(self._ready)
+        outputs = self._enqueue_on(self.stream.cuda_stream, feed)
+        self._done.record(self.stream)
+        current.wait_event(self._done)
+        return outputs
+
+    def _enqueue_on(self, stream: int, feed: dict, *, packed: bool = False) -> dict:
+        import torch
+
+        context, addresses = self.context, self._addresses
+        for name, x in feed.items():
+            shape = x.shape
+            if name in self._lanes:
+                if not packed:
+                    x = feed[name] = self.packed(name, x.cuda())
+                shape = (x.shape[0], self.inputs[name].shape[1], x.shape[1], x.shape[2])
+            if self._shapes.get(name) != shape:
+                self._set_shape(name, shape)
+            if not (x.is_contiguous() and x.is_cuda):
+                x = feed[name] = x.cuda().contiguous()
+            pointer = x.data_ptr()
+            if addresses.get(name) != pointer:
+                context.set_tensor_address(name, pointer)
+                addresses[name] = pointer
+        outputs = {}
+        for name, shape in self._output_shapes.items():
+            y = outputs[name] = torch.empty(shape, dtype=self._torch_types[name], device="cuda")
+            pointer = y.data_ptr()
+            if addresses.get(name) != pointer:
+                context.set_tensor_address(name, pointer)
+                addresses[name] = pointer
+        if not context.execute_async_v3(stream):
+            self._complain()
+        return outputs
+
+    def _set_shape(self, name: str, shape) -> None:
+        if not self.context.set_input_shape(name, tuple(shape)):
+            low, _, high = self.trt_engine.get_tensor_profile_shape(name, self.profile)
+            raise BadInput(f"{self.name}: input {name!r} has shape {tuple(shape)}, outside profile {self.profile}: {tuple(low)} to {tuple(high)}; build with a wider Profile")
+        self._shapes[name] = shape
+        self._output_shapes = {n: tuple(self.context.get_tensor_shape(n)) for n in self.outputs}
+
+    def _complain(self):
+        reason = (self.log.errors() or ["no reason given"])[-1]
+        raise EngineError(f"{self.name}: TensorRT could not run the engine: {reason}")
+
+    def _from_host(self, feed: dict) -> dict:
+        """NumPy in and out: copied through pinned buffers, which the driver can reach without a second copy."""
+        import torch
+
+        with torch.cuda.stream(self.stream):
+            on_device = {}
+            for name, array in feed.items():
+                pinned = self._pinned(name, array.shape)
+                pinned.numpy()[...] = array
+                on_device[name] = pinned.to("cuda", non_blocking=True)
+            outputs = self._graphs(on_device) if self._graphs else self._enqueue_on(self.stream.cuda_stream, on_device)
+            landed = {name: self._pinned(name, y.shape).copy_(y, non_blocking=True) for name, y in outputs.items()}
+        self.stream.synchronize()
+        return {name: np.array(t.numpy()) for name, t in landed.items()}
+
+    def _pinned(self, name: str, shape):
+        import torch
+
+        buffer = self._staging.get(name)
+        if buffer is None or buffer.shape != tuple(shape):
+            buffer = self._staging[name] = torch.empty(tuple(shape), dtype=self._torch_types[name], pin_memory=True)
+        return buffer
+
+    def packed(self, name: str, images):
+        """Images (N, C, H, W) in the layout the engine was built to read: (N, H, W, lanes), channels padded with zeros."""
+        import torch
+
+        n, c, h, w = images.shape
+        out = torch.zeros((n, h, w, self._lanes[name]), dtype=self._torch_types[name], device="cuda")
+        out[..., :c] = images.permute(0, 2, 3, 1)
+        return out
+
+    def static(self, feed: dict) -> dict:
+        """Device buffers for a feed of these shapes, in the engine's layout."""
+        import torch
+
+        return {n: self.packed(n, x) if n in self._lanes else torch.empty(tuple(x.shape), dtype=self._torch_types[n], device="cuda") for n, x in feed.items()}
+
+    def fill(self, buffers: dict, feed: dict) -> None:
+        """Copy a feed into the buffers of :meth:`static`."""
+        for name, x in feed.items():
+            buffers[name].copy_(self.packed(name, x.cuda()) if name in self._lanes else x, non_blocking=True)
+
+    def launch(self, buffers: dict) -> dict:
+        """One enqueue on static buffers, on ``stream``; what a CUDA graph captures."""
+        return self._enqueue_on(self.stream.cuda_stream, buffers, packed=True)
+
+    def bind(self, feed) -> None:
+        """Put a feed into static device buffers, for :meth:`enqueue`."""
+        import torch
+
+        feed = {n: torch.as_tensor(x) for n, x in self.checked(feed).items()}
+        if self._graphs:
+            self._bound = None
+            self._graphs.bind(feed)
+            return
+        with torch.cuda.stream(self.stream):
+            inputs = self.static(feed)
+            self.fill(inputs, feed)
+            self._bound = (inputs, self.launch(inputs))
+        self.stream.synchronize()
+
+    def enqueue(self) -> None:
+        """One asynchronous inference of the bound feed on ``stream``: a bare enqueue, or a graph replay."""
+        if self._bound is None:
+            self._graphs.enqueue()
+        elif not self.context.execute_async_v3(self.stream.cuda_stream):
+            self._complain()
+
+    def fetch(self) -> dict:
+        """The bound outputs, as new CUDA tensors, after the stream is done."""
+        self.stream.synchronize()
+        outputs = self._graphs.outputs if self._bound is None else self._bound[1]
+        return {n: t.clone() for n, t in outputs.items()}
+
+    def synchronize(self) -> None:
+        """Wait until this runtime's stream has finished."""
+        import torch
+
+        torch.cuda.synchronize()
+
+    @property
+    def activation_mib(self) -> float:
+        """Device memory one context needs for activations and scratch, in MiB."""
+        generation = environment.generation()
+        size = self.trt_engine.device_memory_size if generation == "8.6" else self.trt_engine.device_memory_size_v2
+        return size / 2**20
+
+    def close(self) -> None:
+        """Free context, engine and buffers, in the order TensorRT wants."""
+        if self.closed:
+            return
+        self.stream.synchronize()
+        self.closed, self._graphs, self._bound, self._staging = True, None, None, {}
+        self.context = None
+        self.trt_engine = None
+        self._runtime = None
+        release_gpu_memory()
+
+
+def _torch_dtype(trt, dtype):
+    import torch
+
+    table = {"FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "BOOL": "bool", "UINT8": "uint8", "BF16": "bfloat16", "INT64": "int64"}
+    if dtype.name not in table:
+        raise EngineError(f"the engine has a {dtype.name} tensor at its border, which PyTorch cannot hold; keep inputs and outputs in a wider type")
+    return getattr(torch, table[dtype.name])

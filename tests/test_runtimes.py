@@ -1,0 +1,206 @@
+"""One contract for every runtime, and every way to feed it wrongly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from labsupport import build, engines, environment, export, models, runtimes
+from labsupport.errors import BadInput, EngineError, LabError, NotAvailable
+
+on_gpu = environment.has("engine execution")
+KINDS = ["torch", "onnxruntime"] + (["tensorrt", "tensorrt graph", "torch graph"] if on_gpu else [])
+
+
+@pytest.fixture(scope="module")
+def workpiece(tmp_path_factory):
+    model = models.article_cnn()
+    folder = tmp_path_factory.mktemp("runtimes")
+    graph = export.to_onnx(model, model.example_input(2), target=environment.generation(), path=folder / "cnn.onnx")
+    return model, graph
+
+
+@pytest.fixture(scope="module")
+def engine(workpiece, tmp_path_factory):
+    if not on_gpu:
+        pytest.skip("needs a GPU that TensorRT runs on")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABSUPPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield build.engine(workpiece[1], precision="fp32", batch=(1, 4, 8))
+
+
+@pytest.fixture(params=KINDS)
+def run(request, workpiece):
+    model, graph = workpiece
+    make = {
+        "torch": lambda: runtimes.Torch(model),
+        "torch graph": lambda: runtimes.Torch(model, cuda_graph=True),
+        "onnxruntime": lambda: runtimes.OnnxRuntime(graph),
+        "tensorrt": lambda: runtimes.TensorRt(request.getfixturevalue("engine")),
+        "tensorrt graph": lambda: runtimes.TensorRt(request.getfixturevalue("engine"), cuda_graph=True),
+    }
+    with make[request.param]() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def expected(workpiece):
+    model = workpiece[0]
+    x = model.example_input(4)
+    with torch.inference_mode():
+        return x, model(x)
+
+
+def test_the_contract(run, expected):
+    x, y = expected
+    assert isinstance(run, runtimes.Runtime) and run.name
+    assert list(run.inputs) == ["images"] and run.inputs["images"].dtype == "float32"
+    for feed in (x.numpy(), {"images": x.numpy()}):
+        out = run(feed)
+        assert list(out) == ["logits"] and isinstance(out["logits"], np.ndarray)
+        np.testing.assert_allclose(out["logits"], y.numpy(), atol=2e-4)
+    tensors = run({"images": x.to(run.device)})
+    assert isinstance(tensors["logits"], torch.Tensor) and tensors["logits"].device.type == run.device
+
+
+def test_outputs_are_new_with_every_call(run, expected):
+    x, _ = expected
+    first = run(x.numpy())["logits"]
+    kept = first.copy()
+    run(x.flip(0).contiguous().numpy())
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_the_batch_is_free(run, expected):
+    x, y = expected
+    for n in (1, 3, 4, 1):
+        np.testing.assert_allclose(run(x[:n].contiguous().numpy())["logits"], y[:n].numpy(), atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x: {"pictures": x}, r"was fed \['pictures'\]; it wants exactly \['images'\]"),
+        (lambda x: {"images": x, "more": x}, "it wants exactly"),
+        (lambda x: x[:, :, :20], r"has shape \(4, 1, 20, 28\); the network wants \(any, 1, 28, 28\)"),
+        (lambda x: x[0], "has shape"),
+        (lambda x: x.astype(np.float64), r"is float64; the network wants float32: convert it with .astype"),
+        (lambda x: x.astype(np.uint8), "is uint8; the network wants float32"),
+        (lambda x: x[:0], "is empty"),
+        (lambda x: np.where(x == x.max(), np.nan, x).astype(np.float32), "holds NaN or infinity"),
+        (lambda x: np.full_like(x, np.inf), "holds NaN or infinity"),
+        (lambda x: x.tolist(), "is a list; pass a NumPy array or a torch tensor"),
+        (lambda x: None, "is a NoneType; pass a NumPy array"),
+    ],
+)
+def test_a_wrong_feed_is_told_what_was_wanted(run, expected, spoil, message):
+    with pytest.raises(BadInput, match=message):
+        run(spoil(expected[0].numpy()))
+    run(expected[0].numpy())  # and the runtime still works
+
+
+def test_a_closed_runtime_says_so(run, expected):
+    run.close()
+    run.close()
+    with pytest.raises(LabError, match="was closed and its memory freed"):
+        run(expected[0].numpy())
+
+
+def test_onnx_runtime_levels_and_threads(workpiece):
+    graph = workpiece[1]
+    off, full = (runtimes.OnnxRuntime(graph, optimization=level).executed for level in ("off", "all"))
+    assert full.nodes < off.nodes == graph.nodes
+    with pytest.raises(BadInput, match="'max' is not a level; choose one of"):
+        runtimes.OnnxRuntime(graph, optimization="max")
+    with pytest.raises(BadInput, match="threads=0"):
+        runtimes.OnnxRuntime(graph, threads=0)
+
+
+def test_onnx_runtime_names_the_operator_it_has_not(tmp_path):
+    import onnx
+
+    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 4]) for n in "xy")
+    node = onnx.helper.make_node("Frobnicate", ["x"], ["y"], domain="com.example")
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.example", 1)]
+    odd = export.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y]), opset_imports=opsets, ir_version=8), tmp_path / "odd.onnx")
+    with pytest.raises(BadInput, match="ONNX Runtime cannot load odd.onnx.*(Frobnicate|com.example)"):
+        runtimes.OnnxRuntime(odd)
+
+
+def test_torch_leaves_the_module_alone_and_knows_half(workpiece):
+    model = workpiece[0]
+    run = runtimes.Torch(model, dtype="bfloat16")
+    assert next(model.parameters()).dtype == torch.float32 and run.inputs["images"].dtype == "bfloat16"
+    assert run(model.example_input(2).bfloat16())["logits"].dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(environment.has("gpu"), reason="says what is missing where there is no GPU")
+def test_without_a_gpu_each_gpu_runtime_says_so(workpiece, tmp_path):
+    model, graph = workpiece
+    with pytest.raises(NotAvailable, match="no GPU here; leave cuda_graph out"):
+        runtimes.Torch(model, cuda_graph=True)
+    with pytest.raises(NotAvailable, match="PyTorch cannot use a GPU here"):
+        runtimes.Torch(model, device="cuda")
+    with pytest.raises(NotAvailable):
+        runtimes.TensorRt(tmp_path / "any.plan")
+    assert isinstance(runtimes.best(model, graph), runtimes.OnnxRuntime)
+
+
+# --- real TensorRT, on a GPU ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not on_gpu, reason="needs a GPU that TensorRT runs on")
+class TestTensorRt:
+    def test_bind_enqueue_fetch(self, engine, expected):
+        x, y = expected
+        for graph in (False, True):
+            with runtimes.TensorRt(engine, cuda_graph=graph) as run:
+                run.bind(x)
+                run.enqueue()
+                np.testing.assert_allclose(run.fetch()["logits"].cpu().numpy(), y.numpy(), atol=2e-4)
+
+    def test_outside_the_profile(self, engine, workpiece):
+        with runtimes.TensorRt(engine) as run, pytest.raises(BadInput, match=r"outside profile 0: \(1, 1, 28, 28\) to \(8, 1, 28, 28\)"):
+            run(workpiece[0].example_input(9).numpy())
+
+    def test_a_profile_that_is_not_there(self, engine):
+        with pytest.raises(BadInput, match="profile=3, but .* has 1 optimization profile"):
+            runtimes.TensorRt(engine, profile=3)
+
+    def test_device_tensors_are_read_where_they_lie(self, engine, expected):
+        x, y = expected
+        stream = torch.cuda.Stream()
+        with runtimes.TensorRt(engine) as run:
+            on_device = x.cuda()
+            torch.cuda.synchronize()
+            with torch.cuda.stream(stream):
+                out = run(on_device)["logits"]
+            stream.synchronize()
+            assert run.context.get_tensor_address("images") == on_device.data_ptr()
+            assert run.context.get_tensor_address("logits") == out.data_ptr()
+            np.testing.assert_allclose(out.cpu().numpy(), y.numpy(), atol=2e-4)
+
+    def test_garbage_with_a_valid_signature_is_refused_by_tensorrt_with_a_word(self, engine, tmp_path):
+        bad = engines.save(b"garbage" * 1000, tmp_path / "bad.plan", {k: v for k, v in engine.sidecar.items() if k not in ("sha256", "bytes", "signature")})
+        with pytest.raises(EngineError, match="bad.plan: TensorRT .* refused it"):
+            runtimes.TensorRt(bad)
+
+    def test_memory_comes_back(self, engine):
+        free = []
+        for _ in range(4):
+            with runtimes.TensorRt(engine, cuda_graph=True) as run:
+                run(torch.zeros(8, 1, 28, 28).cuda())
+            free.append(torch.cuda.mem_get_info()[0])
+        assert free[-1] >= free[0] - 2 * 2**20, f"free GPU memory shrank over four contexts: {free}"
+
+    def test_images_in_the_engines_own_layout(self, workpiece, expected):
+        x, y = expected
+        if environment.generation() != "8.6":
+            pytest.skip("8.6 takes the input type from the builder")
+        packed = build.engine(workpiece[1], precision="fp16", strict=True, batch=4, io_formats={"images": ("HALF", "CHW4")})
+        with runtimes.TensorRt(packed, cuda_graph=True) as run:
+            assert run.inputs["images"].dtype == "float16"
+            run.bind(x.half())
+            run.enqueue()
+            np.testing.assert_allclose(run.fetch()["logits"].float().cpu().numpy(), y.numpy(), atol=0.05)
