@@ -1,0 +1,194 @@
+"""Which exercises were tried and solved, kept in one local file that nothing but this module writes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+_told: set[str] = set()  # each trouble with the file is told once, not at every check
+
+
+def path() -> Path | None:
+    """The progress file: ``LABSUPPORT_PROGRESS``, else ``.labprogress.json`` in the repository.
+
+    None in a headless run (pytest, ``run``, ``record``) that names no file: those runs are not the learner's.
+    """
+    named = os.environ.get("LABSUPPORT_PROGRESS")
+    if named:
+        return Path(named)
+    headless = os.environ.get("PYTEST_CURRENT_TEST") or os.environ.get("LABSUPPORT_METRICS")
+    return None if headless else ROOT / ".labprogress.json"
+
+
+def record(lab: str, exercise: str, outcome: str, *, prediction: float | None = None) -> str:
+    """Keep one outcome; returns "" or, once, what is wrong with the progress file. Raises nothing.
+
+    "right" stays: running the notebook again from the top does not take it back.
+    """
+    file = path()
+    if file is None:
+        return ""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(file):
+            labs, note = _read_or_move_aside(file)
+            entry = labs.setdefault(lab, {}).setdefault(exercise, {})
+            before = entry.get("outcome", "not attempted")
+            rank = ["not attempted", "wrong", "right"]
+            if before not in rank or rank.index(outcome) >= rank.index(before):
+                entry["outcome"] = outcome
+            entry["when"] = datetime.now().astimezone().isoformat(timespec="seconds")
+            if prediction is not None:
+                entry["prediction"] = prediction
+            _write(file, labs)
+        return note
+    except OSError as error:
+        return _once(f"your progress is not being saved: {file} cannot be written ({error.strerror or error}); "
+                     "set LABSUPPORT_PROGRESS to a file that can")
+
+
+def load() -> dict[str, dict[str, dict[str, Any]]]:
+    """lab → exercise → {"outcome", "when", "prediction"}; empty when there is no file or it cannot be read."""
+    file = path()
+    if file is None:
+        return {}
+    try:
+        return _read(file)
+    except (OSError, ValueError):
+        return {}
+
+
+def prediction(lab: str, exercise: str) -> float | None:
+    """The number the learner predicted, also from an earlier session."""
+    guess = load().get(lab, {}).get(exercise, {}).get("prediction")
+    return float(guess) if isinstance(guess, (int, float)) and not isinstance(guess, bool) else None
+
+
+def report(notebooks: Path | None = None) -> str:
+    """A table of every lab's exercises with outcome and day, and the totals; also before anything was tried."""
+    kept = load()
+    folder = ROOT / "notebooks" if notebooks is None else notebooks
+    labs = sorted({file.stem for file in folder.glob("*.ipynb")} | set(kept), key=_lab_order)
+    rows, counts = [("lab", "exercise", "outcome", "when")], {"right": 0, "wrong": 0, "not attempted": 0}
+    for lab in labs:
+        done = kept.get(lab, {})
+        names = list(dict.fromkeys([*_exercise_names(lab), *done]))
+        for name in names:
+            entry = done.get(name, {})
+            outcome = entry.get("outcome") if entry.get("outcome") in counts else "not attempted"
+            counts[outcome] += 1
+            when = str(entry.get("when", ""))[:16].replace("T", " ") if outcome != "not attempted" else ""
+            rows.append((lab if name == names[0] else "", name, outcome, when))
+        if not names:
+            rows.append((lab, "no exercises", "", ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    table.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([*table, "", _totals(counts), *_state_of_file()])
+
+
+def _totals(counts: dict[str, int]) -> str:
+    return (f"{counts['right']} of {sum(counts.values())} exercises right, {counts['wrong']} wrong, "
+            f"{counts['not attempted']} not attempted")
+
+
+def _state_of_file() -> list[str]:
+    file = path()
+    try:
+        if file is not None and file.exists():
+            _read(file)
+    except OSError as error:
+        return [f"{file} cannot be read ({error.strerror or error}); the table shows nothing from it."]
+    except ValueError:
+        return [f"{file} is damaged; the table shows nothing from it. The next check moves it aside and starts afresh."]
+    return []
+
+
+def _exercise_names(lab: str) -> list[str]:
+    """The exercises a lab's module holds; none where the module is missing or its packages are not installed."""
+    try:
+        module = importlib.import_module(f"labsupport.exercises.lab{lab.partition('_')[0]}")
+    except Exception:  # the table is also asked for in a half-installed environment
+        return []
+    from labsupport.exercises import base
+
+    return list(base.of(module))
+
+
+def _lab_order(lab: str) -> tuple[bool, str]:
+    return not lab[:1].isdigit(), lab  # 00 … 15 before the appendices A, B
+
+
+def _read(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    if not isinstance(content, dict) or not isinstance(content.get("labs"), dict):
+        raise ValueError("not a progress file")
+    return {lab: {name: entry for name, entry in exercises.items() if isinstance(entry, dict)}
+            for lab, exercises in content["labs"].items() if isinstance(exercises, dict)}
+
+
+def _read_or_move_aside(file: Path) -> tuple[dict, str]:
+    """What the file holds, and a word to the learner if a damaged one had to be moved aside."""
+    try:
+        return _read(file), ""
+    except FileNotFoundError:
+        return {}, ""
+    except ValueError:  # JSON and UTF-8 errors are both ValueErrors
+        aside = file.with_name(f"{file.stem}.damaged-{datetime.now():%Y%m%d-%H%M%S}{file.suffix}")
+        os.replace(file, aside)
+        return {}, _once(f"the progress file was damaged; it is kept as {aside.name} and a new one was started")
+
+
+def _write(file: Path, labs: dict) -> None:
+    text = json.dumps({"version": 1, "labs": labs}, indent=1, ensure_ascii=False)
+    handle, part = tempfile.mkstemp(dir=file.parent, prefix=f"{file.stem}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Two open notebooks may check at the same moment; without filelock the later write simply wins."""
+    try:
+        import filelock
+    except ImportError:
+        yield
+        return
+    lock = filelock.FileLock(f"{file}.lock")
+    try:
+        lock.acquire(timeout=2)
+    except filelock.Timeout:  # better an entry lost than a check that hangs
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _once(trouble: str) -> str:
+    kind = re.sub(r"\d{8}-\d{6}", "", trouble)
+    if kind in _told:
+        return ""
+    _told.add(kind)
+    return trouble
