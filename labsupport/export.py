@@ -108,6 +108,7 @@ def to_onnx(
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecation notes about the exporter this function chose on purpose
             write(model, examples, partial, opset, names_in, names_out, axes, fold_batchnorm)
+        _drop_identities(partial)
         os.replace(partial, path)
     except LabError:
         raise
@@ -236,6 +237,26 @@ def _export_dynamo(model, examples, path, opset, names_in, names_out, axes, fold
         program.save(str(path), external_data=False)
     finally:
         registry.setLevel(level)
+
+
+def _drop_identities(path: Path) -> None:
+    """Take out Identity nodes: the exporter writes one per pair of equal weights, and no runtime would run them."""
+    import onnx
+
+    model = onnx.load(str(path))
+    outputs = {o.name for o in model.graph.output}
+    source = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Identity" and n.output[0] not in outputs}
+    if not source:
+        return
+    kept = [n for n in model.graph.node if not (n.op_type == "Identity" and n.output[0] in source)]
+    for node in kept:
+        for i, name in enumerate(node.input):
+            while name in source:
+                name = source[name]
+            node.input[i] = name
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    onnx.save(model, str(path))
 
 
 def _opset_for(target: str | None, exporter: str, opset: int | None) -> int:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from labsupport import export, runtimes
+from labsupport import export, models, runtimes
 from labsupport.errors import BadInput, LabError
 
 
@@ -50,6 +50,16 @@ def test_the_exporter_is_credited_with_the_batch_norm_it_folded(images):
     assert folded.ops["BatchNormalization"] == 0 and folded.folded == {"BatchNorm": 1}
     assert written.ops["BatchNormalization"] == 1 and written.folded == {}
     assert "exporter folded BatchNorm×1" in repr(folded)
+
+
+def test_equal_weights_leave_no_identity_nodes_behind():
+    model = models.resnet18(classes=4, width=8, size=32)  # fresh BatchNorms are all alike
+    x = model.example_input(2)
+    for fold in (True, False):
+        graph = export.to_onnx(model, x, fold_batchnorm=fold)
+        assert graph.ops["Identity"] == 0
+        with torch.inference_mode():
+            np.testing.assert_allclose(runtimes.OnnxRuntime(graph)(x.numpy())["logits"], model(x).numpy(), atol=1e-4)
 
 
 def test_export_leaves_the_module_as_it_was(images):
