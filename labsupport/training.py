@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from labsupport import data
+from labsupport import data, environment
 from labsupport.data import Split
 from labsupport.errors import BadInput, LabError, NotAvailable
 
@@ -147,8 +146,7 @@ def _bar(steps: int, progress: bool):
     """A progress bar where someone watches; elsewhere silent, because a bar in a stored output differs every run."""
     from tqdm.auto import tqdm
     watched = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
-    quiet = os.environ.get("LABSUPPORT_QUIET") or os.environ.get("PYTEST_CURRENT_TEST")
-    silent = not progress or not watched or bool(quiet)
+    silent = not progress or not watched or environment.headless()
     return tqdm(total=steps, desc="training", unit="batch", leave=False, disable=silent)
 
 

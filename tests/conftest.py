@@ -1,18 +1,23 @@
-"""Every test gets a cache of its own and one thread, so that none depends on the machine or on another."""
+"""Every test gets a cache and a progress file of its own and one thread, so that none depends on another.
+
+All of it is set per test, never at import: nbval runs the notebooks in the same process, and their kernels inherit
+what it holds (LABSUPPORT_METRICS among it).
+"""
 
 from __future__ import annotations
 
-import os
+import sys
 
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["MPLBACKEND"] = "Agg"
-for variable in ("LABSUPPORT_READY", "LABSUPPORT_METRICS"):  # set by the command that runs these tests
-    os.environ.pop(variable, None)
-
-import pytest  # noqa: E402
+import pytest
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
+def apart(tmp_path, monkeypatch):
     monkeypatch.setenv("LABSUPPORT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LABSUPPORT_PROGRESS", str(tmp_path / "progress.json"))
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for variable in ("LABSUPPORT_READY", "LABSUPPORT_METRICS"):  # the command that runs these tests sets them
+        monkeypatch.delenv(variable, raising=False)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

@@ -1,0 +1,232 @@
+"""The command line: what each command runs, and its exit codes; no server and no installation is started."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from labsupport import cli, environment, installation
+from labsupport.errors import BadInput
+from labsupport.findings import Finding, Report
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """An environment that already has everything."""
+    monkeypatch.setattr(installation, "lacking", lambda command: [])
+    monkeypatch.setattr(installation.Installation, "read_stamp", lambda self: {})
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Commands that would have been started; the code that they exit with is `started.code`."""
+    class Started(list):
+        code = 0
+
+    calls = Started()
+
+    class Child:
+        def __init__(self, command, **options):
+            calls.append((command, options))
+
+        def wait(self):
+            return calls.code
+
+    monkeypatch.setattr(cli.subprocess, "Popen", Child)
+    calls.snapshots = []
+    monkeypatch.setattr("labsupport.exercises.resetting.snapshot", lambda: calls.snapshots.append(len(calls)))
+    return calls
+
+
+def fake_module(monkeypatch, name, **members):
+    module = types.ModuleType(f"labsupport.{name}")
+    vars(module).update(members)
+    monkeypatch.setitem(sys.modules, f"labsupport.{name}", module)
+    parent = sys.modules["labsupport" if "." not in name else f"labsupport.{name.rpartition('.')[0]}"]
+    monkeypatch.setattr(parent, name.rpartition(".")[2], module, raising=False)
+
+
+def test_lab_opens_the_first_notebook(here, started):
+    assert cli.main(["lab", "--no-browser", "--port", "8900"]) == 0
+    command, options = started[0]
+    assert command == [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={cli.REPOSITORY}",
+                       "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb", "--no-browser", "--port=8900"]
+    assert options["cwd"] == cli.REPOSITORY
+    assert options["env"]["PYTHONPATH"].startswith(str(cli.REPOSITORY))
+
+
+def test_lab_keeps_the_shipped_notebooks_before_anybody_can_edit_them(here, started):
+    cli.main(["lab"])
+    assert started.snapshots == [0], "the snapshot was not taken, or only after JupyterLab had started"
+
+
+def test_lab_keeps_jupyters_token_and_address(here, started):
+    cli.main(["lab"])
+    assert not any("token" in word or "ip=" in word for word in started[0][0])
+
+
+def test_further_arguments_go_to_jupyterlab(here, started):
+    cli.main(["lab", "--allow-root", "--no-browser"])
+    assert started[0][0][5:] == ["--no-browser", "--allow-root"]
+
+
+def test_test_is_one_pytest_and_then_the_bands(here, started, monkeypatch):
+    seen = []
+    fake_module(monkeypatch, "recordings", check_live=lambda folder: seen.append(folder) or [])
+    assert cli.main(["test", "-k", "fusion", "-x"]) == 0
+    (command, options), = started
+    assert command[1:7] == ["-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300",
+                            "--nbval-kernel-startup-timeout=120"]
+    assert command[7:10] == ["-k", "fusion", "-x"] and "tests" in command[10:]
+    assert options["env"]["IPYKERNEL_CELL_NAME"] == "<cell>"
+    assert options["env"]["LABSUPPORT_METRICS"] == str(seen[0])
+
+
+def test_a_metric_outside_its_band_fails_the_tests(here, started, monkeypatch, capsys):
+    fake_module(monkeypatch, "recordings", check_live=lambda folder: ["lab01.x = 3 left its band 1..2"])
+    assert cli.main(["test"]) == 1
+    assert "FAILED lab01.x = 3 left its band 1..2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [1, 2, 5])
+def test_pytests_exit_code_is_kept(here, started, monkeypatch, code):
+    fake_module(monkeypatch, "recordings", check_live=lambda folder: [])
+    started.code = code
+    assert cli.main(["test"]) == code
+
+
+def test_paths_replace_the_default_ones():
+    assert cli.pytest_command(["tests/test_cli.py::test_x", "-q"])[-2:] == ["tests/test_cli.py::test_x", "-q"]
+    assert "tests" in cli.pytest_command(["-k", "nothing-like-a-path"])
+
+
+class Result:
+    def __init__(self, ok):
+        self.ok = ok
+
+    def as_dict(self):
+        return {"lab": "01_measuring", "ok": self.ok}
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_run_passes_its_options_on_and_fails_with_a_lab(here, monkeypatch, capsys, ok):
+    calls = []
+    fake_module(monkeypatch, "running", run=lambda labs, **options: calls.append((labs, options)) or [Result(ok)])
+    assert cli.main(["run", "01", "02", "--json", "--save", "out"]) == (0 if ok else 1)
+    assert calls == [(["01", "02"], {"save": Path("out"), "store": False, "echo": None})]
+    assert json.loads(capsys.readouterr().out) == {"ok": ok, "labs": [{"lab": "01_measuring", "ok": ok}]}
+
+
+def test_record_stores(here, monkeypatch):
+    calls = []
+    fake_module(monkeypatch, "running", run=lambda labs, **options: calls.append(options["store"]) or [])
+    assert cli.main(["record"]) == 0
+    assert calls == [True]
+
+
+def test_an_error_on_purpose_is_one_line(here, monkeypatch, capsys):
+    def refuse(labs, **options):
+        raise BadInput("'99' is not a lab; choose from: 00_start_here")
+
+    fake_module(monkeypatch, "running", run=refuse)
+    assert cli.main(["run", "99"]) == 1
+    assert capsys.readouterr().err == "labsupport: '99' is not a lab; choose from: 00_start_here\n"
+
+
+def test_ctrl_c_is_one_line(here, monkeypatch, capsys):
+    def interrupted(labs, **options):
+        raise KeyboardInterrupt
+
+    fake_module(monkeypatch, "running", run=interrupted)
+    assert cli.main(["run"]) == 130
+    assert capsys.readouterr().err == "labsupport: interrupted\n"
+
+
+@pytest.mark.parametrize(("status", "code"), [("ok", 0), ("problem", 1)])
+def test_doctor_prints_text_or_json(here, monkeypatch, capsys, status, code):
+    report = Report((Finding("Disk", "x", status, "tidy" if code else ""),))
+    monkeypatch.setattr("labsupport.doctor.examine", lambda: report)
+    assert cli.main(["doctor"]) == code
+    assert capsys.readouterr().out == f"{report!r}\n"
+    assert cli.main(["doctor", "--json"]) == code
+    assert json.loads(capsys.readouterr().out) == report.as_dict()
+
+
+def test_progress_and_reset(here, monkeypatch, capsys):
+    import labsupport.exercises  # noqa: F401
+
+    fake_module(monkeypatch, "exercises.progress", report=lambda: "3 of 9 right")
+    fake_module(monkeypatch, "exercises.resetting", reset=lambda lab: f"{lab} restored")
+    assert cli.main(["progress"]) == 0
+    assert cli.main(["reset", "01"]) == 0
+    assert capsys.readouterr().out == "3 of 9 right\n01 restored\n"
+
+
+@pytest.mark.parametrize("arguments", [
+    [], ["fly"], ["lab", "--gpu", "--cpu"], ["run", "--fast"], ["reset"], ["lab", "--port", "x"]])
+def test_what_is_not_understood_exits_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == cli.USAGE
+    assert "usage: python3 -m labsupport" in capsys.readouterr().err
+
+
+# --- which Python does it ---
+
+def test_a_python_without_the_packages_hands_over(monkeypatch, started):
+    monkeypatch.setattr(installation, "lacking", lambda command: ["torch"])
+    monkeypatch.setattr(installation.Installation, "ensure",
+                        lambda self, asked, torch_index: Path(f"/made/{asked}/{torch_index}"))
+    started.code = 7
+    assert cli.main(["test", "--cpu", "--torch-index", "u", "-x"]) == 7
+    command, options = started[0]
+    assert command == [str(Path("/made/cpu/u")), "-m", "labsupport", "test", "--cpu", "--torch-index", "u", "-x"]
+    assert options["env"]["LABSUPPORT_READY"] == "1"
+
+
+def test_an_installation_that_did_not_help_is_not_repeated(monkeypatch, started, capsys):
+    monkeypatch.setattr(installation, "lacking", lambda command: ["torch"])
+    monkeypatch.setenv("LABSUPPORT_READY", "1")
+    assert cli.main(["run"]) == 1
+    assert "still lacks torch; delete that folder" in capsys.readouterr().err
+    assert started == []
+
+
+def test_the_doctor_installs_nothing(monkeypatch, started, capsys):
+    monkeypatch.setattr(installation, "lacking", lambda command: ["torch"])
+    monkeypatch.setattr(installation.Installation, "ready", lambda self, asked=None: False)
+    monkeypatch.setattr("labsupport.doctor.examine", lambda: Report((Finding("Python", "3.11"),)))
+    assert cli.main(["doctor"]) == 0
+    assert started == []
+
+
+def test_the_doctor_looks_from_inside_a_finished_environment(monkeypatch, started):
+    monkeypatch.setattr(installation, "lacking", lambda command: ["torch"])
+    monkeypatch.setattr(installation.Installation, "ready", lambda self, asked=None: True)
+    monkeypatch.setattr(cli.sys, "prefix", "/usr")
+    started.code = 1
+    assert cli.main(["doctor", "--json"]) == 1
+    assert started[0][0][1:] == ["-m", "labsupport", "doctor", "--json"]
+
+
+def test_an_outdated_environment_updates_itself(monkeypatch, started):
+    place = installation.Installation()
+    monkeypatch.setattr(installation, "lacking", lambda command: [])
+    monkeypatch.setattr(cli.sys, "prefix", str(place.folder))
+    monkeypatch.setattr(installation.Installation, "read_stamp", lambda self: {"hash": "old", "set": "cpu"})
+    monkeypatch.setattr(installation.Installation, "ensure", lambda self, asked, torch_index: Path("/venv/python"))
+    cli.main(["run"])
+    assert started[0][0][1:] == ["-m", "labsupport", "run"]
+
+
+def test_help_needs_only_the_standard_library():
+    done = subprocess.run([sys.executable, "-S", "-E", "-m", "labsupport", "--help"], capture_output=True, text=True,
+                          cwd=environment.REPOSITORY, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for command in cli.COMMANDS:
+        assert command in done.stdout
