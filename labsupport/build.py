@@ -181,7 +181,9 @@ class _Job:
         if options["hardware_compatible"] != "none":
             config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, options["hardware_compatible"].upper())
         if generation == "rtx":
-            capability = self.compute_capability or environment.machine().compute_capability or (8, 9)
+            here = environment.machine().compute_capability
+            # A GPU that RTX does not serve (a data-center part) is no target; without one, a common desktop part is.
+            capability = self.compute_capability or (here if here in RTX_CAPABILITIES else (8, 9))
             config.num_compute_capabilities = 1
             config.set_compute_capability(_capability(trt, capability), 0)
         if options["tactic_sources"] is not None:

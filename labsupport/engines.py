@@ -177,7 +177,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _read_sidecar(path: Path, allow_foreign: bool) -> dict:
-    way = f"If you built it yourself, engines.load({path.name!r}, allow_foreign=True) runs it; otherwise build it again"
+    way = f"If you built it yourself, build.load({path.name!r}, allow_foreign=True) runs it; otherwise build it again"
     beside = sidecar_path(path)
     if not beside.is_file():
         if not allow_foreign:
