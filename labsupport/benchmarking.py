@@ -29,7 +29,7 @@ def latency(run, feed, *, runs=100, warmup=10, warmup_ms=0, batch=None, name=Non
     at_least("runs", runs, 1)
     wait = _warm_up(run, feed, warmup, warmup_ms, now)
     samples = _host_samples(run, feed, runs, wait, now)
-    return Latency(name or _name(run), "host", samples, batch or _batch(feed), _machine())
+    return Latency(name or _name(run), "host", samples, batch or _batch(feed), _machine(run))
 
 
 def device_latency(
@@ -47,7 +47,7 @@ def device_latency(
     run.bind(feed)
     _warm_up(run, feed, warmup, warmup_ms, now, call=lambda _: run.enqueue())
     samples = _device_samples(run, runs, enqueues, event)
-    return Latency(_name(run), "device", samples, batch or _batch(feed), _machine())
+    return Latency(_name(run), "device", samples, batch or _batch(feed), _machine(run))
 
 
 def paired(
@@ -77,7 +77,7 @@ def paired(
         if not medians[1]:
             raise BadInput(f"{_name(after)} took 0 ms by the clock; give it more work, such as a larger batch")
         ratios.append(medians[0] / medians[1])
-    pair = [Latency(_name(run), clock, samples, _batch(feed), _machine())
+    pair = [Latency(_name(run), clock, samples, _batch(feed), _machine(run))
             for run, samples in zip((before, after), pooled)]
     return Ratio(tuple(ratios), *pair)
 
@@ -104,7 +104,7 @@ def throughput(run, feed, *, seconds=1.0, in_flight=1, warmup=10, event=None, no
     marks = np.unique(np.linspace(0, calls, min(calls, 10) + 1).astype(int))
     times_s = np.asarray(finished)[marks] / 1e9
     rates = tuple(float(rate) for rate in batch * np.diff(marks) / np.maximum(np.diff(times_s), 1e-9))
-    return Throughput(_name(run), calls, float(times_s[-1] - times_s[0]), batch, in_flight, rates, _machine())
+    return Throughput(_name(run), calls, float(times_s[-1] - times_s[0]), batch, in_flight, rates, _machine(run))
 
 
 def batch_sweep(run, make_feed, batches, *, error, clock="host", runs=30, warmup=5) -> list[dict]:
@@ -155,7 +155,7 @@ def energy(run, feed, *, seconds=2.0, now=time.perf_counter_ns) -> Energy:
         raise BadInput(f"seconds={seconds!r}: the energy counter moves in steps of up to 100 ms; use 1 s or more")
     counter, why_not = energy_counter(str(getattr(run, "device", "cpu")))
     if counter is None:
-        return Energy(_name(run), None, 0, 0.0, _batch(feed), _machine(), why_not)
+        return Energy(_name(run), None, 0, 0.0, _batch(feed), _machine(run), why_not)
     throughput(run, feed, seconds=0.2, now=now)  # the first second after idling is spent raising the clocks
     before = counter()
     done = throughput(run, feed, seconds=seconds, warmup=0, now=now)
@@ -284,8 +284,10 @@ def _name(run) -> str:
     return str(getattr(run, "name", None) or getattr(run, "__name__", None) or type(run).__name__)
 
 
-def _machine() -> str:
+def _machine(run) -> str:
+    """The processor that `run` computes on: a GPU and the CPU beside it are two machines, not to be compared."""
     from labsupport import environment
 
     machine = environment.machine()
-    return machine.gpu if machine.gpu and not machine.problem else f"{machine.cpu}, {machine.cores} cores"
+    on_gpu = machine.gpu and not machine.problem and str(getattr(run, "device", "cuda")) != "cpu"
+    return machine.gpu if on_gpu else f"{machine.cpu}, {machine.cores} cores"

@@ -81,8 +81,11 @@ def draw_histogram(latencies, *, bins, title="") -> Drawing:
         told.append(f"{words}, over {len(latency.samples_ms)} calls")
         axes.hist(latency.samples_ms, bins=edges, histtype="stepfilled", alpha=0.55, label=words,
                   facecolor=COLOURS[index], hatch=HATCHES[index], edgecolor="black", linewidth=0.8)
-        for mark in filter(None, (latency.median_ms, tail)):
-            axes.axvline(mark, color="black", linestyle=LINES[index], linewidth=1)
+        for mark, label in ((latency.median_ms, "median"), (tail, "p99")):
+            if mark is not None:
+                axes.axvline(mark, color="black", linestyle=LINES[index], linewidth=1)
+                axes.annotate(label, (mark, 1), xycoords=("data", "axes fraction"), xytext=(2, -2 - 9 * index),
+                              textcoords="offset points", fontsize=7, va="top")
     axes.set_xlim(left=min(0.0, float(pooled.min())))
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"ms per call ({latencies[0].clock} clock)" if len({x.clock for x in latencies}) == 1
