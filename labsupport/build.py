@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import json
 import re
 import time
@@ -22,7 +21,7 @@ from labsupport import builder_thread, engines, environment, export, readback, t
 from labsupport import network as network_of
 from labsupport.builder_thread import logger
 from labsupport.engines import Engine, load
-from labsupport.errors import BadInput, BuildError, NotAvailable
+from labsupport.errors import BadInput, BuildError
 from labsupport.network import Profile, parse
 from labsupport.readback import read_precisions
 
@@ -70,12 +69,14 @@ def engine(
     ``profiles`` maps input → Profile, or is a list of such mappings; ``batch`` is the short form: one number or (min,
     opt, max) for the free first axis. ``io_formats`` maps a tensor to (DataType name, TensorFormat name).
     ``optimization_level`` 0–5. ``reuse_timings`` reads and extends the timing cache shared by all processes.
-    ``configure(trt, builder, network, config)`` runs last, for what has no argument here; give it a ``name``.
+    ``configure(trt, builder, network, config)`` runs last, for what has no argument here; such an engine is found again
+    by its ``name`` and the function's code, so give another name when its data change.
     Raises BadInput, BuildError, PrecisionMismatch, NotAvailable.
     Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/infer/Core/BuilderConfig.html
     """
     _check_options(precision, optimization_level, workspace_mib, hardware_compatible)
     trt = environment.tensorrt()
+    environment.require("engine building")
     if callable(graph) and not name:
         raise BadInput("a network defined by the layer API needs name=..., by which its engine is kept")
     if not callable(graph) and not isinstance(graph, export.OnnxGraph):
@@ -84,12 +85,12 @@ def engine(
         "strict": strict, "profiles": _plain_profiles(profiles), "batch": batch, "workspace_mib": workspace_mib, "optimization_level": optimization_level,
         "tactic_sources": tactic_sources, "io_formats": {k: list(v) for k, v in (io_formats or {}).items()},
         "version_compatible": version_compatible, "hardware_compatible": hardware_compatible,
-        "configure": inspect.getsource(configure) if configure else None, "compute_capability": compute_capability,
+        "configure": _code(configure), "compute_capability": compute_capability,
     }  # fmt: skip
     target = engines.built_for(compute_capability)
     target.update(version_compatible=version_compatible, hardware_compatible=hardware_compatible != "none")
     path = _engine_path(graph, name, precision, options, target)
-    if not rebuild and path.exists():
+    if not rebuild and path.exists() and not callable(graph):  # a function's weights are not in its code
         with contextlib.suppress(engines.EngineError):  # a damaged or foreign one is built again, never used
             return engines.load(path)
     job = _Job(trt, builder_thread.logger(), precision, options, profiles, batch, configure, reuse_timings, compute_capability)
@@ -122,11 +123,6 @@ class _Job:
 
     def build(self, graph, stem: str, progress: bool) -> dict:
         trt, generation = self.trt, environment.generation()
-        if not environment.has("gpu") and generation != "rtx":
-            raise NotAvailable(
-                f"TensorRT {environment.machine().tensorrt} builds on the GPU it builds for, and there is none here: {environment.machine().problem}. "
-                f"TensorRT-RTX builds without one: pip install tensorrt-rtx, and set LABSUPPORT_TENSORRT=tensorrt_rtx"
-            )
         builder, network = self._network(graph, stem)
         config = builder.create_builder_config()
         self._configure(builder, network, config)
@@ -179,7 +175,7 @@ class _Job:
         if options["version_compatible"]:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         if options["hardware_compatible"] != "none":
-            config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, options["hardware_compatible"].upper())
+            config.hardware_compatibility_level = _hardware_level(trt, options["hardware_compatible"])
         if generation == "rtx":
             here = environment.machine().compute_capability
             # A GPU that RTX does not serve (a data-center part) is no target; without one, a common desktop part is.
@@ -219,13 +215,16 @@ class _Job:
                 layer.precision = wanted
 
     def _complaint(self, stem: str) -> str:
-        errors = self.log.errors()
-        last = errors[-1] if errors else "it gave no reason"
+        # The first error is the cause; what follows reports that there is no engine. A refused timing cache costs time only.
+        errors = [text for text in self.log.errors() if not re.search(r"myelinCache|timing cache", text)]
+        last = errors[0] if errors else "it gave no reason"
         hint = "see the whole log with verbosity in build.logger('VERBOSE')"
         if re.search(r"out of memory|insufficient memory|OutOfMemory", last, re.IGNORECASE):
             hint = "free GPU memory (restart other kernels), or lower the batch in the profile or workspace_mib"
         elif re.search(r"Could not find any implementation|workspace", last, re.IGNORECASE):
             hint = "raise workspace_mib, or raise optimization_level so that more kernels are tried"
+        elif re.search(r"lean", last, re.IGNORECASE):
+            hint = "a version-compatible engine carries the lean runtime: install libnvinfer_lean, or set EXCLUDE_LEAN_RUNTIME in configure="
         elif re.search(r"profile", last, re.IGNORECASE):
             hint = "give every free axis a range: profiles={name: Profile(min, opt, max)}"
         return f"{stem}: the builder stopped: {last.strip()}; {hint}"
@@ -249,6 +248,13 @@ def _capability(trt, capability: tuple[int, int]):
     return getattr(trt.ComputeCapability, f"SM{capability[0]}{capability[1]}")
 
 
+def _hardware_level(trt, name: str):
+    level = getattr(trt.HardwareCompatibilityLevel, name.upper(), None)
+    if level is None:
+        raise BadInput(f"TensorRT {environment.machine().tensorrt} has no hardware_compatible={name!r}; choose 'ampere_plus', or use TensorRT 10 or newer")
+    return level
+
+
 def _plain_profiles(profiles):
     groups = profiles if isinstance(profiles, (list, tuple)) else [profiles] if profiles else []
     return [{name: [list(p.min), list(p.opt), list(p.max)] for name, p in group.items()} for group in groups]
@@ -256,8 +262,14 @@ def _plain_profiles(profiles):
 
 
 
+def _code(function: Callable | None) -> str | None:
+    """What a function does, as its compiled code: the source of a notebook cell cannot always be found again."""
+    code = getattr(function, "__code__", None)
+    return hashlib.sha256(repr((code.co_code, code.co_names, code.co_consts)).encode()).hexdigest() if code else repr(function) if function else None
+
+
 def _engine_path(graph, name, precision, options, target) -> Path:
-    source = inspect.getsource(graph) if callable(graph) else graph.sha256
+    source = _code(graph) if callable(graph) else graph.sha256
     key = json.dumps([source, precision, options, target], sort_keys=True, default=str)
     stem = name or graph.path.stem
     return environment.cache_dir() / "engines" / f"{stem}.{precision}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.plan"

@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 GENERATIONS = ("8.6", "10", "11", "rtx")
 PRODUCTS = ("tensorrt", "tensorrt_rtx")
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
-NEEDS = ("gpu", "tensorrt", "engine execution", *GENERATIONS, ">=10", "triton", "pycuda", "onnxruntime")
+NEEDS = ("gpu", "tensorrt", "engine building", "engine execution", *GENERATIONS, ">=10", "triton", "pycuda", "onnxruntime")
 # Oldest and newest compute capability that each generation runs engines on (its support matrix).
 CAPABILITIES = {"8.6": ((5, 0), (9, 0)), "10": ((7, 0), (12, 9)), "11": ((7, 5), (99, 0)), "rtx": ((7, 5), (99, 0))}
 RTX_REFUSES = ((9, 0), (10, 0), (10, 3))  # data-centre parts: H100, B200, B300
@@ -178,6 +178,8 @@ def _lacking(need: str, here: Machine) -> str:
         return f"{why}; with an NVIDIA GPU run: {INSTALL_GPU}, without one: {INSTALL_CPU}"
     if here.generation is None:
         return f"TensorRT {here.tensorrt} is too old for these labs; they need 8.6 or newer: {INSTALL_GPU}"
+    if need == "engine building":
+        return _cannot_build(here)
     if need == "engine execution":
         return _lacking("gpu", here) or _wrong_gpu(here)
     wanted = {"tensorrt": GENERATIONS, ">=10": ("10", "11", "rtx")}.get(need, (need,))
@@ -185,6 +187,14 @@ def _lacking(need: str, here: Machine) -> str:
         return ""
     have = f"{TITLES[here.tensorrt_product]} {here.tensorrt}"
     return f"this needs {_wish(need)}, and this machine has {have}; {_get(need)}"
+
+
+def _cannot_build(here: Machine) -> str:
+    reason = "" if here.generation == "rtx" else _lacking("gpu", here)
+    if not reason:
+        return ""
+    return (f"TensorRT {here.tensorrt} builds on the GPU it builds for; {reason}. TensorRT-RTX builds without one: "
+            "python3 -m pip install tensorrt-rtx==1.7.1.116, then set LABSUPPORT_TENSORRT=tensorrt_rtx")
 
 
 def _wish(need: str) -> str:

@@ -51,6 +51,7 @@ def demand(precision: str, read: Counter, evidence: str, stem: str, generation: 
 
 def inspect(trt, data: bytes, log) -> list:
     runtime = trt.Runtime(log)
+    runtime.engine_host_code_allowed = True  # built a moment ago, in this process
     trt_engine = runtime.deserialize_cuda_engine(data)
     if trt_engine is None:
         return []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import labsupport
-from labsupport import benchmarking, environment, measurements
+from labsupport import benchmarking, measurements
 from labsupport import memory as memory_module
 from labsupport.errors import BadInput, LabError, NotAvailable
 
@@ -485,8 +485,7 @@ def test_gpu_memory_comes_from_nvml_when_torch_has_no_cuda(monkeypatch):
     assert memory_module._gpu_used_mib() == (None, "NVML gives no memory figure: Not Supported")
 
 
-def test_a_gpu_and_the_cpu_beside_it_are_two_machines(monkeypatch):
-    here = environment.Machine(gpu="NVIDIA Test", gpus=1, cpu="Test CPU", cores=4)
-    monkeypatch.setattr(environment, "machine", lambda: here)
+def test_a_gpu_and_the_cpu_beside_it_are_two_machines(machine):
+    machine.gpu, machine.problem = "NVIDIA Test", None
     names = [benchmarking._machine(type("Run", (), {"device": device})()) for device in ("cuda", "cpu")]
-    assert names == ["NVIDIA Test", "Test CPU, 4 cores"]
+    assert names == ["NVIDIA Test", "Test CPU, 2 cores"]

@@ -157,6 +157,7 @@ def test_a_builder_that_gives_nothing_is_explained(graph, monkeypatch):
         ("Could not find any implementation for node conv", "raise workspace_mib"),
         ("x: dynamic input is missing dimensions in profile 0", "give every free axis a range"),
         ("something else", "see the whole log"),
+        ("libnvinfer_lean.so: cannot open", "EXCLUDE_LEAN_RUNTIME"),
     ],
 )
 def test_what_the_builder_says_is_turned_into_what_to_do(said, hint):
@@ -164,11 +165,46 @@ def test_what_the_builder_says_is_turned_into_what_to_do(said, hint):
     assert hint in job._complaint("net") and said in job._complaint("net")
 
 
+def test_the_first_error_is_the_cause():
+    said = ["1: [myelinCache.h] Myelin error from unknown graph", "The timing cache will not be used!", "conv has no weights", "Assertion engine != nullptr failed"]
+    job = build._Job(None, type("Log", (), {"errors": lambda self: said})(), "fp32", {}, None, None, None, True, None)
+    assert "conv has no weights" in job._complaint("net")
+
+
 def test_no_gpu_is_said_before_the_builder_is_asked(graph, monkeypatch):
-    monkeypatch.setattr(environment, "generation", lambda: "11")
-    monkeypatch.setattr(environment, "has", lambda *needs: False)
-    with pytest.raises(NotAvailable, match="builds on the GPU it builds for.*tensorrt-rtx"):
+    bare = environment.Machine(tensorrt="11.0.0.114", tensorrt_product="tensorrt", generation="11", problem="no NVIDIA driver was found")
+    monkeypatch.setattr(environment, "machine", lambda: bare)
+    monkeypatch.setattr(environment, "tensorrt", lambda: object())
+    with pytest.raises(NotAvailable, match="TensorRT 11.0.0.114 builds on the GPU it builds for; no GPU.*TensorRT-RTX builds without one"):
         build.engine(graph, batch=4)
+
+
+def test_a_network_by_the_layer_api_is_built_anew(graph):
+    """Its weights are not in its code: an engine found by the code could hold yesterday's weights."""
+    def constant(value):
+        def define(trt, network):
+            import numpy as np
+
+            x = network.add_input("x", trt.DataType.FLOAT, (4, 4))
+            c = network.add_constant((4, 4), np.full((4, 4), value, np.float32)).get_output(0)
+            network.mark_output(network.add_elementwise(x, c, trt.ElementWiseOperation.SUM).get_output(0))
+        return define
+
+    assert not build.engine(constant(1.0), name="added").from_cache
+    assert not build.engine(constant(2.0), name="added").from_cache
+
+
+def test_a_function_without_source_builds(monkeypatch):
+    made = {}
+    exec(compile("def define(trt, network):\n x = network.add_input('x', trt.DataType.FLOAT, (4, 4))\n"
+                 " network.mark_output(network.add_activation(x, trt.ActivationType.RELU).get_output(0))", "<cell>", "exec"), made)
+    assert build.engine(made["define"], name="no_source", configure=lambda trt, builder, network, config: None).plan()
+
+
+def test_a_hardware_level_that_a_release_lacks(monkeypatch):
+    old = type("trt", (), {"HardwareCompatibilityLevel": type("Level", (), {"NONE": 0, "AMPERE_PLUS": 1})})
+    with pytest.raises(BadInput, match="has no hardware_compatible='same_compute_capability'"):
+        build._hardware_level(old, "same_compute_capability")
 
 
 def test_an_unwritable_cache_names_the_variable(graph, tmp_path, monkeypatch):
