@@ -140,7 +140,7 @@ class _Job:
         layers = readback.inspect(trt, data, self.log) if environment.has("engine execution") else []
         read = readback.read_precisions(layers) if layers else typed
         evidence = "engine inspector" if layers else "typed network"
-        readback.demand(self.precision, read, evidence, stem, generation)
+        readback.demand(self.precision, read, evidence, stem, generation, strict=self.options["strict"])
         return {"plan": data, "build_s": round(build_s, 3), "precisions": dict(read), "evidence": evidence, "layers": layers}
 
     def _network(self, graph, stem):

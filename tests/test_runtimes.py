@@ -181,6 +181,34 @@ class TestTensorRt:
             assert run.context.get_tensor_address("logits") == out.data_ptr()
             np.testing.assert_allclose(out.cpu().numpy(), y.numpy(), atol=2e-4)
 
+    def test_outputs_are_written_again_where_that_is_asked_for(self, engine, expected):
+        x, y = expected
+        stream = torch.cuda.Stream()
+        with runtimes.TensorRt(engine) as run, torch.cuda.stream(stream):
+            one, other = x.cuda(), x.flip(0).contiguous().cuda()
+            out = run(one)
+            for feed, wanted in ((one, y), (other, y.flip(0)), (one, y), (one, y)):
+                assert run(feed, out=out) is out
+                stream.synchronize()
+                np.testing.assert_allclose(out["logits"].cpu().numpy(), wanted.numpy(), atol=2e-4)
+            assert run._fast is not None, "the short way was never taken"
+            np.testing.assert_allclose(run(other[:2])["logits"].cpu().numpy(), y.flip(0)[:2].numpy(), atol=2e-4)
+            np.testing.assert_allclose(run(one, out=out)["logits"].cpu().numpy(), y.numpy(), atol=2e-4)
+            with pytest.raises(BadInput, match=r"out\['logits'\] is .*hand in what a former call of this batch returned"):
+                run(one[:2], out=out)
+            with pytest.raises(BadInput, match="out= takes the CUDA tensors"):
+                run(x.numpy(), out=out)
+
+    def test_token_ids_may_be_64_bit(self, tmp_path):
+        model = models.encoder(layers=1, hidden=64, heads=2, vocabulary=100)
+        ids = model.example_input(2)
+        graph = export.to_onnx(model, ids, target=environment.generation(), dynamic=False, path=tmp_path / "encoder.onnx")
+        with torch.inference_mode():
+            wanted = model(ids).numpy()
+        with runtimes.TensorRt(build.engine(graph, optimization_level=0)) as run:
+            np.testing.assert_allclose(next(iter(run(ids.numpy()).values())), wanted, atol=1e-3)
+            np.testing.assert_allclose(next(iter(run(ids.cuda()).values())).cpu().numpy(), wanted, atol=1e-3)
+
     def test_garbage_with_a_valid_signature_is_refused_by_tensorrt_with_a_word(self, engine, tmp_path):
         bad = engines.save(b"garbage" * 1000, tmp_path / "bad.plan", {k: v for k, v in engine.sidecar.items() if k not in ("sha256", "bytes", "signature")})
         with pytest.raises(EngineError, match="bad.plan: TensorRT .* refused it"):
