@@ -220,7 +220,7 @@ class _Job:
         last = errors[0] if errors else "it gave no reason"
         hint = "see the whole log with verbosity in build.logger('VERBOSE')"
         if re.search(r"out of memory|insufficient memory|OutOfMemory", last, re.IGNORECASE):
-            hint = "free GPU memory (restart other kernels), or lower the batch in the profile or workspace_mib"
+            hint = "raise workspace_mib if the requested size is above it; else free GPU memory (restart other kernels) or lower the batch in the profile"
         elif re.search(r"Could not find any implementation|workspace", last, re.IGNORECASE):
             hint = "raise workspace_mib, or raise optimization_level so that more kernels are tried"
         elif re.search(r"lean", last, re.IGNORECASE):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import os
+import shutil
 import tempfile
 import warnings
 from collections import Counter
@@ -332,6 +335,13 @@ def _first_line(error: Exception) -> str:
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
+@functools.lru_cache(maxsize=None)
+def scratch_folder() -> Path:
+    """A folder for files that nobody named; it goes with the process, because exports are as large as their weights."""
+    folder = Path(tempfile.mkdtemp(prefix="labsupport-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def _scratch_file(model) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="labsupport-onnx-"))
-    return folder / f"{type(model).__name__.lower()}.onnx"
+    return Path(tempfile.mkdtemp(dir=scratch_folder())) / f"{type(model).__name__.lower()}.onnx"

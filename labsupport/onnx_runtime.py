@@ -71,7 +71,7 @@ class OnnxRuntime(Base):
         """The graph after ONNX Runtime's own fusions: the nodes that really run."""
         import onnxruntime as ort
 
-        folder = Path(tempfile.mkdtemp(prefix="labsupport-ort-"))
+        folder = Path(tempfile.mkdtemp(dir=export.scratch_folder()))
         options, path = self._options, folder / f"{self.graph.path.stem}.executed.onnx"
         options.optimized_model_filepath = str(path)
         try:

@@ -168,7 +168,7 @@ def test_a_builder_that_gives_nothing_is_explained(graph, monkeypatch):
 @pytest.mark.parametrize(
     ("said", "hint"),
     [
-        ("Error Code 2: OutOfMemory (Requested size was 99)", "free GPU memory"),
+        ("Error Code 2: OutOfMemory (Requested size was 99)", "raise workspace_mib if the requested size is above it; else free GPU memory"),
         ("Could not find any implementation for node conv", "raise workspace_mib"),
         ("x: dynamic input is missing dimensions in profile 0", "give every free axis a range"),
         ("something else", "see the whole log"),

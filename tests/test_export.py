@@ -151,3 +151,13 @@ def test_half_precision_is_a_new_graph(images, tmp_path):
     assert graph.path != half.path and half.inputs["images"][1] == "fp32"
     exact, rounded = (runtimes.OnnxRuntime(g)(images.numpy())["logits"] for g in (graph, half))
     assert 0 < abs(exact - rounded).max() < 0.05
+
+
+def test_unnamed_exports_go_with_the_process(tmp_path):
+    import subprocess
+    import sys
+
+    code = ("import torch\nfrom labsupport import export, models\nm = models.article_cnn()\n"
+            "print(export.to_onnx(m, m.example_input()).path)")
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=export.Path(__file__).parents[1])
+    assert said.stdout.strip().endswith(".onnx") and not os.path.exists(said.stdout.strip())
