@@ -18,7 +18,7 @@ PACKAGE = ROOT / "labsupport"
 # part split off a room, and counts as the rooms that it imports.
 ORDER = [
     {"errors"}, {"environment"}, {"data"}, {"models"}, {"training"}, {"export"}, {"build"}, {"runtimes"},
-    {"benchmarking"}, {"comparing"}, {"fusion", "quantization", "pruning", "distillation", "placement", "plugins"},
+    {"benchmarking"}, {"comparing"}, {"fusion", "footprint", "quantization", "pruning", "distillation", "placement", "plugins"},
     {"recordings"}, {"exercises"}, {"doctor", "installation", "running", "cli", "__main__"},
 ]
 RANK = {room: rank for rank, group in enumerate(ORDER) for room in group}
