@@ -40,6 +40,7 @@ def started(monkeypatch):
     monkeypatch.setattr(cli.subprocess, "Popen", Child)
     calls.snapshots = []
     monkeypatch.setattr("labsupport.exercises.resetting.snapshot", lambda: calls.snapshots.append(len(calls)))
+    monkeypatch.setattr("labsupport.exercises.resetting.own_copies", lambda: [])
     return calls
 
 
@@ -63,6 +64,14 @@ def test_lab_opens_the_first_notebook(here, started):
 def test_lab_keeps_the_shipped_notebooks_before_anybody_can_edit_them(here, started):
     cli.main(["lab"])
     assert started.snapshots == [0], "the snapshot was not taken, or only after JupyterLab had started"
+
+
+def test_a_learners_own_notebooks_are_left_out_of_the_tests(here, started, monkeypatch, capsys):
+    fake_module(monkeypatch, "recordings", check_live=lambda folder: [])
+    monkeypatch.setattr("labsupport.exercises.resetting.own_copies", lambda: ["01_measuring.ipynb"])
+    cli.main(["test"])
+    assert "--ignore=notebooks/01_measuring.ipynb" in started[0][0]
+    assert "left out, because you have worked in them: 01_measuring.ipynb" in capsys.readouterr().err
 
 
 def test_lab_keeps_jupyters_token_and_address(here, started):

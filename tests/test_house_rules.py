@@ -18,7 +18,7 @@ PACKAGE = ROOT / "labsupport"
 # part split off a room, and counts as the rooms that it imports.
 ORDER = [
     {"errors"}, {"environment"}, {"data"}, {"models"}, {"training"}, {"export"}, {"build"}, {"runtimes"},
-    {"benchmarking"}, {"comparing"}, {"fusion", "footprint", "quantization", "pruning", "distillation", "placement", "plugins"},
+    {"benchmarking"}, {"comparing"}, {"fusion", "footprint", "blocks", "roofline", "quantization", "pruning", "distillation", "placement", "plugins"},
     {"recordings"}, {"exercises"}, {"doctor", "installation", "running", "cli", "__main__"},
 ]
 RANK = {room: rank for rank, group in enumerate(ORDER) for room in group}
@@ -29,7 +29,7 @@ NEVER_AT_TOP = {"tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "onnxscript",
                 "pandas", "matplotlib", "pynvml", "nbclient", "nbformat", "tensorflow", "keras", "IPython"}
 HEAVY = NEVER_AT_TOP | {"numpy", "torch", "PIL"}
 PROBES = {"doctor", "import_probes"}  # look into broken installations, where importing raises anything
-TORCH_ROOMS = {"models", "networks", "training"}
+TORCH_ROOMS = {"models", "networks", "blocks", "training"}
 
 
 def module_name(path: Path) -> str:

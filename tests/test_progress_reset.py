@@ -262,11 +262,24 @@ def test_the_manifest_is_up_to_date():
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
     if not notebooks:
         pytest.skip("no notebook is shipped yet")
-    now = {file.name: resetting.content_hash(file.read_bytes()) for file in notebooks}
+    own = resetting.own_copies()
+    now = {file.name: resetting.content_hash(file.read_bytes()) for file in notebooks if file.name not in own}
     manifest = ROOT / "notebooks" / resetting.MANIFEST
-    assert manifest.exists() and json.loads(manifest.read_text()) == now, (
+    shipped = json.loads(manifest.read_text()) if manifest.exists() else {}
+    assert {name: text for name, text in shipped.items() if name not in own} == now, (
         "notebooks/shipped.json is stale: run `python -m labsupport.exercises.resetting --write-manifest` "
         "(or, if you did not mean to change a lab, `python -m labsupport reset LAB`)")
+
+
+def test_a_notebook_somebody_worked_in_is_told_from_a_stale_manifest(committed):
+    assert resetting.own_copies(root=committed) == []
+    file = next((committed / "notebooks").glob("*.ipynb"))
+    worked = json.loads(file.read_text())
+    worked["metadata"]["mine"] = True
+    file.write_text(json.dumps(worked))
+    assert resetting.own_copies(root=committed) == [file.name]
+    subprocess.run(["git", "-C", str(committed), "-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-qam", "x"], check=True)
+    assert resetting.own_copies(root=committed) == [], "a committed notebook with a stale manifest is the author's fault"
 
 
 def test_the_manifest_command_states_its_usage():

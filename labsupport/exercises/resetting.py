@@ -70,6 +70,18 @@ def write_manifest(*, root: Path = ROOT) -> dict[str, str]:
     return manifest
 
 
+def own_copies(*, root: Path = ROOT) -> list[str]:
+    """Notebooks that a learner has worked in since they were shipped: no longer what the manifest says, nor what git has."""
+    own = []
+    for notebook, expected in _manifest(root).items():
+        source = root / "notebooks" / notebook
+        if source.is_file() and _hash_of_file(source) != expected:
+            committed = _git(root, "show", f"HEAD:./notebooks/{notebook}")
+            if committed != source.read_bytes():
+                own.append(notebook)
+    return own
+
+
 def content_hash(content: bytes) -> str:
     """SHA-256 of a notebook's content, whatever its line ends, indentation and order of keys.
 
