@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 
@@ -21,11 +22,11 @@ def read_precisions(layers: list) -> Counter:
     Returns e.g. Counter({"fp16": 20}).
     """
     counts: Counter = Counter()
-    for layer in layers:
+    for layer in _one_profile(layers):
         if not isinstance(layer, Mapping) or layer.get("LayerType") in ("Reformat", "NoOp", "Constant", "Shuffle"):
             continue
         border = [_type(tensor) for side in ("Outputs", "Inputs") for tensor in layer.get(side) or []]
-        weights = layer.get("Weights")
+        weights = layer.get("Weights") or layer.get("ConvWeights")  # the latter in a convolution fused with its pooling
         if isinstance(weights, Mapping) and weights.get("Count", 0):
             counts[network.short_type(weights.get("Type", ""))] += 1
         elif str(layer.get("LayerType")).lower() == "myelin":
@@ -68,6 +69,8 @@ def inspect(trt, data: bytes, log) -> list:
     if context is not None:  # without one the inspector withholds the types of free shapes
         inspector.execution_context = context
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    if not text and context is not None:  # some engines with Myelin regions answer only without a context
+        text = trt_engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     # 8.6 writes raw control characters into its JSON, which strict parsing refuses.
     return json.loads(text, strict=False).get("Layers", [])
 
@@ -81,6 +84,11 @@ def _at_best_shapes(trt, trt_engine):
     for name in inputs if context is not None else ():
         context.set_input_shape(name, tuple(trt_engine.get_tensor_profile_shape(name, 0)[1]))
     return context
+
+
+def _one_profile(layers: list) -> list:
+    """The layers of the first optimization profile; the inspector lists all of them once a profile."""
+    return [layer for layer in layers if not re.search(r" \[profile [1-9]\d*\]$", str(layer.get("Name", "") if isinstance(layer, Mapping) else layer))]
 
 
 def _type(tensor: Mapping) -> str:

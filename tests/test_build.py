@@ -139,7 +139,10 @@ def test_precisions_are_read_from_every_inspector_schema():
     copy86 = {"Name": "copy", "LayerType": "Reformat", "Outputs": [{"Format/Datatype": "Channel major FP16 format"}]}
     pool86 = {"Name": "pool", "LayerType": "CaskPooling", "Outputs": [{"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}]}
     conv11 = {"Name": "conv", "LayerType": "gemm", "Outputs": [{"Name": "y", "Format": "LINEAR", "DataType": "BF16"}]}
-    assert readback.read_precisions([conv86, copy86, pool86, conv11, "name only"]) == {"fp16": 1, "int8": 1, "bf16": 1}
+    pooled = {"Name": "conv + pool", "LayerType": "CaskConvActPool", "ConvWeights": {"Type": "Int8", "Count": 9}, "Outputs": [{"Format/Datatype": "Row major linear FP32"}]}
+    again = {**conv86, "Name": "conv [profile 1]"}  # a second optimization profile lists every layer again
+    read = readback.read_precisions([conv86, copy86, pool86, conv11, pooled, again, "name only"])
+    assert read == {"fp16": 1, "int8": 2, "bf16": 1}
 
 
 def test_an_operator_that_tensorrt_has_not(tmp_path):
