@@ -9,6 +9,7 @@ from labsupport.executed_nodes import passes_through
 from labsupport.kernels import Kernel
 from labsupport.layer_names import name_parts, region_ends
 from labsupport.onnx_nodes import NodeGraph
+from labsupport.unnamed_nodes import reached
 
 WHY = "it lies between the region's inputs and outputs"
 
@@ -23,7 +24,7 @@ def inside(kernels: Sequence[Kernel], graph: NodeGraph) -> list[Kernel]:
     filled = []
     for kernel in kernels:
         if kernel.kind == "region":
-            found = _between(kernel, graph, taken, written)
+            found = _between(kernel, kernels, graph, taken, written)
             taken |= found
             nodes = tuple(n.name for n in graph.nodes if n.name in found or n.name in kernel.nodes)
             kernel = replace(kernel, nodes=nodes, inferred={name: WHY for name in nodes if name in found})
@@ -31,11 +32,12 @@ def inside(kernels: Sequence[Kernel], graph: NodeGraph) -> list[Kernel]:
     return filled
 
 
-def _between(kernel: Kernel, graph: NodeGraph, taken: set[str], written: set[str]) -> set[str]:
+def _between(kernel: Kernel, kernels: Sequence[Kernel], graph: NodeGraph, taken: set[str], written: set[str]) -> set[str]:
     first, last = region_ends(kernel.name) or ("", "")
     firsts, lasts = ([n for n in name_parts(end) if n in graph.by_name] for end in (first, last))
-    sources = [t.name for t in kernel.inputs if t.name in graph.producer or t.name in graph.inputs]
-    sinks = [t.name for t in kernel.outputs if t.name in graph.producer]
+    # a copy between a tensor of the graph and the region leaves the region only a name of TensorRT's own
+    sources = [name for name in reached(kernel, kernels, backwards=True) if name in graph.producer or name in graph.inputs]
+    sinks = [name for name in reached(kernel, kernels, backwards=False) if name in graph.producer]
     sinks = sinks or [tensor for node in lasts for tensor in graph.by_name[node].outputs]
     elsewhere = taken - set(kernel.nodes)
 

@@ -35,8 +35,8 @@ def _inside(kernel: Kernel, kernels: Sequence[Kernel], graph: NodeGraph, taken: 
     own = [graph.by_name[name] for name in kernel.nodes if name in graph.by_name]
     if not own or kernel.kind == "region" or kernel.kind in NO_WORK:
         return {}
-    reads = _reached(kernel, kernels, backwards=True)
-    delivers = _reached(kernel, kernels, backwards=False)
+    reads = reached(kernel, kernels, backwards=True)
+    delivers = reached(kernel, kernels, backwards=False)
     products = {tensor for node in own for tensor in node.outputs}
     others = {t.name for k in kernels for t in k.outputs} - delivers
     sinks = {t: f"its result {t} is made of what this kernel writes" for t in delivers - products}
@@ -68,7 +68,7 @@ def _closed(sink: str, reads, products, others, graph: NodeGraph, taken) -> set[
     return found
 
 
-def _reached(kernel: Kernel, kernels: Sequence[Kernel], *, backwards: bool) -> set[str]:
+def reached(kernel: Kernel, kernels: Sequence[Kernel], *, backwards: bool) -> set[str]:
     """Tensors that a kernel reads (or writes), also through copies and no-ops, which pass values on unchanged."""
     found: set[str] = set()
     todo = [kernel]
