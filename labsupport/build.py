@@ -183,7 +183,7 @@ class _Job:
             config.num_compute_capabilities = 1
             config.set_compute_capability(_capability(trt, capability), 0)
         if options["tactic_sources"] is not None:
-            config.set_tactic_sources(sum(1 << int(getattr(trt.TacticSource, s)) for s in options["tactic_sources"]))
+            config.set_tactic_sources(sum(1 << int(network_of.member(trt.TacticSource, s)) for s in options["tactic_sources"]))
         network_of.set_io_formats(trt, network, options["io_formats"])
         for mapping in network_of.profile_groups(network, self.profiles, self.batch):
             network_of.add_profile(builder, config, network, mapping)

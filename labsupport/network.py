@@ -57,14 +57,22 @@ def _parser_complaint(parser, graph) -> str:
     return f"{graph.path.name}: the parser stopped at {where}: {text.strip()}. The file is opset {graph.opset}; {known}: export.to_onnx(..., target={environment.generation()!r})"
 
 
+def member(enum, name: str):
+    """A member of a TensorRT enumeration by its name; BadInput lists those that this release has."""
+    found = getattr(enum, "__members__", {}).get(name)
+    if found is None:
+        raise BadInput(f"{name!r} is no {enum.__name__} of TensorRT {environment.machine().tensorrt}; choose from {sorted(enum.__members__)}")
+    return found
+
+
 def set_io_formats(trt, network, io_formats: Mapping):
     tensors = {t.name: t for t in _ios(network)}
     for name, (dtype, layout) in (io_formats or {}).items():
         if name not in tensors:
             raise BadInput(f"io_formats names {name!r}, but the network has {list(tensors)}")
         if environment.generation() == "8.6":  # elsewhere the type is the graph's own
-            tensors[name].dtype = getattr(trt.DataType, dtype)
-        tensors[name].allowed_formats = 1 << int(getattr(trt.TensorFormat, layout))
+            tensors[name].dtype = member(trt.DataType, dtype)
+        tensors[name].allowed_formats = 1 << int(member(trt.TensorFormat, layout))
 
 
 def _ios(network):

@@ -86,6 +86,8 @@ def test_a_network_by_the_layer_api(monkeypatch):
         ({"profiles": {"images": network.Profile((8, 1, 28, 28), (4, 1, 28, 28), (8, 1, 28, 28))}}, "min ≤ opt ≤ max"),
         ({"profiles": {"images": network.Profile((1, 3, 28, 28), (1, 3, 28, 28), (1, 3, 28, 28))}}, "the network has .-1, 1, 28, 28"),
         ({"io_formats": {"pictures": ("HALF", "LINEAR")}}, "io_formats names 'pictures'"),
+        ({"io_formats": {"images": ("FLOAT", "ROUND")}}, "'ROUND' is no TensorFormat of TensorRT .*choose from .*LINEAR"),
+        ({"tactic_sources": ["MAGIC"]}, "'MAGIC' is no TacticSource of TensorRT .*choose from .*JIT_CONVOLUTIONS"),
     ],
 )
 def test_impossible_options_name_the_choices(graph, options, message):
