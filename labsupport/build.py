@@ -75,6 +75,7 @@ def engine(
     Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/infer/Core/BuilderConfig.html
     """
     _check_options(precision, optimization_level, workspace_mib, hardware_compatible)
+    _check_shapes_and_names(batch, profiles, compute_capability, configure, name)
     trt = environment.tensorrt()
     environment.require("engine building")
     if callable(graph) and not name:
@@ -233,7 +234,7 @@ class _Job:
 def _check_options(precision, optimization_level, workspace_mib, hardware_compatible):
     if precision not in PRECISIONS:
         raise BadInput(f"precision={precision!r} is not a precision; choose one of {list(PRECISIONS)}")
-    if optimization_level not in range(6):
+    if type(optimization_level) is not int or optimization_level not in range(6):
         raise BadInput(f"optimization_level={optimization_level!r}; TensorRT has levels 0 (fast build) to 5 (fast engine)")
     if not isinstance(workspace_mib, int) or workspace_mib < 1:
         raise BadInput(f"workspace_mib={workspace_mib!r}; give a whole number of MiB, 1 or more")
@@ -246,6 +247,23 @@ def _capability(trt, capability: tuple[int, int]):
         known = ", ".join(f"({a}, {b})" for a, b in RTX_CAPABILITIES)
         raise BadInput(f"compute_capability={capability} is not one TensorRT-RTX builds for; choose one of {known}")
     return getattr(trt.ComputeCapability, f"SM{capability[0]}{capability[1]}")
+
+
+def _check_shapes_and_names(batch, profiles, compute_capability, configure, name):
+    sizes = batch if isinstance(batch, tuple) else (batch,) * 3
+    if batch is not None and not (len(sizes) == 3 and all(type(n) is int and n >= 1 for n in sizes)):
+        raise BadInput(f"batch={batch!r}; give one whole number, 1 or more, or three of them: (smallest, usual, largest)")
+    groups = profiles if isinstance(profiles, (list, tuple)) else [profiles] if profiles else []
+    if not all(isinstance(group, Mapping) and all(isinstance(p, Profile) for p in group.values()) for group in groups):
+        raise BadInput(f"profiles={profiles!r}; give {{input name: build.Profile(min, opt, max)}}, or a list of such mappings")
+    if compute_capability is not None and environment.generation() != "rtx":
+        raise BadInput(f"compute_capability={compute_capability!r}: only TensorRT-RTX builds for another GPU than the one here; leave it out")
+    if compute_capability is not None and not (isinstance(compute_capability, (tuple, list)) and len(compute_capability) == 2):
+        raise BadInput(f"compute_capability={compute_capability!r}; give a pair such as (8, 9)")
+    if configure is not None and not callable(configure):
+        raise BadInput(f"configure is a {type(configure).__name__}; give a function configure(trt, builder, network, config)")
+    if name is not None and not re.fullmatch(r"[\w][\w.\- ]*", str(name)):
+        raise BadInput(f"name={name!r}; an engine's name is part of a file's name: letters, digits, '.', '_' and '-'")
 
 
 def _hardware_level(trt, name: str):

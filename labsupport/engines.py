@@ -6,6 +6,7 @@ the sidecar with a key that only this user has: a damaged engine and a stranger'
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -17,6 +18,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from filelock import FileLock
 
 from labsupport import environment
 from labsupport.errors import EngineError, LabError, UntrustedEngine
@@ -79,7 +82,10 @@ class Engine:
             data = self.path.read_bytes()
         except OSError as error:
             raise EngineError(f"{self.path.name} cannot be read ({error.strerror}); build it again") from error
-        if hashlib.sha256(data).hexdigest() != self.sidecar["sha256"]:
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != self.sidecar["sha256"]:
+            if digest == _checksum_now(self.path):
+                raise EngineError(f"{self.path.name} was built again since; use the engine that the later build.engine returned")
             wanted = self.sidecar["bytes"]
             raise EngineError(
                 f"{self.path.name} is damaged: it has {len(data)} bytes and another checksum than the {wanted} bytes "
@@ -97,9 +103,20 @@ def save(data: bytes, path: Path, facts: Mapping) -> Engine:
     """Write an engine and its signed sidecar atomically; an older engine under the name stays until both are whole."""
     sidecar = dict(facts, format=SIDECAR_FORMAT, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
     sidecar["signature"] = _sign(sidecar)
-    write_atomically(path, data)
-    write_atomically(sidecar_path(path), json.dumps(sidecar, indent=1, sort_keys=True).encode())
+    with _writing(path):
+        # Both are whole on the disk before either takes its place: a full disk leaves the former pair.
+        plan, beside = _part(path, data), _part(sidecar_path(path), json.dumps(sidecar, indent=1, sort_keys=True).encode())
+        with FileLock(str(path) + ".lock"):
+            os.replace(plan, path)
+            os.replace(beside, sidecar_path(path))
     return Engine(path=path, sidecar=sidecar)
+
+
+def _checksum_now(path: Path) -> str:
+    try:
+        return json.loads(sidecar_path(path).read_text(encoding="utf-8")).get("sha256", "")
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def load(path: str | os.PathLike, *, allow_foreign: bool = False) -> Engine:
@@ -129,6 +146,7 @@ def why_not_here(sidecar: Mapping) -> str:
     built, here = sidecar.get("built_for") or {}, built_for()
     if not built:
         return ""
+    built = {key: built.get(key) for key in here} | {key: built.get(key) for key in ("version_compatible", "hardware_compatible")}
     theirs, ours = f"{built['product']} {built['version']}", f"{here['product']} {here['version']}"
     if here["version"] and theirs != ours and not built.get("version_compatible"):
         return f"was built by {theirs}, and this is {ours} (engines do not move between versions)"
@@ -159,21 +177,34 @@ def sidecar_path(path: Path) -> Path:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old one or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    with _writing(path):
+        os.replace(_part(path, data), path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path):
+    """Turn an error of the disk into one that names the way out, and leave no part behind."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise LabError(
             f"{path.name} could not be written to {path.parent} ({error.strerror}); free some space or point LABSUPPORT_CACHE "
             f"at another folder. What was saved there before is unchanged"
         ) from error
     finally:
-        Path(partial).unlink(missing_ok=True)
+        for part in path.parent.glob(f".{path.name}*.{os.getpid()}.partial") if path.parent.is_dir() else ():
+            part.unlink(missing_ok=True)
+
+
+def _part(path: Path, data: bytes) -> str:
+    """The data, whole and on the disk, in a file beside ``path``."""
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=f".{os.getpid()}.partial")
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return part
 
 
 def _read_sidecar(path: Path, allow_foreign: bool) -> dict:
@@ -189,9 +220,12 @@ def _read_sidecar(path: Path, allow_foreign: bool) -> dict:
         }  # fmt: skip
     try:
         sidecar = json.loads(beside.read_text(encoding="utf-8"))
-        signature, claimed = sidecar.get("signature", ""), _sign(sidecar)
-        _ = (sidecar["name"], sidecar["precisions"], sidecar["sha256"], sidecar["bytes"], sidecar["build_s"])
-    except (ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        signature, claimed = str(sidecar.get("signature", "")).encode(), _sign(sidecar).encode()
+        kinds = {"name": str, "precision": str, "precisions": dict, "sha256": str, "bytes": int, "build_s": (int, float)}
+        wrong = [key for key, kind in kinds.items() if not isinstance(sidecar[key], kind)]
+        if wrong or not isinstance(sidecar.get("built_for") or {}, dict):
+            raise ValueError(f"wrong type of {', '.join(wrong) or 'built_for'}")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise EngineError(f"{beside.name} is damaged or not a sidecar ({error}); delete it and its engine and build again") from error
     if not hmac.compare_digest(signature, claimed) and not allow_foreign:
         raise UntrustedEngine(f"{path.name} was not built by this user on this machine (its sidecar carries another signature). {way}")
@@ -209,16 +243,12 @@ def _key() -> bytes:
     path = folder / "engine.key"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            key = path.read_bytes()
-            if len(key) == 32:
-                return key
-            handle = os.open(path, os.O_WRONLY | os.O_TRUNC, 0o600)
-        key = secrets.token_bytes(32)
-        with os.fdopen(handle, "wb") as file:
-            file.write(key)
+        # Two processes may both find no key: the lock lets one of them make it.
+        with FileLock(str(path) + ".lock"):
+            key = path.read_bytes() if path.is_file() else b""
+            if len(key) != 32:
+                key = secrets.token_bytes(32)
+                os.replace(_part(path, key), path)  # mkstemp made it readable by this user only
         return key
     except OSError as error:
         raise LabError(

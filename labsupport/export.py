@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from labsupport.errors import BadInput, LabError
@@ -50,8 +50,12 @@ class OnnxGraph:
 
     @property
     def sha256(self) -> str:
-        """Checksum of the file, the identity that caches and sidecars go by."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        """Checksum of the file and of weights kept beside it, the identity that caches and sidecars go by."""
+        data = self.path.read_bytes()
+        digest = hashlib.sha256(data)
+        for name in _external_files(data):
+            digest.update((self.path.parent / name).read_bytes())
+        return digest.hexdigest()
 
     @property
     def size_mib(self) -> float:
@@ -102,17 +106,16 @@ def to_onnx(
     names_in, names_out = _names(model, "input_name", "input", len(examples)), _names(model, "output_name", "output", 1)
     axes = _axes(dynamic, names_in, names_out)
     path = Path(path) if path else _scratch_file(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         write = _export_torchscript if exporter == "torchscript" else _export_dynamo
-        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        with _staged(path) as staged, torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecation notes about the exporter this function chose on purpose
-            write(model, examples, partial, opset, names_in, names_out, axes, fold_batchnorm)
-        _drop_identities(partial)
-        os.replace(partial, path)
+            write(model, examples, staged, opset, names_in, names_out, axes, fold_batchnorm)
+            _drop_identities(staged)
+            graph = load(staged, exporter=exporter, folded=_folded(model, staged))
+        return replace(graph, path=path)
     except LabError:
         raise
     except Exception as error:
@@ -122,9 +125,8 @@ def to_onnx(
             f"Try exporter={'dynamo' if exporter == 'torchscript' else 'torchscript'!r}, or rewrite the operation it names."
         ) from error
     finally:
-        model.train(was_training)
-        partial.unlink(missing_ok=True)
-    return load(path, exporter=exporter, folded=_folded(model, path))
+        for module, training in modes:  # one by one: a frozen BatchNorm in a training network stays frozen
+            module.training = training
 
 
 def load(path: str | os.PathLike, *, exporter: str = "unknown", folded: Mapping[str, int] | None = None) -> OnnxGraph:
@@ -174,7 +176,9 @@ def to_half(graph: OnnxGraph, *, path: str | os.PathLike | None = None, keep_io:
     """
     from onnxconverter_common import float16
 
-    out = Path(path) if path else graph.path.with_name(f"{graph.path.stem}.fp16.onnx")
+    if float_type(graph) == "fp16":
+        return graph
+    out = Path(path) if path else Path(tempfile.mkdtemp(dir=scratch_folder())) / f"{graph.path.stem}.fp16.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # notes about constants clipped at FP16's smallest value
         half = float16.convert_float_to_float16(graph.model(), keep_io_types=keep_io, disable_shape_infer=False)
@@ -182,17 +186,40 @@ def to_half(graph: OnnxGraph, *, path: str | os.PathLike | None = None, keep_io:
 
 
 def save(model, path: str | os.PathLike) -> OnnxGraph:
-    """Write an ``onnx.ModelProto`` atomically and read it back checked."""
+    """Write an ``onnx.ModelProto``, check it, and only then put it in place of what was there."""
     import onnx
 
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    with _staged(path) as staged:
+        onnx.save(model, str(staged))
+        graph = load(staged)
+    return replace(graph, path=path)
+
+
+@contextlib.contextmanager
+def _staged(path: Path):
+    """A file of the same name in a folder of its own, which takes the place of ``path`` if the block succeeds."""
     try:
-        onnx.save(model, str(partial))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return load(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=".export-"))
+        try:
+            yield folder / path.name
+            os.replace(folder / path.name, path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise LabError(f"{path} cannot be written ({error.strerror or error}); name another file, or free some space. What was there is unchanged") from error
+
+
+def _external_files(data: bytes) -> list[str]:
+    """Files beside the graph that hold its weights; large networks keep them apart."""
+    if b"location" not in data:  # the key that every such weight carries; reading the whole graph would be slow
+        return []
+    import onnx
+
+    model = onnx.load_from_string(data)
+    entries = (e for w in model.graph.initializer if w.data_location == onnx.TensorProto.EXTERNAL for e in w.external_data)
+    return sorted({entry.value for entry in entries if entry.key == "location"})
 
 
 def float_type(graph: OnnxGraph) -> str:
@@ -247,6 +274,8 @@ def _drop_identities(path: Path) -> None:
     import onnx
 
     model = onnx.load(str(path))
+    if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for n in model.graph.node for a in n.attribute):
+        return  # the branches of an If or a Loop read outer tensors by name, and are left as they are
     outputs = {o.name for o in model.graph.output}
     source = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Identity" and n.output[0] not in outputs}
     if not source:

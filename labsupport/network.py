@@ -30,7 +30,7 @@ def parse(graph, *, precision: str = "as-is", log=None):
     builder = trt.Builder(log)
     network = builder.create_network(flags(trt))
     parser = trt.OnnxParser(network, log)
-    if not parser.parse(graph.path.read_bytes()):
+    if not parser.parse(graph.path.read_bytes(), str(graph.path)):
         raise BuildError(_parser_complaint(parser, graph))
     if network.num_layers == 0:
         raise BuildError(f"{graph.path.name} gave a network with no layers; export it again")
@@ -89,6 +89,9 @@ def profile_groups(network, profiles, batch) -> list:
                 raise BadInput(f"profiles names {sorted(group)}, but the inputs with free axes are {sorted(free)}")
         return groups
     if not free:
+        fixed = next((tuple(network.get_input(i).shape)[:1] for i in range(network.num_inputs)), ())
+        if batch is not None and fixed and batch not in (fixed[0], (fixed[0],) * 3):
+            raise BadInput(f"batch={batch!r}, but the network's batch is fixed at {fixed[0]}; export it with dynamic=True")
         return []
     if any(-1 in shape[1:] for shape in free.values()):
         raise BadInput(f"{free} has free axes beside the first; say their ranges: profiles={{name: Profile(min, opt, max)}}")

@@ -87,12 +87,28 @@ def test_a_network_by_the_layer_api(monkeypatch):
         ({"profiles": {"images": network.Profile((1, 3, 28, 28), (1, 3, 28, 28), (1, 3, 28, 28))}}, "the network has .-1, 1, 28, 28"),
         ({"io_formats": {"pictures": ("HALF", "LINEAR")}}, "io_formats names 'pictures'"),
         ({"io_formats": {"images": ("FLOAT", "ROUND")}}, "'ROUND' is no TensorFormat of TensorRT .*choose from .*LINEAR"),
+        ({"batch": 0}, "batch=0; give one whole number, 1 or more"),
+        ({"batch": (1, 2)}, "or three of them"),
+        ({"batch": True}, "batch=True"),
+        ({"batch": 1.5}, "batch=1.5"),
+        ({"optimization_level": 3.0}, "levels 0 .fast build. to 5"),
+        ({"profiles": {"images": (1, 2, 3)}}, "give .input name: build.Profile"),
+        ({"configure": 5}, "configure is a int; give a function"),
+        ({"name": "../../escape"}, "an engine's name is part of a file's name"),
         ({"tactic_sources": ["MAGIC"]}, "'MAGIC' is no TacticSource of TensorRT .*choose from .*JIT_CONVOLUTIONS"),
     ],
 )
 def test_impossible_options_name_the_choices(graph, options, message):
     with pytest.raises(BadInput, match=message):
         build.engine(graph, **options)
+
+
+def test_a_batch_that_the_graph_does_not_have_is_not_ignored(tmp_path):
+    model = models.article_cnn()
+    fixed = export.to_onnx(model, model.example_input(2), target=environment.generation(), dynamic=False, path=tmp_path / "fixed.onnx")
+    with pytest.raises(BadInput, match="batch=32, but the network's batch is fixed at 2; export it with dynamic=True"):
+        build.engine(fixed, batch=32)
+    assert build.engine(fixed, batch=2).plan()
 
 
 @needs_rtx

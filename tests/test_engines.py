@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import threading
 
@@ -103,7 +104,59 @@ def test_a_full_disk_leaves_the_old_engine(engine, monkeypatch):
     with pytest.raises(LabError, match="could not be written.*No space left.*LABSUPPORT_CACHE"):
         engines.save(b"new" * 100, engine.path, FACTS)
     assert engine.path.read_bytes() == before
-    assert sorted(p.name for p in engine.path.parent.iterdir() if p.is_file()) == ["net.plan", "net.plan.json"]
+    assert sorted(p.name for p in engine.path.parent.iterdir() if p.is_file() and p.suffix != ".lock") == ["net.plan", "net.plan.json"]
+
+
+def test_a_disk_that_fills_up_at_the_sidecar_leaves_the_old_pair(engine, monkeypatch):
+    sync, calls = os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(LabError, match="could not be written"):
+        engines.save(b"new" * 100, engine.path, {**FACTS, "built_for": engines.built_for()})
+    monkeypatch.undo()
+    monkeypatch.setenv("LABSUPPORT_KEYS", str(engine.path.parent / "keys"))
+    assert engines.load(engine.path).plan() == b"plan bytes" * 100
+
+
+def test_an_engine_that_was_built_again_says_so(engine):
+    engines.save(b"other" * 100, engine.path, {**FACTS, "built_for": engines.built_for()})
+    with pytest.raises(EngineError, match="was built again since; use the engine that the later"):
+        engine.plan()
+
+
+def _make_key(folder, results):
+    os.environ["LABSUPPORT_KEYS"] = str(folder)
+    results.put(engines._key())
+
+
+def test_processes_that_start_together_make_one_key(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    workers = [context.Process(target=_make_key, args=(tmp_path / "shared", results)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    keys = {results.get(timeout=60) for _ in workers}
+    for worker in workers:
+        worker.join()
+    assert len(keys) == 1 and len(keys.pop()) == 32
+
+
+@pytest.mark.parametrize("change", [{"signature": 5}, {"signature": None}, {"signature": "é"}, {"precisions": 5}, {"built_for": [1]}, {"bytes": "x"}])
+@pytest.mark.parametrize("allow", [False, True])
+def test_a_sidecar_of_the_wrong_types_is_refused_in_words(engine, change, allow):
+    beside = engines.sidecar_path(engine.path)
+    beside.write_text(json.dumps({**json.loads(beside.read_text()), **change}))
+    if allow and "signature" in change:
+        assert engines.load(engine.path, allow_foreign=True).name == "net"
+        return
+    with pytest.raises(EngineError, match="net.plan"):
+        engines.load(engine.path, allow_foreign=allow)
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path):

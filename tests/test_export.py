@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from labsupport import export, models, runtimes
+from labsupport import build, environment, export, models, runtimes
 from labsupport.errors import BadInput, LabError
 
 
@@ -161,3 +161,67 @@ def test_unnamed_exports_go_with_the_process(tmp_path):
             "print(export.to_onnx(m, m.example_input()).path)")
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=export.Path(__file__).parents[1])
     assert said.stdout.strip().endswith(".onnx") and not os.path.exists(said.stdout.strip())
+
+
+def test_half_precision_touches_no_file_of_the_learner(images, tmp_path):
+    graph = export.to_onnx(Block(), images, path=tmp_path / "block.onnx")
+    mine = tmp_path / "block.fp16.onnx"
+    mine.write_bytes(b"my own")
+    half = export.to_half(graph)
+    assert mine.read_bytes() == b"my own" and half.path.parent != tmp_path
+    assert export.to_half(half) is half, "a half graph is converted already"
+
+
+def test_a_bad_model_does_not_take_a_good_ones_place(images, tmp_path):
+    graph = export.to_onnx(Block(), images, path=tmp_path / "good.onnx")
+    before = graph.path.read_bytes()
+    with pytest.raises(BadInput, match="good.onnx"):
+        export.save(onnx.ModelProto(), graph.path)
+    assert graph.path.read_bytes() == before and os.listdir(tmp_path) == ["good.onnx"]
+
+
+def test_a_frozen_batch_norm_stays_frozen(images):
+    model = Block().train()
+    model.norm.eval()
+    export.to_onnx(model, images)
+    assert model.training and model.conv.training and not model.norm.training
+
+
+def test_a_path_that_cannot_be_written_is_named(images, tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "x.onnx"):
+        with pytest.raises(LabError, match="cannot be written"):
+            export.to_onnx(Block(), images, path=path)
+
+
+def test_weights_in_a_second_file_count_and_build(images, tmp_path):
+    graph = export.to_onnx(Block(), images, path=tmp_path / "one.onnx")
+    apart = tmp_path / "apart.onnx"
+    onnx.save(graph.model(), str(apart), save_as_external_data=True, location="apart.bin", size_threshold=0)
+    loaded = export.load(apart)
+    before = loaded.sha256
+    np.testing.assert_allclose(runtimes.OnnxRuntime(loaded)(images.numpy())["logits"], runtimes.OnnxRuntime(graph)(images.numpy())["logits"], atol=1e-6)
+    if environment.has("engine building"):
+        assert build.parse(loaded)[1].num_layers > 0
+    weights = bytearray((tmp_path / "apart.bin").read_bytes())
+    weights[0] ^= 1
+    (tmp_path / "apart.bin").write_bytes(weights)
+    assert loaded.sha256 != before, "other weights, other identity"
+
+
+def test_branches_are_left_alone():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            nn.init.zeros_(self.a.bias), nn.init.zeros_(self.b.bias)
+
+        def forward(self, x):
+            if bool(x.sum() > 0):
+                x = self.a(x)
+            else:
+                x = self.b(x)
+            return x
+
+    graph = export.to_onnx(torch.jit.script(Branch()), torch.ones(2, 4))
+    assert graph.ops["If"] == 1
