@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
 
     lab = add("lab", "make the environment where needed and open JupyterLab; further arguments go to it", install)
     lab.add_argument("--no-browser", action="store_true", help="print the address instead of opening a browser")
-    lab.add_argument("--port", type=int, help="port of the local server (default: JupyterLab's choice, 8888 upwards)")
+    lab.add_argument("--port", type=port, help="port of the local server (default: JupyterLab's choice, 8888 upwards)")
     add("test", "run the tests and every notebook; further arguments go to pytest", install)
     for name, text in (("run", "execute labs without a browser, one line a lab"),
                        ("record", "like run; on a GPU also store outputs and recordings")):
@@ -49,8 +49,17 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def port(text: str) -> int:
+    """A TCP port from the command line; 0 leaves the choice to the system."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; choose a number from 0 to 65535")
+    return int(text)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 done, 1 failed, 2 not understood, 130 interrupted."""
+    # Taken out, or JupyterLab would hand it on to its terminals, and a command typed there would install nothing.
+    ready = bool(os.environ.pop("LABSUPPORT_READY", ""))
     argv = sys.argv[1:] if argv is None else list(argv)
     top = parser()
     options, rest = top.parse_known_args(argv)
@@ -58,11 +67,15 @@ def main(argv: list[str] | None = None) -> int:
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if options.command in ("lab", "test", "run", "record"):
-            elsewhere = prepare(options, argv)
+            elsewhere = prepare(options, argv, ready=ready)
         else:
-            elsewhere = borrow(argv)
+            elsewhere = borrow(argv, ready=ready)
         if elsewhere is not None:
             return elsewhere
+        if sys.version_info < (3, 10) and options.command != "doctor":  # the doctor reports it among the rest
+            from labsupport import installation
+
+            installation.check_python()
         return COMMANDS[options.command](options, rest)
     except LabError as error:
         print(f"labsupport: {error}", file=sys.stderr)
@@ -75,8 +88,11 @@ def main(argv: list[str] | None = None) -> int:
         return FAILED
 
 
-def prepare(options: argparse.Namespace, argv: list[str]) -> int | None:
-    """Make sure of an environment; None to go on in this process, else the exit code of the one that did it all."""
+def prepare(options: argparse.Namespace, argv: list[str], *, ready: bool = False) -> int | None:
+    """Make sure of an environment; None to go on in this process, else the exit code of the one that did it all.
+
+    ready: this process was started by `again`, after an installation.
+    """
     from labsupport import installation
 
     need = {"record": "run"}.get(options.command, options.command)
@@ -86,7 +102,7 @@ def prepare(options: argparse.Namespace, argv: list[str]) -> int | None:
     outdated = inside and place.read_stamp() and not place.ready(options.set)
     if not outdated and not installation.lacking(need) and installation.fits(options.set):
         return None
-    if os.environ.get("LABSUPPORT_READY"):
+    if ready:
         missing = ", ".join(installation.lacking(need))
         if not missing:
             return None
@@ -96,13 +112,13 @@ def prepare(options: argparse.Namespace, argv: list[str]) -> int | None:
     return again(python, argv)
 
 
-def borrow(argv: list[str]) -> int | None:
+def borrow(argv: list[str], *, ready: bool = False) -> int | None:
     """The small commands need no environment, but tell more inside one: use `.venv` where it is finished."""
     from labsupport import installation
 
     place = installation.Installation()
     inside = Path(sys.prefix).resolve() == place.folder.resolve()
-    if inside or os.environ.get("LABSUPPORT_READY") or not installation.lacking("run") or not place.ready():
+    if inside or ready or not installation.lacking("run") or not place.ready():
         return None
     try:
         return again(place.python, argv)
@@ -144,6 +160,10 @@ def lab(options: argparse.Namespace, rest: list[str]) -> int:
     if options.port is not None:
         command.append(f"--port={options.port}")
     command += rest
+    # Containers and rented machines often have no other user, and JupyterLab refuses this one unasked.
+    if getattr(os, "geteuid", lambda: 1)() == 0 and "--allow-root" not in rest:
+        print("labsupport: you are root, so JupyterLab is started with --allow-root", file=sys.stderr)
+        command.append("--allow-root")
     resetting.snapshot()  # what `reset` restores from where there is no git
     return wait(subprocess.Popen(command, cwd=REPOSITORY, env=environment_variables()))
 

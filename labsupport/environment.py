@@ -55,7 +55,7 @@ class Machine:
         return f"Machine({gpu}; {trt}; Python {self.python} on {self.os})"
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)  # functools.cache is newer than 3.8, and a too old Python is told so later
 def machine() -> Machine:
     """This machine, probed once a process; `machine.cache_clear()` probes anew."""
     from labsupport import hardware

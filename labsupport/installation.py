@@ -129,17 +129,27 @@ class Installation:
             before = self.read_stamp().get("set")
             choice = Choice(before, "Dependencies changed") if before in SETS and not asked else choose(asked)
             self.say(repr(choice))
-            self.check_disk(choice.name)
-            started = time.monotonic()
-            self.make_folder()
-            if before and before != choice.name:
-                self.remove_other_set(before, choice.name)
-            self.install_torch(choice.name, torch_index)
-            self.install_rest(choice.name)
-            self.quiet_jupyterlab()
-            self.write_stamp(choice.name)
-            self.say(f"Environment ready in {time.monotonic() - started:.0f} s: {self.folder}")
+            try:
+                self.install(choice.name, before, torch_index)
+            except OSError as error:  # a full disk after pip's last file, a folder that belongs to someone else
+                reason = error.strerror or str(error)
+                raise InstallationError(
+                    f"the installation could not be finished ({reason}: {error.filename or self.folder}); free some "
+                    f"space, see that {self.folder} is yours, then run the same command again: it goes on") from error
         return self.python
+
+    def install(self, name: str, before: str | None, torch_index: str | None) -> None:
+        """All steps for the set `name`; `before`: the set that `.venv` holds already."""
+        self.check_disk(name)
+        started = time.monotonic()
+        self.make_folder()
+        if before and before != name:
+            self.remove_other_set(before, name)
+        self.install_torch(name, torch_index)
+        self.install_rest(name)
+        self.quiet_jupyterlab()
+        self.write_stamp(name)
+        self.say(f"Environment ready in {time.monotonic() - started:.0f} s: {self.folder}")
 
     def check_disk(self, name: str, free_gib: float | None = None) -> None:
         if free_gib is None:
@@ -152,6 +162,9 @@ class Installation:
 
     def make_folder(self) -> None:
         """Create `.venv` with uv where there is one, else with venv; keep one whose Python works."""
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            raise InstallationError(f"{self.folder} is no folder, and the environment belongs there; move it away, "
+                                    "then run the same command again")
         if self.python.exists() and self.run([str(self.python), "-m", "pip", "--version"])[0] == 0:
             return
         self.say(f"Creating {self.folder}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -43,65 +44,114 @@ def labs(folder: Path = NOTEBOOKS) -> list[Path]:
 
 
 def find(names: list[str], folder: Path = NOTEBOOKS) -> list[Path]:
-    """Labs by number ("01"), name ("01_measuring") or path; all of them for no name."""
+    """Labs by number ("01", "1"), name ("01_measuring") or path; all of them for no name."""
     known = labs(folder)
     if not known:
         raise BadInput(f"there is no notebook in {folder}; run this from a complete clone of the repository")
     found = []
     for name in names:
-        stem = Path(name).name.removesuffix(".ipynb").lower()
-        hits = [lab for lab in known if lab.stem.lower() == stem or lab.stem.lower().startswith(f"{stem}_")]
+        choices = ", ".join(lab.stem for lab in known)
+        if len(Path(name).parts) > 1 or name.lower().endswith(".ipynb"):
+            hits = _at(name, known, folder)
+            if not hits:
+                raise BadInput(f"{name!r} is not the path of a lab, and only labs are run; open a notebook of your own "
+                               f"in JupyterLab, or choose from: {choices}")
+        else:
+            stem = Path(name).name.lower()  # without "./"
+            stem = stem.zfill(2) if stem.isdecimal() else stem
+            hits = [lab for lab in known if lab.stem.lower() == stem or lab.stem.lower().startswith(f"{stem}_")]
         if len(hits) != 1:
-            choices = ", ".join(lab.stem for lab in known)
             raise BadInput(f"{name!r} is not {'one lab only' if hits else 'a lab'}; choose from: {choices}")
         found += [hit for hit in hits if hit not in found]
     return found or known
 
 
+def _at(name: str, known: list[Path], folder: Path) -> list[Path]:
+    """The lab that a path leads to, from here, else from the repository or its notebooks; a file here goes first."""
+    places = [place / part for place in (Path.cwd(), folder.parent, folder) for part in (name, f"{name}.ipynb")]
+    first = next((place for place in places if os.path.isfile(place)), None)
+    return [lab for lab in known if first is not None and lab.resolve() == first.resolve()]
+
+
 def run(names: list[str] = (), *, save: Path | None = None, store: bool = False, echo=print,
         folder: Path = NOTEBOOKS, timeout_s: int = CELL_TIMEOUT_S) -> list[LabRun]:
-    """Execute labs in turn; a failing one does not keep the next from running.
+    """Execute labs in turn; a failing one, a damaged one included, does not keep the next from running.
 
-    save: folder for the executed notebooks. store: on a GPU machine put the outputs into the notebooks themselves
-    and write data/recordings/. echo: takes each LabRun as it comes, and remarks; None for silence.
+    save: folder for the executed notebooks, other than their own.
+    store: on a GPU machine put the outputs into the notebooks themselves and write data/recordings/.
+    echo: takes each LabRun as it comes, and remarks; None for silence.
     """
     from tqdm import tqdm
 
     chosen = find(list(names), folder)
     echo = echo or (lambda line: None)
-    notebooks = [(path, read(path)) for path in chosen]
+    notebooks = [(path, _read_or_error(path)) for path in chosen]
     keep_outputs = store and environment.has("engine execution")
     if store and not keep_outputs:
         echo(f"outputs stay as they are: {environment.why_not('engine execution')}")
     if save is not None:
-        _make_folder(save)
+        _make_folder(save, folder)
     results = []
-    total = sum(cell.cell_type == "code" for _, notebook in notebooks for cell in notebook.cells)
+    total = sum(cell.cell_type == "code" for _, notebook in notebooks if not isinstance(notebook, BadInput)
+                for cell in notebook.cells)
     # disable=None: a bar on a terminal, silence in a log file.
     with tqdm(total=total, unit="cell", file=sys.stderr, leave=False, disable=None) as bar:
         for path, notebook in notebooks:
             bar.set_description(path.stem)
-            with tempfile.TemporaryDirectory(prefix="labsupport-") as metrics:
-                result = execute(notebook, path, metrics=Path(metrics), timeout_s=timeout_s, tick=bar.update)
+            if isinstance(notebook, BadInput):
+                result = LabRun(path.stem, False, 0.0, environment.runtime_name(), None, f"BadInput: {notebook}")
+            else:
+                with tempfile.TemporaryDirectory(prefix="labsupport-") as metrics:
+                    result = execute(notebook, path, metrics=Path(metrics), timeout_s=timeout_s, tick=bar.update)
+                    if store and result.ok:
+                        result = _recorded(result, notebook if keep_outputs else None, path, Path(metrics))
                 if save is not None:
-                    write(notebook, save / path.name)
-                if store and result.ok:
-                    result = _recorded(result, notebook if keep_outputs else None, path, Path(metrics))
+                    result = _saved(result, notebook, save / path.name)
             results.append(result)
             with tqdm.external_write_mode(file=sys.stderr):
                 echo(result)
-    if keep_outputs:
-        from labsupport.exercises import resetting
-
-        resetting.write_manifest()
-    return results
+    return _listed(results, echo) if keep_outputs else results
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(save: Path, notebooks: Path) -> None:
+    if save.exists() and notebooks.exists() and os.path.samefile(save, notebooks):
+        raise BadInput(f"--save {save} is the folder of the notebooks themselves, and they would be overwritten; "
+                       "name another folder")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        save.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LabError(f"--save {folder} cannot be written ({error.strerror}); name another folder") from error
+        raise LabError(f"--save {save} cannot be written ({error.strerror}); name another folder") from error
+
+
+def _read_or_error(path: Path):
+    try:
+        return read(path)
+    except BadInput as error:
+        return error
+
+
+def _saved(result: LabRun, notebook, path: Path) -> LabRun:
+    """Write the executed notebook; a full disk fails this lab, not the others."""
+    try:
+        write(notebook, path)
+    except LabError as error:
+        before = f"{result.error}; " if result.error else ""
+        return replace(result, ok=False, error=f"{before}{type(error).__name__}: {error}")
+    return result
+
+
+def _listed(results: list[LabRun], echo) -> list[LabRun]:
+    """Note the stored notebooks as the shipped ones; where that fails the labs count as failed, none is lost."""
+    from labsupport.exercises import resetting
+
+    try:
+        resetting.write_manifest()
+    except (OSError, ValueError) as error:  # a full disk; a damaged notebook
+        reason = (f"the list of shipped notebooks could not be renewed ({type(error).__name__}: {error}); mend that, "
+                  "then: python3 -m labsupport.exercises.resetting --write-manifest")
+        echo(reason)
+        return [replace(result, ok=False, error=result.error or f"LabError: {reason}") for result in results]
+    return results
 
 
 def _recorded(result: LabRun, notebook, path: Path, metrics: Path) -> LabRun:
@@ -212,7 +262,9 @@ def read(path: Path):
     import nbformat
 
     try:
-        return nbformat.read(path, as_version=4)
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)  # reading only logs what is wrong
+        return notebook
     except Exception as error:  # JSON, schema and version errors of three libraries
         raise BadInput(f"{path} is not a notebook ({type(error).__name__}); restore it with: "
                        f"python3 -m labsupport reset {path.stem}") from error
@@ -233,6 +285,7 @@ def write(notebook, path: Path) -> None:
             shutil.copymode(path, new)
         os.replace(new, path)
     except OSError as error:
-        raise LabError(f"{path} cannot be written ({error.strerror}); what was there is untouched") from error
+        raise LabError(f"{path} cannot be written ({error.strerror or error}); what was there is untouched") from error
     finally:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            new.unlink()

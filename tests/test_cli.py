@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
 import subprocess
 import sys
 import types
@@ -38,6 +40,7 @@ def started(monkeypatch):
             return calls.code
 
     monkeypatch.setattr(cli.subprocess, "Popen", Child)
+    monkeypatch.setattr(cli.os, "geteuid", lambda: 1000, raising=False)
     calls.snapshots = []
     monkeypatch.setattr("labsupport.exercises.resetting.snapshot", lambda: calls.snapshots.append(len(calls)))
     monkeypatch.setattr("labsupport.exercises.resetting.own_copies", lambda: [])
@@ -82,6 +85,26 @@ def test_lab_keeps_jupyters_token_and_address(here, started):
 def test_further_arguments_go_to_jupyterlab(here, started):
     cli.main(["lab", "--allow-root", "--no-browser"])
     assert started[0][0][5:] == ["--no-browser", "--allow-root"]
+
+
+def test_root_gets_jupyterlabs_permission_and_is_told(here, started, monkeypatch, capsys):
+    monkeypatch.setattr(cli.os, "geteuid", lambda: 0, raising=False)
+    cli.main(["lab"])
+    cli.main(["lab", "--allow-root"])
+    assert [command.count("--allow-root") for command, _ in started] == [1, 1]
+    assert capsys.readouterr().err == "labsupport: you are root, so JupyterLab is started with --allow-root\n"
+
+
+def test_windows_has_no_root(here, started, monkeypatch):
+    monkeypatch.delattr(cli.os, "geteuid", raising=False)
+    assert cli.main(["lab"]) == 0
+    assert "--allow-root" not in started[0][0]
+
+
+def test_what_jupyterlab_starts_does_not_think_it_was_installed_just_now(here, started, monkeypatch):
+    monkeypatch.setenv("LABSUPPORT_READY", "1")
+    cli.main(["lab"])
+    assert "LABSUPPORT_READY" not in started[0][1]["env"] and "LABSUPPORT_READY" not in os.environ
 
 
 def test_test_is_one_pytest_and_then_the_bands(here, started, monkeypatch):
@@ -231,6 +254,64 @@ def test_an_outdated_environment_updates_itself(monkeypatch, started):
     monkeypatch.setattr(installation.Installation, "ensure", lambda self, asked, torch_index: Path("/venv/python"))
     cli.main(["run"])
     assert started[0][0][1:] == ["-m", "labsupport", "run"]
+
+
+def test_a_finished_hand_over_is_not_handed_over_again(monkeypatch, started):
+    monkeypatch.setattr(installation, "lacking", lambda command: ["torch"])
+    monkeypatch.setattr(installation.Installation, "ready", lambda self, asked=None: True)
+    monkeypatch.setattr("labsupport.doctor.examine", lambda: Report((Finding("Python", "3.11"),)))
+    monkeypatch.setattr(cli.sys, "prefix", "/usr")
+    monkeypatch.setenv("LABSUPPORT_READY", "1")
+    assert cli.main(["doctor"]) == 0
+    assert started == []
+
+
+@pytest.mark.parametrize("number", ["-1", "65536", "8888x", "1e3"])
+def test_a_port_that_cannot_be(number, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["lab", f"--port={number}"])
+    assert stopped.value.code == cli.USAGE
+    assert f"argument --port: '{number}' is no port; choose a number from 0 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["0", "65535"])
+def test_the_ports_at_the_ends(here, started, number):
+    assert cli.main(["lab", f"--port={number}"]) == 0
+    assert f"--port={number}" in started[0][0]
+
+
+@pytest.mark.parametrize("arguments", [["lab"], ["reset", "00"], ["progress"]])
+def test_an_old_python_is_told_so(here, started, monkeypatch, capsys, arguments):
+    # What Python 3.8 has is what the code may use up to here.
+    monkeypatch.setattr(cli.sys, "version_info", (3, 8, 18))
+    assert cli.main(arguments) == 1
+    assert "Python 3.8 is too old: the labs need 3.10 to 3.13; install" in capsys.readouterr().err
+
+
+NEWER_THAN_3_8 = {"functools.cache", "removeprefix", "removesuffix", "is_relative_to", "zip(strict)"}
+
+
+def newer_than_3_8(source: str) -> set[str]:
+    """Names, and decorators at the top, that Python 3.8 stumbles over; annotations are never evaluated."""
+    found = set()
+    for node in ast.walk(ast.parse(source, feature_version=(3, 8))):
+        if isinstance(node, ast.Attribute):
+            found |= {ast.unparse(node), node.attr} & NEWER_THAN_3_8
+        if isinstance(node, ast.Call) and any(keyword.arg == "strict" for keyword in node.keywords):
+            found |= {"zip(strict)"} if ast.unparse(node.func) == "zip" else set()
+    return found
+
+
+@pytest.mark.parametrize("name", ["__init__", "__main__", "cli", "installation", "packages", "hardware", "doctor",
+                                  "errors", "environment"])
+def test_the_way_to_that_sentence_needs_no_newer_python(name):
+    source = (environment.REPOSITORY / "labsupport" / f"{name}.py").read_text(encoding="utf-8")
+    assert newer_than_3_8(source) == set()
+
+
+def test_what_is_newer_is_seen():
+    source = "@functools.cache\ndef f(): return 'a'.removesuffix('a'), zip(a, b, strict=True)"
+    assert newer_than_3_8(source) == {"functools.cache", "removesuffix", "zip(strict)"}
 
 
 def test_help_needs_only_the_standard_library():

@@ -267,6 +267,30 @@ def test_a_repository_that_cannot_be_written(make, monkeypatch):
             pass
 
 
+@pytest.mark.parametrize("step", ["quiet_jupyterlab", "write_stamp"])
+def test_a_disk_that_fills_up_at_the_end_is_one_sentence(make, monkeypatch, step):
+    place = make()
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device", "labsupport.json")
+
+    monkeypatch.setattr(place, step, full)
+    with pytest.raises(InstallationError, match="could not be finished .No space left on device: labsupport.json.; "
+                                                "free some space, .* run the same command again"):
+        place.ensure()
+    assert not place.ready()
+    make().ensure()
+    assert place.ready()
+
+
+def test_a_file_in_the_place_of_the_environment_is_kept(make):
+    place = make()
+    place.folder.write_text("mine")
+    with pytest.raises(InstallationError, match=".venv is no folder, .*; move it away, then run the same command"):
+        place.ensure()
+    assert place.folder.read_text() == "mine" and place.run.commands == []
+
+
 # --- two at once ---
 
 def test_the_second_waits_and_then_installs_nothing(make):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import types
 
@@ -37,15 +38,47 @@ def put(folder, name: str, *sources: str):
 
 
 @pytest.fixture
-def names(folder):
+def names(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
     for name in ("00_start_here", "01_measuring", "A_mathematics"):
         put(folder, name)
     return lambda *asked: [path.stem for path in running.find(list(asked), folder)]
 
 
-@pytest.mark.parametrize("asked", ["01", "01_measuring", "notebooks/01_measuring.ipynb", "01_measuring.ipynb"])
+@pytest.mark.parametrize("asked", [
+    "01", "1", "01_measuring", "./01_measuring", "notebooks/01_measuring.ipynb", "notebooks/01_measuring",
+    "01_measuring.ipynb"])
 def test_a_lab_is_found_by_number_name_and_path(names, asked):
     assert names(asked) == ["01_measuring"]
+
+
+def test_a_path_is_found_from_other_folders(names, folder, monkeypatch):
+    absolute = str(folder / "01_measuring.ipynb")
+    (folder / "my_work").mkdir()
+    monkeypatch.chdir(folder / "my_work")
+    for asked in (absolute, "../01_measuring.ipynb", "notebooks/01_measuring.ipynb"):
+        assert names(asked) == ["01_measuring"]
+
+
+@pytest.mark.parametrize("asked", ["mine/01_measuring.ipynb", "mine/01_measuring", "mine/01", "gone/01_measuring.ipynb",
+                                   "01.ipynb"])
+def test_a_path_to_another_notebook_never_runs_the_shipped_lab(names, folder, asked):
+    (folder.parent / "mine").mkdir()
+    put(folder.parent / "mine", "01_measuring")
+    with pytest.raises(BadInput, match="'.*01.*' is not the path of a lab, .* in JupyterLab, or choose from: 00_start"):
+        names(asked)
+
+
+def test_a_copy_in_this_folder_is_not_taken_for_the_lab(names, folder, monkeypatch):
+    (folder.parent / "mine").mkdir()
+    put(folder.parent / "mine", "01_measuring")
+    monkeypatch.chdir(folder.parent / "mine")
+    with pytest.raises(BadInput, match="'01_measuring.ipynb' is not the path of a lab"):
+        names("01_measuring.ipynb")
+
+
+def test_zero_is_the_first_lab(names):
+    assert names("0") == ["00_start_here"]
 
 
 def test_no_name_means_all_and_a_name_twice_runs_once(names):
@@ -99,10 +132,50 @@ def test_an_endless_cell_is_stopped(folder):
     assert only.error == "Timeout: the cell ran longer than 1 s"
 
 
-def test_a_file_that_is_no_notebook_is_refused_before_anything_runs(folder):
-    (folder / "00_torn.ipynb").write_text('{"cells": [')
-    with pytest.raises(BadInput, match="00_torn.ipynb is not a notebook .*; restore it with: .* reset 00_torn"):
-        running.run([], folder=folder, echo=None)
+@pytest.mark.parametrize("text", [
+    '{"cells": [', "[]", '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{}]}'])
+def test_a_file_that_is_no_notebook_fails_its_lab_only(folder, tmp_path, text):
+    (folder / "00_torn.ipynb").write_text(text)
+    put(folder, "01_good", "1")
+    lines = []
+    torn, good = running.run([], folder=folder, save=tmp_path / "out", echo=lines.append)
+    assert (torn.ok, torn.cell, good.ok) == (False, None, True)
+    assert re.match("BadInput: .*00_torn.ipynb is not a notebook .*; restore it with: .* reset 00_torn", torn.error)
+    assert lines == [torn, good]
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["01_good.ipynb"]
+
+
+def test_a_full_disk_under_save_fails_its_lab_only(folder, tmp_path, monkeypatch):
+    put(folder, "00_big", "1 / 0")
+    put(folder, "01_big", "1")
+    put(folder, "02_small", "1")
+    real = os.replace
+
+    def full(source, target):
+        if "_big" in str(target):
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(running.os, "replace", full)
+    failed, big, small = running.run([], folder=folder, save=tmp_path / "out", echo=None)
+    assert (failed.cell, failed.ok, big.ok, small.ok) == (1, False, False, True)
+    assert re.match("LabError: .*01_big.ipynb cannot be written .No space left", big.error)
+    assert re.match("ZeroDivisionError: division by zero; LabError: .* cannot be written", failed.error)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["02_small.ipynb"]
+
+
+@pytest.mark.parametrize("name", ["notebooks", "notebooks/../notebooks", "link"])
+def test_the_notebooks_folder_is_no_place_to_save(folder, tmp_path, name):
+    path = put(folder, "00_good", "1")
+    before = path.read_bytes()
+    if name == "link":
+        try:
+            (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+        except OSError:
+            pytest.skip("this system makes no links for this user")
+    with pytest.raises(BadInput, match="--save .* is the folder of the notebooks themselves, .*; name another folder"):
+        running.run([], folder=folder, echo=None, save=tmp_path / name)
+    assert path.read_bytes() == before
 
 
 def test_a_save_folder_that_cannot_be(folder, tmp_path):
@@ -116,11 +189,16 @@ def test_a_save_folder_that_cannot_be(folder, tmp_path):
 
 @pytest.fixture
 def recorded(monkeypatch):
-    calls = []
+    class Calls(list):
+        pass
+
+    calls = Calls()
+    calls.manifests = []  # how many labs were recorded before each; the repository's own list stays as it is
     module = types.ModuleType("labsupport.recordings")
     module.store = lambda lab, metrics, **more: calls.append((lab, os.listdir(metrics), more))
     monkeypatch.setitem(sys.modules, "labsupport.recordings", module)
     monkeypatch.setattr(sys.modules["labsupport"], "recordings", module, raising=False)
+    monkeypatch.setattr("labsupport.exercises.resetting.write_manifest", lambda: calls.manifests.append(len(calls)))
     return calls
 
 
@@ -138,7 +216,23 @@ def test_record_on_a_gpu_stores_outputs_and_metrics(folder, recorded, monkeypatc
     assert stored.metadata.kernelspec == {"display_name": "Python 3", "language": "python", "name": "python3"}
     assert bad.read_bytes() == before
     assert [(lab, files) for lab, files, _ in recorded] == [("00_good", ["m.json"])]
+    assert recorded.manifests == [1]
     assert recorded[0][2] == {"command": "python3 -m labsupport record 00_good", "seconds": results[0].seconds}
+
+
+def test_a_list_that_cannot_be_renewed_loses_no_result(folder, recorded, monkeypatch):
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("labsupport.exercises.resetting.write_manifest", full)
+    monkeypatch.setattr(environment, "has", lambda *needs: True)
+    monkeypatch.setattr(environment, "runtime_name", lambda: "TensorRT 8.6.0")
+    put(folder, "00_good", "1")
+    lines = []
+    only, = running.run([], folder=folder, store=True, echo=lines.append)
+    assert not only.ok
+    assert re.match("LabError: the list of shipped notebooks could not be renewed .OSError: .*--write", only.error)
+    assert only.error.endswith(lines[-1])
 
 
 def test_record_without_a_gpu_writes_metrics_only_and_says_so(folder, recorded, monkeypatch):
