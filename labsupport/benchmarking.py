@@ -27,9 +27,10 @@ def latency(run, feed, *, runs=100, warmup=10, warmup_ms=0, batch=None, name=Non
     zeros clocks higher. `now` returns nanoseconds.
     """
     at_least("runs", runs, 1)
+    batch = _batch_size(batch, feed)
     wait = _warm_up(run, feed, warmup, warmup_ms, now)
     samples = _host_samples(run, feed, runs, wait, now)
-    return Latency(name or _name(run), "host", samples, batch or _batch(feed), _machine(run))
+    return Latency(name or _name(run), "host", samples, batch, _machine(run))
 
 
 def device_latency(
@@ -43,11 +44,12 @@ def device_latency(
     """
     at_least("runs", runs, 1)
     at_least("enqueues", enqueues, 1)
+    batch = _batch_size(batch, feed)
     _needs_queue(run, "device_latency")
     run.bind(feed)
     _warm_up(run, feed, warmup, warmup_ms, now, call=lambda _: run.enqueue())
     samples = _device_samples(run, runs, enqueues, event)
-    return Latency(_name(run), "device", samples, batch or _batch(feed), _machine(run))
+    return Latency(_name(run), "device", samples, batch, _machine(run))
 
 
 def paired(
@@ -270,6 +272,13 @@ def _tensors(values):
     if isinstance(values, Mapping):
         return list(values.values())
     return list(values) if isinstance(values, (tuple, list)) else [values]
+
+
+def _batch_size(batch, feed) -> int:
+    if batch is None:
+        return _batch(feed)
+    at_least("batch", batch.item() if isinstance(batch, np.integer) else batch, 1)
+    return int(batch)
 
 
 def _batch(feed) -> int:

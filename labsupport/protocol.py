@@ -71,7 +71,7 @@ class Base:
                 raise BadInput(f"{self.name} has the inputs {list(self.inputs)}; pass a mapping from name to array")
             feed = {next(iter(self.inputs)): feed}
         if feed.keys() != self.inputs.keys():
-            raise BadInput(f"{self.name} was fed {sorted(feed)}; it wants exactly {sorted(self.inputs)}")
+            raise BadInput(f"{self.name} was fed {sorted(feed, key=str)}; it wants exactly {sorted(self.inputs)}")
         for name, array in feed.items():
             _check_array(self.name, name, array, self.inputs[name])
         if not self._values_seen:

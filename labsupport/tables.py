@@ -4,25 +4,50 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from labsupport.errors import BadInput
 from labsupport.measurements import Latency, Ratio, Speedup, Throughput, earned
 
-JUDGES = re.compile(r"error|accuracy|agreement|top-?[15]|\bf1\b|psnr", re.IGNORECASE)
-SPEEDS = re.compile(r"latency|throughput|speed|faster|slower|/s$|[ _](ms|µs|us|ns)$", re.IGNORECASE)
-ONCE = ("build", "load", "first call", "compile", "export")  # paid once; no answer is given while they pass
+# error bars show how a time scatters and say nothing of the answer
+JUDGES = re.compile(r"error(?!s?[ _-]?bars?)|accuracy|agreement|top-?[15]|\bf1\b|psnr", re.IGNORECASE)
+UNITS = r"(?:[mµμun]?s|m?secs?|(?:milli|micro|nano)?seconds)"
+# "second" alone is an ordinal, as in "second run, MiB"
+SPEEDS = re.compile(
+    rf"latency|throughput|speed|faster|slower|(?:/ ?|per[ _])s(?:ec(?:ond)?)?[)\]]?$|(?:^|[^a-z'’]){UNITS}[)\]]?$"
+    r"|(?:^|[^a-z])(?:[fiqrt]ps|(?:milli|micro|nano)?seconds)(?![a-z])", re.IGNORECASE)
+# paid once; no answer is given while they pass. The whole name counts: "load latency ms" is a speed under load.
+ONCE = re.compile(rf"(?:build|load|first[ _]call|compile|export)(?:[ _]time)?(?:[ _,]+[(\[]?{UNITS}[)\]]?)?", re.IGNORECASE)
 
 
-def expanded(rows) -> list[tuple[dict, bool]]:
+def listed(rows) -> list:
+    """The rows as a list; one mapping or one measurement is not a list of them."""
+    if isinstance(rows, (str, Mapping)) or not isinstance(rows, Iterable):
+        raise BadInput(f"rows is a {type(rows).__name__}; pass a list of mappings or measurements, "
+                       "one for each row, such as [row]")
     rows = list(rows)
     if not rows:
         raise BadInput("no rows to show; pass at least one mapping or measurement")
+    return rows
+
+
+def expanded(rows) -> list[tuple[dict, bool]]:
+    rows = listed(rows)
     one_machine((position, value) for position, row in enumerate(rows)
                  for value in (row.values() if isinstance(row, Mapping) else [row]))
+    one_machine((position, _Said(value)) for position, row in enumerate(rows) if isinstance(row, Mapping)
+                for key, value in row.items() if str(key).strip().lower() == "machine")
     return [_expand(position, row) for position, row in enumerate(rows)]
+
+
+@dataclass(frozen=True)
+class _Said:
+    """A machine that a row names in words; it need not be spelled as the measurements spell theirs."""
+
+    machine: object
 
 
 def one_machine(numbered) -> None:
@@ -46,7 +71,7 @@ def _expand(position, row) -> tuple[dict, bool]:
     columns = {}
     for key, value in row.items():
         columns.update(_columns(str(key), value))
-    named = [key for key in columns if SPEEDS.search(key) and not JUDGES.search(key) and not key.startswith(ONCE)]
+    named = [key for key in columns if SPEEDS.search(key.strip()) and not JUDGES.search(key) and not ONCE.fullmatch(key.strip())]
     measured = any(isinstance(value, (Latency, Ratio, Speedup, Throughput)) for value in row.values())
     return columns, bool(named) or measured
 
@@ -68,13 +93,27 @@ def refuse_unjudged(position, row, has_speed) -> None:
     if not has_speed:
         return
     judged = {key: value for key, value in row.items() if JUDGES.search(key)}
-    known = [value for value in judged.values() if value is not None and value == value]
-    if not known:
-        has = f"only an empty {next(iter(judged))!r}" if judged else "no error or accuracy"
+    if not any(_is_number(value) for value in judged.values()):
+        has = "no error or accuracy"
+        if judged:
+            key, value = next(iter(judged.items()))
+            empty = value is None or (isinstance(value, float) and value != value)
+            has = f"only an empty {key!r}" if empty else f"only {value!r} in {key!r}, where a number is wanted"
         name = row.get("runtime", row.get("name", row.get("batch", "unnamed")))
         raise BadInput(
             f"row {position} ({name}) shows a speed but has {has}: add 'max error': "
             "comparing.max_error(reference(feed), run(feed)), or 'accuracy': training.accuracy(run, split)")
+
+
+def _is_number(value) -> bool:
+    """A number or the text of one; infinity counts, because it says how far off an answer is, NaN and True do not."""
+    if value is None or isinstance(value, bool):
+        return False
+    try:
+        number = float(value.strip().removesuffix("%") if isinstance(value, str) else value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several elements
+        return False
+    return number == number
 
 
 def numeric(row) -> list[str]:
@@ -83,7 +122,7 @@ def numeric(row) -> list[str]:
 
 def judgement(row) -> str:
     for key, value in row.items():
-        if JUDGES.search(key) and value is not None:
+        if JUDGES.search(key) and _is_number(value):
             return f"{key} {_cell(key, value)}"
     return ""
 
@@ -94,7 +133,7 @@ def _cell(column, value) -> str:
         return "n too small" if column.endswith(("p90 ms", "p99 ms")) else "–"
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         return str(value)
-    if "error" in column.lower():
+    if "error" in column.lower() and JUDGES.search(column):
         return f"{value:.1e}" if value else "0"
     if JUDGES.search(column):
         return f"{value:.3f}"

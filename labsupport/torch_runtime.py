@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from labsupport import environment
-from labsupport.errors import NotAvailable
+from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.measurements import one_of
 from labsupport.protocol import Base, Replay, TensorSpec, release_gpu_memory
+
+DEVICES = ("cpu", "cuda")
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 class Torch(Base):
@@ -15,8 +20,11 @@ class Torch(Base):
     ``dtype`` ("float16", …) and ``channels_last`` convert a copy of the module, never the module given.
     ``compiled`` is a torch.compile mode such as "max-autotune" (needs Triton on a GPU). ``tf32`` is off: PyTorch
     lets convolutions use it by default, and "fp32" would then mean 10 bits of mantissa.
+    Raises BadInput for a module without ``example_input`` and for unknown options.
     Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
     """
+
+    _bound: Replay | None = None
 
     def __init__(self, model, *, device: str | None = None, dtype: str = "float32", channels_last: bool = False,
                  cuda_graph: bool = False, compiled: str | None = None, tf32: bool = False, name: str | None = None):  # fmt: skip
@@ -24,6 +32,8 @@ class Torch(Base):
 
         import torch
 
+        _check_options(device, dtype, compiled)
+        example = _example(model)
         self.device = device or ("cuda" if environment.has("gpu") and torch.cuda.is_available() else "cpu")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise NotAvailable(f"PyTorch cannot use a GPU here ({environment.why_not('gpu') or 'this is its CPU build'}); pass device='cpu'")
@@ -34,7 +44,6 @@ class Torch(Base):
         layout = torch.channels_last if channels_last else torch.contiguous_format
         kind, self.tf32 = getattr(torch, dtype), tf32
         self.model = copy.deepcopy(model).eval().to(device=self.device, dtype=kind).to(memory_format=layout)
-        example = model.example_input()
         self._in, self._out = getattr(model, "input_name", "input"), getattr(model, "output_name", "output")
         in_dtype = dtype if example.is_floating_point() else str(example.dtype).removeprefix("torch.")
         # A module says nothing about its free axes: the first is the batch, and integer inputs have a free length.
@@ -54,7 +63,7 @@ class Torch(Base):
 
         array = self.checked(feed)[self._in]
         on_host = isinstance(array, np.ndarray)
-        x = torch.from_numpy(array) if on_host else array
+        x = _as_tensor(array)
         with torch.inference_mode():
             if self._graphs:
                 out = self._graphs({self._in: x})[self._out].clone()
@@ -89,10 +98,11 @@ class Torch(Base):
         return {n: torch.empty(tuple(x.shape), dtype=x.dtype, device="cuda").contiguous(memory_format=self._layout) for n, x in feed.items()}
 
     def bind(self, feed) -> None:
-        """Put a feed into static device buffers, for :meth:`enqueue`."""
+        """Put a feed into static device buffers, for :meth:`enqueue`. Raises NotAvailable on the CPU."""
         import torch
 
-        feed = {n: torch.as_tensor(x) for n, x in self.checked(feed).items()}
+        self._needs_gpu("bind")
+        feed = {n: _as_tensor(x) for n, x in self.checked(feed).items()}
         replay = self._graphs or Replay(self, capture=False)
         self._bound = replay
         with torch.inference_mode():
@@ -100,12 +110,23 @@ class Torch(Base):
 
     def enqueue(self) -> None:
         """One asynchronous inference of the bound feed on ``stream``."""
+        self._needs_feed("enqueue")
         self._bound.enqueue()
 
     def fetch(self) -> dict:
         """The bound outputs, as new tensors, after the stream is done."""
+        self._needs_feed("fetch")
         self.stream.synchronize()
         return {n: t.clone() for n, t in self._bound.outputs.items()}
+
+    def _needs_gpu(self, caller: str) -> None:
+        if self.device != "cuda":
+            raise NotAvailable(f"{caller}() works on a GPU's queue, and {self.name} runs on the CPU; call run(feed) instead")
+
+    def _needs_feed(self, caller: str) -> None:
+        self._needs_gpu(caller)
+        if self._bound is None:
+            raise LabError(f"{caller}() found no feed in {self.name}: it was closed, or bind(feed) was not called before")
 
     def synchronize(self) -> None:
         """Wait until the GPU has finished."""
@@ -118,6 +139,34 @@ class Torch(Base):
         """Free the module and its graphs."""
         self.closed, self.model, self._call, self._graphs, self._bound = True, None, None, None, None
         release_gpu_memory()
+
+
+def _check_options(device, dtype, compiled) -> None:
+    one_of("dtype", dtype, DTYPES)
+    if device is not None:
+        one_of("device", device, DEVICES)
+    if compiled is not None:
+        one_of("compiled", compiled, COMPILE_MODES)
+
+
+def _example(model):
+    """An input of the module, from which the shapes and types of the runtime are read."""
+    import torch
+
+    if not isinstance(model, torch.nn.Module):
+        raise BadInput(f"Torch got a {type(model).__name__}; it wants a torch.nn.Module, such as models.article_cnn()")
+    example = model.example_input() if callable(getattr(model, "example_input", None)) else None
+    if not isinstance(example, torch.Tensor):
+        raise BadInput(f"{type(model).__name__} has no example_input() that returns a tensor; give it one: "
+                       "module.example_input = lambda: torch.randn(1, 3, 224, 224), in the shape it takes")
+    return example
+
+
+def _as_tensor(array):
+    import torch
+
+    # from_numpy cannot read backwards: an image flipped by [..., ::-1] has negative strides
+    return torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else torch.as_tensor(array)
 
 
 def _compile(model, mode: str):

@@ -231,6 +231,16 @@ def test_latency_refuses_impossible_counts(options, message):
 # device_latency
 
 
+@pytest.mark.parametrize("batch", [-3, 0, "x", 1.5, True])
+@pytest.mark.parametrize("measure", [benchmarking.latency, benchmarking.device_latency])
+def test_latency_refuses_an_impossible_batch(measure, batch):
+    gpu = Gpu(Clock(), 1.0)
+    with pytest.raises(BadInput, match=f"batch={batch!r}: expected a whole number of 1 or more"):
+        measure(gpu, np.zeros((2, 3)), runs=1, warmup=0, batch=batch)
+    assert gpu.enqueued == 0  # said before any time was spent
+    assert benchmarking.latency(abs, 3, runs=1, warmup=0, batch=np.int64(4)).batch == 4
+
+
 def test_device_latency_reads_events_not_the_host_clock():
     clock = Clock()
     gpu = Gpu(clock, 0.5)

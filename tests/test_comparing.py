@@ -98,6 +98,8 @@ def test_top1_agreement_counts_rows():
     (LOGITS, LOGITS[:1], r"'output' has shape \(2, 3\) in the reference and \(1, 3\) in the other; feed both the same"),
     ({"a": LOGITS}, {"b": LOGITS}, r"the reference has the outputs \['a'\], the other \['b'\]"),
     ({}, {}, r"the reference has the outputs \[\]"),
+    ({"a": LOGITS, 1: LOGITS}, {"b": LOGITS}, r"the reference has the outputs \[1, 'a'\], the other \['b'\]"),
+    ([[1.0, 2.0], [3.0]], LOGITS, r"'output' is a list that makes no array .*lists of equal length"),
     ({"a": LOGITS, "b": LOGITS}, LOGITS, r"the other has the outputs \['a', 'b'\]; pick one of them by name"),
     (LOGITS[:0], LOGITS[:0], r"'output' is empty, shape \(0, 3\)"),
     ("words", "words", r"'output' holds .* of type str; expected numbers"),
@@ -199,6 +201,39 @@ def test_an_empty_error_is_no_error(empty):
         comparing.table([{"runtime": "engine", "median ms": 0.5, "accuracy": empty}])
 
 
+@pytest.mark.parametrize("column", [
+    "fps", "qps", "FPS (mean)", "images per second", "per sec", "ms", "s", "µs", "Median (ms)", "median, ms", "median_s",
+    "seconds", "wall seconds", "load latency ms", "building ms", "compile and run s", "items/sec", "floor ms", "error bars ms"])
+def test_every_spelling_of_a_speed_needs_an_error(column):
+    with pytest.raises(BadInput, match=r"row 0 \(engine\) shows a speed but has no error or accuracy"):
+        comparing.table([{"runtime": "engine", column: 1.0}])
+    assert len(comparing.table([{"runtime": "engine", column: 1.0, "max error": 1e-3}])) == 1
+
+
+@pytest.mark.parametrize("column", [
+    "build s", "load ms", "first call ms", "compile s", "export_s", "build (s)", "load, ms", "build time s", "compile seconds",
+    "build", "first call", "spread", "file, MiB", "context, MiB", "second run, MiB", "the network's", "GPUs", "steps",
+    "kernels", "most that fusion can gain", "error bars"])
+def test_what_is_paid_once_and_what_is_no_time_needs_no_error(column):
+    assert len(comparing.table([{"runtime": "engine", column: 1.0}])) == 1
+
+
+@pytest.mark.parametrize("text", ["unknown", "", "n/a", "nan", True, np.True_, [0.1, 0.2]])
+def test_an_error_is_a_number(text):
+    with pytest.raises(BadInput, match=r"row 0 \(engine\) shows a speed but has only .* in 'max error', where a number is wanted"):
+        comparing.table([{"runtime": "engine", "median ms": 0.5, "max error": text}])
+
+
+@pytest.mark.parametrize("number", [0, 1e-3, math.inf, np.float32(0.1), "1e-3", "inf", "99.8 %"])
+def test_an_error_may_be_infinite_or_written_out(number):
+    assert len(comparing.table([{"runtime": "engine", "median ms": 0.5, "max error": number}])) == 1
+
+
+def test_error_bars_are_no_error():
+    with pytest.raises(BadInput, match="shows a speed but has no error or accuracy"):
+        comparing.table([{"runtime": "engine", "median ms": 0.5, "error bars": 0.1}])
+
+
 @pytest.mark.parametrize("row", [
     {"runtime": "engine", "nodes": 5}, {"stage": "cold", "build s": 31.0}, {"stage": "cold", "load ms": 18.0},
     {"runtime": "engine", "median ms": 0.5, "accuracy": 0.99}, {"runtime": "x", "median ms": 1, "max error": math.inf}])
@@ -212,11 +247,23 @@ def test_table_refuses_to_mix_machines():
         comparing.table(rows)
 
 
+def test_table_refuses_to_mix_machines_that_rows_name():
+    rows = [{"median ms": ms, "max error": 0.0, "machine": machine} for ms, machine in ((1, "NVIDIA H100"), (2, "Test CPU"))]
+    with pytest.raises(BadInput, match="row 0 ran on NVIDIA H100, row 1 on Test CPU; re-run one of them"):
+        comparing.table(rows)
+    assert len(comparing.table([rows[0], rows[0]])) == 2
+    assert len(comparing.table([{"latency": seen(), "max error": 0.0, "machine": "the H100 box"}])) == 1
+
+
 @pytest.mark.parametrize("rows, message", [
+    (None, r"rows is a NoneType; pass a list of mappings or measurements"), (seen(), "rows is a Latency; pass a list"),
+    ({"max error": 0.0}, "rows is a dict; pass a list"), ("rows", "rows is a str; pass a list"),
     ([], "no rows to show; pass at least one"), ([3.0], "row 0 is a float; a row is a mapping of columns")])
 def test_table_refuses_what_is_no_row(rows, message):
     with pytest.raises(BadInput, match=message):
         comparing.table(rows)
+    with pytest.raises(BadInput, match=message):
+        comparing.bars(rows)
 
 
 # pictures
@@ -260,12 +307,19 @@ def test_histogram_marks_median_and_tail():
 
 @pytest.mark.parametrize("latencies, message", [
     ([3.0], r"histogram entry 0 is a float; pass results of benchmarking.latency\(\)"),
+    (None, "histogram entry 0 is a NoneType; pass results"),
     ([], "histogram got 0 latencies; between 1 and 4"),
     ([seen()] * 5, "histogram got 5 latencies; between 1 and 4"),
     ([seen(), seen(machine="Test CPU")], "row 0 ran on NVIDIA H100, row 1 on Test CPU")])
 def test_histogram_refuses(latencies, message):
     with pytest.raises(BadInput, match=message):
         comparing.histogram(latencies)
+
+
+@pytest.mark.parametrize("bins", [0, -1, 2.5, "many", None, True])
+def test_histogram_refuses_bins_that_are_no_count(bins):
+    with pytest.raises(BadInput, match=f"bins={bins!r}: expected a whole number of 1 or more"):
+        comparing.histogram(seen(), bins=bins)
 
 
 def test_pictures_are_small_and_carry_their_words(tmp_path):

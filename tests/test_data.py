@@ -201,6 +201,7 @@ def test_an_image_folder_becomes_three_splits(tmp_path):
     write_images(tmp_path)
     (tmp_path / "cat" / "notes.txt").write_text("not an image")
     (tmp_path / ".hidden").mkdir()
+    (tmp_path / "cat" / "._0.bmp").write_bytes(b"what macOS keeps beside a file")
     dataset = data.image_folder(tmp_path, size=16)
     assert dataset.classes == ("cat", "dog")
     assert [np.bincount(s.labels).tolist() for s in (dataset.train, dataset.validation, dataset.test)] \
@@ -217,6 +218,15 @@ def test_grey_and_transparent_images_become_rgb(tmp_path):
     dataset = data.image_folder(tmp_path, size=8)
     images = np.concatenate([dataset.train.images, dataset.validation.images, dataset.test.images])
     assert (images == 70).all(axis=(1, 2, 3)).sum() == 1
+
+
+def deep(mode):
+    def prepare(folder):
+        write_images(folder)
+        # 40000 of 65535 is a mid grey; clipped to 255 it would be white
+        value = {"I;16": np.full((4, 4), 40000, np.uint16), "F": np.full((4, 4), 0.6, np.float32)}[mode]
+        Image.fromarray(value).save(folder / "cat" / "deep.png", format="PNG" if mode == "I;16" else "TIFF")
+    return prepare
 
 
 def unreadable(folder):
@@ -238,6 +248,8 @@ def cut(folder):
     (lambda folder: write_images(folder, ("cat",)), "has one class only, 'cat'"),
     (lambda folder: (write_images(folder), (folder / "eel").mkdir()), "class 'eel' in .* has 0 images; 3 are"),
     (unreadable, r"3\.PNG cannot be read as an image .*repair or remove it"),
+    (deep("I;16"), r"deep\.png has 16-bit, 32-bit or floating-point pixels \(mode 'I.*scale it to 8 bits a channel"),
+    (deep("F"), r"deep\.png has 16-bit, 32-bit or floating-point pixels \(mode 'F'\); scale it to 8 bits a channel"),
     (cut, r"3\.PNG cannot be read as an image .*repair or remove it"),
 ])
 def test_bad_image_folders_are_named(tmp_path, prepare, message):
@@ -279,6 +291,19 @@ IMAGES, LABELS = np.zeros((3, 4, 4, 1), np.uint8), np.array([0, 1, 0])
     (lambda: data.road_signs(32.0), "size=32.0; wanted a whole number"),
     (lambda: data.road_signs(per_class=9), "per_class=9; wanted a whole number at least 10"),
     (lambda: data.road_signs(seed=-1), "seed=-1; wanted a whole number at least 0"),
+    (lambda: data.mnist(seed=-1), "seed=-1; wanted a whole number at least 0"),
+    (lambda: data.mnist(seed="x"), "seed='x'; wanted a whole number at least 0"),
+    (lambda: data.mnist(seed=1.5), "seed=1.5; wanted a whole number at least 0"),
+    (lambda: data.mnist(file=None), "file is a NoneType; wanted a path, as text or pathlib.Path"),
+    (lambda: data.mnist_idx(".", seed=-1), "seed=-1; wanted a whole number at least 0"),
+    (lambda: data.mnist_idx(None), "folder is a NoneType; wanted a path"),
+    (lambda: data.image_folder(".", seed=-1), "seed=-1; wanted a whole number at least 0"),
+    (lambda: data.image_folder(None), "folder is a NoneType; wanted a path"),
+    (lambda: data.token_ids(1, 1, 1, seed=-1), "seed=-1; wanted a whole number at least 0"),
+    (lambda: data.preprocess(None), "NoneType came"),
+    (lambda: data.preprocess(IMAGES, mean="x"), "mean='x'; wanted one finite number or 1, one for each channel"),
+    (lambda: data.preprocess(IMAGES, mean=[[1], [1, 2]]), r"mean=\[\[1\], \[1, 2\]\]; wanted one finite number or 1"),
+    (lambda: data.preprocess(IMAGES, std=None), "std=.*; wanted one finite number or 1"),
     (lambda: data.image_folder(".", size=4), "size=4; wanted a whole number from 8 to 1024"),
     (lambda: data.token_ids(0, 1, 1), "batch=0; wanted a whole number at least 1"),
     (lambda: data.preprocess(IMAGES / 255), "uint8 images .* float64 .* came"),

@@ -116,6 +116,15 @@ def test_the_report_counts(file, tmp_path):
     assert lines[-1] == "1 of 3 exercises right, 1 wrong, 1 not attempted"
 
 
+@pytest.mark.parametrize("outcome", [["right"], {"right": 1}, "splendid", 3, None, True])
+def test_an_outcome_nobody_wrote_counts_as_not_attempted(file, tmp_path, outcome):
+    file.parent.mkdir()
+    file.write_text(json.dumps({"labs": {"98_elsewhere": {"one": {"outcome": outcome, "when": 5}}}}), encoding="utf-8")
+    lines = progress.report(tmp_path).splitlines()
+    assert lines[2].split() == ["98_elsewhere", "one", "not", "attempted"]
+    assert lines[-1] == "0 of 1 exercises right, 0 wrong, 1 not attempted"
+
+
 def git(root: Path, *arguments: str) -> None:
     subprocess.run(["git", "-C", str(root), "-c", "user.name=n", "-c", "user.email=e@example.org",
                     "-c", "commit.gpgsign=false", *arguments], check=True, capture_output=True)

@@ -83,6 +83,7 @@ def test_the_batch_is_free(run, expected):
     [
         (lambda x: {"pictures": x}, r"was fed \['pictures'\]; it wants exactly \['images'\]"),
         (lambda x: {"images": x, "more": x}, "it wants exactly"),
+        (lambda x: {"images": x, 1: x}, r"was fed \[1, 'images'\]; it wants exactly \['images'\]"),
         (lambda x: x[:, :, :20], r"has shape \(4, 1, 20, 28\); the network wants \(any, 1, 28, 28\)"),
         (lambda x: x[0], "has shape"),
         (lambda x: x.astype(np.float64), r"is float64; the network wants float32: convert it with .astype"),
@@ -133,6 +134,61 @@ def test_torch_leaves_the_module_alone_and_knows_half(workpiece):
     run = runtimes.Torch(model, dtype="bfloat16")
     assert next(model.parameters()).dtype == torch.float32 and run.inputs["images"].dtype == "bfloat16"
     assert run(model.example_input(2).bfloat16())["logits"].dtype == torch.bfloat16
+
+
+def test_torch_reads_a_flipped_array(workpiece, expected):
+    x, _ = expected
+    flipped = x.numpy()[..., ::-1]
+    assert flipped.strides[-1] < 0
+    with torch.inference_mode():
+        wanted = workpiece[0](x.flip(-1)).numpy()
+    np.testing.assert_allclose(runtimes.Torch(workpiece[0], device="cpu")(flipped)["logits"], wanted, atol=2e-4)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"dtype": "foo"}, r"dtype='foo' is not known; choose one of \['float32', 'float16', 'bfloat16', 'float64'\]"),
+    ({"dtype": torch.float16}, r"dtype=torch.float16 is not known; choose one of \['float32'"),
+    ({"dtype": None}, "dtype=None is not known; choose one of"),
+    ({"device": "cuda:0"}, r"device='cuda:0' is not known; choose one of \['cpu', 'cuda'\]"),
+    ({"device": "tpu"}, r"device='tpu' is not known; choose one of \['cpu', 'cuda'\]"),
+    ({"compiled": "nope"}, "compiled='nope' is not known; choose one of .*'max-autotune'"),
+    ({"compiled": True}, "compiled=True is not known; choose one of .*'default'"),
+])
+def test_torch_names_the_choices(workpiece, options, message):
+    with pytest.raises(BadInput, match=message):
+        runtimes.Torch(workpiece[0], **options)
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    (torch.nn.Linear(3, 2), r"Linear has no example_input\(\) that returns a tensor; give it one: module.example_input = lambda"),
+    ("network", "Torch got a str; it wants a torch.nn.Module"),
+    (None, "Torch got a NoneType; it wants a torch.nn.Module"),
+])
+def test_torch_needs_a_module_that_knows_its_input(model, message):
+    with pytest.raises(BadInput, match=message):
+        runtimes.Torch(model)
+
+
+def test_the_advice_on_example_input_works():
+    module = torch.nn.Linear(3, 2)
+    module.example_input = lambda: torch.randn(1, 3)
+    assert runtimes.Torch(module, device="cpu")(np.zeros((4, 3), np.float32))["output"].shape == (4, 2)
+
+
+@pytest.mark.parametrize("call", ["bind", "enqueue", "fetch"])
+def test_torch_on_the_cpu_has_no_queue(workpiece, expected, call):
+    run = runtimes.Torch(workpiece[0], device="cpu")
+    arguments = [expected[0]] if call == "bind" else []
+    with pytest.raises(NotAvailable, match=rf"{call}\(\) works on a GPU's queue, and torch runs on the CPU; call run\(feed\)"):
+        getattr(run, call)(*arguments)
+
+
+@pytest.mark.parametrize("call", ["enqueue", "fetch"])
+def test_torch_says_when_no_feed_is_bound(workpiece, call):
+    run = runtimes.Torch(workpiece[0], device="cpu")
+    run.device = "cuda"  # the check comes before anything touches the GPU
+    with pytest.raises(LabError, match=rf"{call}\(\) found no feed in torch: .* bind\(feed\) was not called before"):
+        getattr(run, call)()
 
 
 @pytest.mark.skipif(environment.has("gpu"), reason="says what is missing where there is no GPU")

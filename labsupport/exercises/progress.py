@@ -84,7 +84,9 @@ def report(notebooks: Path | None = None) -> str:
         names = list(dict.fromkeys([*_exercise_names(lab), *done]))
         for name in names:
             entry = done.get(name, {})
-            outcome = entry.get("outcome") if entry.get("outcome") in counts else "not attempted"
+            outcome = entry.get("outcome")
+            if not isinstance(outcome, str) or outcome not in counts:  # the file may have been edited by hand
+                outcome = "not attempted"
             counts[outcome] += 1
             when = str(entry.get("when", ""))[:16].replace("T", " ") if outcome != "not attempted" else ""
             rows.append((lab if name == names[0] else "", name, outcome, when))
