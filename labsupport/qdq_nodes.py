@@ -1,0 +1,98 @@
+"""Where Q/DQ nodes stand for TensorRT: which tensors get them, and who reads the codes and who the tensor itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what is worth eight bits, and has INT8 kernels in both runtimes
+QDQ = ("QuantizeLinear", "DequantizeLinear")
+
+
+def named(model):
+    """Give unnamed nodes a name: layers are excluded, and residual adds found again, by it."""
+    taken = {node.name for node in model.graph.node}
+    for place, node in enumerate(model.graph.node):
+        if not node.name:
+            node.name = next(n for n in (f"{node.op_type}_{place}{'_' * k}" for k in range(99)) if n not in taken)
+    return model
+
+
+def activations(model) -> list[str]:
+    """Tensors that get Q/DQ for TensorRT: what layers read, and the shortcut side of residual adds."""
+    weights = {w.name for w in model.graph.initializer}
+    read = [name for node in model.graph.node if node.op_type in LAYERS for name in node.input[:2] if name not in weights]
+    constant = {name for node in model.graph.node if node.op_type == "Constant" for name in node.output}
+    return [name for name in dict.fromkeys([*read, *(tensor for _, tensor in shortcuts(model, set()))]) if name not in constant]
+
+
+def shortcuts(model, kept: set[str]) -> list[tuple[str, str]]:
+    """(residual add, tensor on its shortcut) for every add of a quantized convolution's output and something else.
+
+    The add is computed in the convolution that feeds it only when its other side is INT8 and this one is not; of two
+    convolutions the deeper one takes it.
+    """
+    weights = {w.name for w in model.graph.initializer}
+    depth: dict[str, int] = {}
+    maker = {}
+    for node in model.graph.node:
+        for name in node.output:
+            depth[name], maker[name] = 1 + max((depth.get(i, 0) for i in node.input), default=0), node
+    found = []
+    for node in model.graph.node:
+        if node.op_type != "Add" or any(name in weights or name not in depth for name in node.input):
+            continue
+        deep_first = sorted(node.input, key=lambda name: -depth[name])
+        main = next((n for n in deep_first if maker[n].op_type.startswith("Conv") and maker[n].name not in kept), None)
+        others = [name for name in node.input if name != main]
+        if main and len(others) == 1:
+            found.append((node.name, others[0]))
+    return found
+
+
+def clip_early(model, ranges: dict) -> None:
+    """What only a ReLU or a Clip reads is worth no more codes than what the ReLU or Clip lets pass."""
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    for node in model.graph.node:
+        if node.op_type in ("Relu", "Clip") and readers[node.input[0]] == 1 and {node.input[0], node.output[0]} <= set(ranges):
+            ranges[node.input[0]] = ranges[node.output[0]]
+
+
+def only_layers_read_codes(model) -> None:
+    """Give everything but the layers the tensor as it was before Q/DQ: quantize_static hands the codes to every reader.
+
+    A transformer's residual stream would otherwise be rounded at every block, and a LayerNorm would read the codes.
+    """
+    nodes = list(model.graph.node)
+    source = {node.output[0]: node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
+    before = {node.output[0]: source[node.input[0]] for node in nodes if node.op_type == "DequantizeLinear" and node.input[0] in source}
+    outputs = {o.name for o in model.graph.output}
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            if node.op_type not in (*LAYERS, *QDQ) and name in before and before[name] not in outputs:
+                node.input[i] = before[name]
+
+
+def quantize_shortcuts(model, shortcuts: list[tuple[str, str]], ranges: Mapping) -> None:
+    """Put the shortcut side of residual adds behind Q/DQ, sharing the pair that a neighboring layer already has."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    nodes = {node.name: node for node in model.graph.node}
+    coded = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    decoded = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    for add, tensor in shortcuts:
+        if tensor not in coded:
+            limit = max(-ranges[tensor][0], ranges[tensor][1]) / 127
+            names = [f"{tensor}_shortcut_{part}" for part in ("scale", "zero_point", "quantized", "dequantized")]
+            model.graph.initializer.extend([numpy_helper.from_array(np.array(limit or 1.0, np.float32), names[0]),
+                                            numpy_helper.from_array(np.array(0, np.int8), names[1])])
+            pair = [helper.make_node("QuantizeLinear", [tensor, *names[:2]], [names[2]], name=f"{tensor}_shortcut_QuantizeLinear"),
+                    helper.make_node("DequantizeLinear", [names[2], *names[:2]], [names[3]], name=f"{tensor}_shortcut_DequantizeLinear")]
+            place = next(i for i, node in enumerate(model.graph.node) if tensor in node.output) + 1
+            for node in reversed(pair):
+                model.graph.node.insert(place, node)
+            coded[tensor], decoded[names[2]] = names[2], names[3]
+        for i, name in enumerate(nodes[add].input):
+            if name == tensor:
+                nodes[add].input[i] = decoded[coded[tensor]]
