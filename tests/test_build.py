@@ -20,12 +20,6 @@ needs_gpu = pytest.mark.skipif(not environment.has("engine execution"), reason="
 needs_rtx = pytest.mark.skipif(environment.generation() != "rtx", reason="TensorRT-RTX's CPU builder")
 
 
-@pytest.fixture(autouse=True)
-def own_key(tmp_path, monkeypatch):
-    monkeypatch.setenv("LABSUPPORT_KEYS", str(tmp_path / "keys"))
-    monkeypatch.setenv("LABSUPPORT_QUIET", "1")
-
-
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory):
     model = models.article_cnn()

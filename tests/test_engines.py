@@ -16,11 +16,6 @@ from labsupport.errors import EngineError, LabError, UntrustedEngine
 FACTS = {"name": "net", "precision": "fp16", "precisions": {"fp16": 3, "fp32": 1}, "evidence": "engine inspector", "build_s": 1.5, "layers": []}
 
 
-@pytest.fixture(autouse=True)
-def own_key(tmp_path, monkeypatch):
-    monkeypatch.setenv("LABSUPPORT_KEYS", str(tmp_path / "keys"))
-
-
 @pytest.fixture
 def engine(tmp_path):
     return engines.save(b"plan bytes" * 100, tmp_path / "net.plan", {**FACTS, "built_for": engines.built_for()})

@@ -21,12 +21,6 @@ needs_builder = pytest.mark.skipif(
     reason="needs a TensorRT that can build here: pip install tensorrt-rtx")
 
 
-@pytest.fixture(autouse=True)
-def own_key(tmp_path, monkeypatch):
-    monkeypatch.setenv("LABSUPPORT_KEYS", str(tmp_path / "keys"))
-    monkeypatch.setenv("LABSUPPORT_QUIET", "1")
-
-
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory):
     model = models.article_cnn()
