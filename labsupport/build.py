@@ -13,7 +13,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -90,7 +90,8 @@ def engine(
     }  # fmt: skip
     target = engines.built_for(compute_capability)
     target.update(version_compatible=version_compatible, hardware_compatible=hardware_compatible != "none")
-    path = _engine_path(graph, name, precision, options, target)
+    source = _code(graph) if callable(graph) else graph.sha256  # once: it reads the whole file
+    path = _engine_path(source, name or graph.path.stem, precision, options, target)
     if not rebuild and path.exists() and not callable(graph):  # a function's weights are not in its code
         with contextlib.suppress(engines.EngineError):  # a damaged or foreign one is built again, never used
             return engines.load(path)
@@ -98,13 +99,13 @@ def engine(
     built = job.build(graph, path.stem, progress)
     facts = {
         "name": name or path.stem.rsplit("-", 1)[0], "precision": precision, "built_for": target, "options": options,
-        "built_from": {"onnx": graph.path.name, "sha256": graph.sha256} if not callable(graph) else {"layer API": name},
+        "built_from": {"onnx": graph.path.name, "sha256": source} if not callable(graph) else {"layer API": name},
         "built_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip
     saved = engines.save(built["plan"], path, {**facts, **{k: built[k] for k in ("build_s", "precisions", "evidence", "layers")}})
     log = tuple(job.log.messages)
     engines.write_atomically(path.with_suffix(".log"), "\n".join(f"{level:8} {text}" for level, text in log).encode())
-    return Engine(path=saved.path, sidecar=saved.sidecar, log=log)
+    return replace(saved, log=log)
 
 
 # --- one build, from network to bytes -------------------------------------------------------------------------
@@ -194,20 +195,17 @@ class _Job:
             self.configure(trt, builder, network, config)
 
     def _weak_flags(self, config):
-        trt, generation = self.trt, environment.generation()
-        if generation == "8.6":
-            if self.precision in ("fp16", "int8", "as-is"):
-                config.set_flag(trt.BuilderFlag.FP16)
-            if self.precision in ("int8", "as-is"):
-                config.set_flag(trt.BuilderFlag.INT8)
-            if self.precision == "bf16":
-                raise BadInput("TensorRT 8.6 has no BF16; choose fp16, or use TensorRT 10 or newer")
+        trt = self.trt
+        if self.precision in ("fp16", "int8", "as-is"):
+            config.set_flag(trt.BuilderFlag.FP16)
+        if self.precision in ("int8", "as-is"):
+            config.set_flag(trt.BuilderFlag.INT8)
+        if self.precision == "bf16":
+            raise BadInput("TensorRT 8.6 has no BF16; choose fp16, or use TensorRT 10 or newer")
 
     def _obey(self, network, config):
         """Pin every computing layer to the precision asked for; the builder then has no faster FP32 kernel to fall back on."""
-        trt, generation = self.trt, environment.generation()
-        if generation != "8.6":
-            return
+        trt = self.trt
         config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
         wanted = {"fp16": trt.DataType.HALF, "fp32": trt.DataType.FLOAT, "tf32": trt.DataType.FLOAT}.get(self.precision)
         for i in range(network.num_layers if wanted is not None else 0):
@@ -253,7 +251,7 @@ def _check_shapes_and_names(batch, profiles, compute_capability, configure, name
     sizes = batch if isinstance(batch, tuple) else (batch,) * 3
     if batch is not None and not (len(sizes) == 3 and all(type(n) is int and n >= 1 for n in sizes)):
         raise BadInput(f"batch={batch!r}; give one whole number, 1 or more, or three of them: (smallest, usual, largest)")
-    groups = profiles if isinstance(profiles, (list, tuple)) else [profiles] if profiles else []
+    groups = network_of.listed(profiles)
     if not all(isinstance(group, Mapping) and all(isinstance(p, Profile) for p in group.values()) for group in groups):
         raise BadInput(f"profiles={profiles!r}; give {{input name: build.Profile(min, opt, max)}}, or a list of such mappings")
     if compute_capability is not None and environment.generation() != "rtx":
@@ -274,20 +272,23 @@ def _hardware_level(trt, name: str):
 
 
 def _plain_profiles(profiles):
-    groups = profiles if isinstance(profiles, (list, tuple)) else [profiles] if profiles else []
-    return [{name: [list(p.min), list(p.opt), list(p.max)] for name, p in group.items()} for group in groups]
-
-
+    return [{name: [list(p.min), list(p.opt), list(p.max)] for name, p in group.items()} for group in network_of.listed(profiles)]
 
 
 def _code(function: Callable | None) -> str | None:
     """What a function does, as its compiled code: the source of a notebook cell cannot always be found again."""
     code = getattr(function, "__code__", None)
-    return hashlib.sha256(repr((code.co_code, code.co_names, code.co_consts)).encode()).hexdigest() if code else repr(function) if function else None
+    if code is None:
+        return repr(function) if function else None
+    return hashlib.sha256(repr(_plain_code(code)).encode()).hexdigest()
 
 
-def _engine_path(graph, name, precision, options, target) -> Path:
-    source = _code(graph) if callable(graph) else graph.sha256
+def _plain_code(code) -> tuple:
+    # a function or class inside is itself a code object, whose repr holds an address that differs in every process
+    constants = tuple(_plain_code(c) if isinstance(c, type(code)) else c for c in code.co_consts)
+    return code.co_code, code.co_names, constants
+
+
+def _engine_path(source, stem, precision, options, target) -> Path:
     key = json.dumps([source, precision, options, target], sort_keys=True, default=str)
-    stem = name or graph.path.stem
     return environment.cache_dir() / "engines" / f"{stem}.{precision}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.plan"

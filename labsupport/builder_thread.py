@@ -29,6 +29,9 @@ def logger(minimum: str = "INFO"):
         def errors(self) -> list[str]:
             return [text for level, text in self.messages if level in order[:2]]
 
+        def last_error(self) -> str:
+            return (self.errors() or ["no reason given"])[-1]
+
     return KeepingLogger()
 
 

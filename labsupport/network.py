@@ -20,7 +20,7 @@ class Profile:
     max: tuple[int, ...]
 
 
-def parse(graph, *, precision: str = "as-is", log=None):
+def parse(graph, *, log=None):
     """Parse an ONNX graph into a network definition; returns (builder, network, log). Raises BuildError.
 
     The network is strongly typed wherever the generation can (10, 11, RTX).
@@ -79,10 +79,15 @@ def _ios(network):
     return [network.get_input(i) for i in range(network.num_inputs)] + [network.get_output(i) for i in range(network.num_outputs)]
 
 
+def listed(profiles) -> list:
+    """Optimization profiles as a list: one mapping is a list of one, nothing an empty list."""
+    return list(profiles) if isinstance(profiles, (list, tuple)) else [profiles] if profiles else []
+
+
 def profile_groups(network, profiles, batch) -> list:
     free = {t.name: tuple(t.shape) for t in (network.get_input(i) for i in range(network.num_inputs)) if -1 in tuple(t.shape)}
     if profiles:
-        groups = list(profiles) if isinstance(profiles, (list, tuple)) else [profiles]
+        groups = listed(profiles)
         for group in groups:
             unknown, missing = set(group) - {network.get_input(i).name for i in range(network.num_inputs)}, set(free) - set(group)
             if unknown or missing:

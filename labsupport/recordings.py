@@ -17,8 +17,8 @@ __all__ = ["LabBook", "Measured", "Recorded", "RecordedPlan", "Replay", "check_l
 
 
 @dataclass(frozen=True, repr=False)
-class Measured:
-    """A metric measured in this run, on this machine."""
+class _Metric:
+    """What a metric is, whenever it was measured. `spread` is IQR over median."""
 
     lab: str
     metric: str
@@ -31,28 +31,22 @@ class Measured:
 
     def __float__(self) -> float:
         return float(self.value)
+
+
+@dataclass(frozen=True, repr=False)
+class Measured(_Metric):
+    """A metric measured in this run, on this machine."""
 
     def __repr__(self) -> str:
         return f"measured here on {self.machine}, {self.runtime}: {_quantity(self)}"
 
 
 @dataclass(frozen=True, repr=False)
-class Recorded:
-    """A metric from the recordings: some other day, mostly another machine. `spread` is IQR over median."""
+class Recorded(_Metric):
+    """A metric from the recordings: some other day, mostly another machine."""
 
-    lab: str
-    metric: str
-    value: float
-    unit: str
-    samples: int | None
-    spread: float | None
-    machine: str
-    runtime: str
     date: str
     command: str
-
-    def __float__(self) -> float:
-        return float(self.value)
 
     @property
     def label(self) -> str:

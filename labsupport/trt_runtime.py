@@ -39,7 +39,7 @@ class TensorRt(Base):
             self._runtime.engine_host_code_allowed = True  # such an engine carries its own runtime, signed for above
         self.trt_engine = self._runtime.deserialize_cuda_engine(data)
         if self.trt_engine is None:
-            reason = (self.log.errors() or ["no reason given"])[-1]
+            reason = self.log.last_error()
             raise EngineError(f"{self.source.path.name}: TensorRT {environment.machine().tensorrt} refused it: {reason}; build it again here")
         self.stream = torch.cuda.Stream()
         self.context = self._new_context(profile)
@@ -54,7 +54,7 @@ class TensorRt(Base):
     def _new_context(self, profile: int):
         context = self.trt_engine.create_execution_context()
         if context is None:
-            reason = (self.log.errors() or ["no reason given"])[-1]
+            reason = self.log.last_error()
             raise EngineError(f"{self.source.path.name}: no execution context: {reason}; free GPU memory or build with a smaller batch")
         count = self.trt_engine.num_optimization_profiles
         if not 0 <= profile < max(count, 1):
@@ -179,7 +179,7 @@ class TensorRt(Base):
         self._output_shapes = {n: tuple(self.context.get_tensor_shape(n)) for n in self.outputs}
 
     def _complain(self):
-        reason = (self.log.errors() or ["no reason given"])[-1]
+        reason = self.log.last_error()
         raise EngineError(f"{self.name}: TensorRT could not run the engine: {reason}")
 
     def _from_host(self, feed: dict) -> dict:

@@ -231,6 +231,19 @@ def test_a_function_without_source_builds(monkeypatch):
     assert build.engine(made["define"], name="no_source", configure=lambda trt, builder, network, config: None).plan()
 
 
+def test_a_function_with_a_class_inside_has_one_name_in_every_process():
+    """Its code object's repr holds an address; an engine kept by it would never be found again."""
+    source = ("def configure(trt, builder, network, config):\n class Inside:\n  def step(self): return 1\n return Inside")
+    names = []
+    for _ in range(2):
+        made = {}
+        exec(compile(source, "<cell>", "exec"), made)
+        names.append(build._code(made["configure"]))
+    made = {}
+    exec(compile(source.replace("return 1", "return 2"), "<cell>", "exec"), made)
+    assert names[0] == names[1] != build._code(made["configure"])
+
+
 def test_a_hardware_level_that_a_release_lacks(monkeypatch):
     old = type("trt", (), {"HardwareCompatibilityLevel": type("Level", (), {"NONE": 0, "AMPERE_PLUS": 1})})
     with pytest.raises(BadInput, match="has no hardware_compatible='same_compute_capability'"):
@@ -368,3 +381,11 @@ def test_half_graphs_build_as_they_are(tmp_path):
     graph = export.to_onnx(model, model.example_input(2).half(), target=environment.generation(), path=tmp_path / "half.onnx")
     assert export.float_type(graph) == "fp16" and all(p.dtype == torch.half for p in model.parameters())
     assert build.engine(graph, precision="fp16", strict=True, batch=4).precisions["fp16"] > 0
+
+
+def test_the_logger_tells_its_last_error():
+    trt, log = environment.tensorrt(), build.logger("WARNING")
+    assert log.last_error() == "no reason given"
+    for severity, text in ((trt.ILogger.Severity.ERROR, "first"), (trt.ILogger.Severity.ERROR, "second"), (trt.ILogger.Severity.WARNING, "mild")):
+        log.log(severity, text)
+    assert log.errors() == ["first", "second"] and log.last_error() == "second"
