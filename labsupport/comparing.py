@@ -10,10 +10,11 @@ import numpy as np
 from labsupport.drawing import Drawing, draw_bars, draw_histogram
 from labsupport.errors import BadInput
 from labsupport.measurements import Latency, Speedup, at_least
+from labsupport.pareto import Gate, Limits, front, pareto
 from labsupport.tables import expanded, frame_class, judgement, listed, numeric, one_machine, refuse_unjudged
 
-__all__ = ["Drawing", "Speedup", "bars", "histogram", "max_error", "relative_error", "speedup", "table",
-           "top1_agreement"]
+__all__ = ["Drawing", "Gate", "Limits", "Speedup", "bars", "front", "histogram", "max_error", "pareto", "relative_error",
+           "speedup", "table", "top1_agreement"]
 
 
 def max_error(reference, outputs) -> float:

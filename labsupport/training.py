@@ -8,15 +8,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from labsupport import data, environment
+from labsupport import checkpoints, data, environment
 from labsupport.data import Split
 from labsupport.errors import BadInput, LabError, NotAvailable
+
+# (model, images (N, C, H, W), labels (N,)) → logits (N, classes) and the loss to be lowered
+Objective = Callable[[nn.Module, Tensor, Tensor], "tuple[Tensor, Tensor]"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +43,18 @@ class History:
 
 def fit(model: nn.Module, split: Split, *, epochs: int = 5, batch_size: int = 64, learning_rate: float = 3e-3,
         shift_pixels: int = 2, seed: int = 0, device: str = "cpu", progress: bool = True,
-        preprocess: Callable[[np.ndarray], np.ndarray] = data.preprocess) -> History:
+        preprocess: Callable[[np.ndarray], np.ndarray] = data.preprocess,
+        checkpoint: str | Path | None = None, objective: Objective | None = None,
+        facts: Mapping[str, object] | None = None) -> History:
     """Train a copy of an image classifier with AdamW, the learning rate rising and falling once (Smith 2018).
 
     Each batch is moved by up to `shift_pixels` each way (borders repeated): a few thousand images are soon learned
     by heart, moved ones are not. The model given stays as it was. The same seed on the same CPU gives the same weights.
-    Raises BadInput for data the model cannot take, LabError when the loss is no longer a number.
+    With `checkpoint`, each epoch is saved to that file, and a training that was interrupted goes on where it stood.
+    `objective(model, images, labels) -> (logits, loss)` takes the place of cross entropy on the labels; `facts` say in
+    the checkpoint what it was, so that nothing goes on with another one.
+    Raises BadInput for data the model cannot take, LabError when the loss is no longer a number, and for a checkpoint
+    of another model or training.
     """
     _check_options(epochs=epochs, batch_size=batch_size, shift_pixels=shift_pixels, seed=seed,
                    learning_rate=learning_rate)
@@ -59,11 +69,17 @@ def fit(model: nn.Module, split: Split, *, epochs: int = 5, batch_size: int = 64
     losses, accuracies = [], []
     with _random_state(seed, device), _bar(steps, progress) as bar:
         shuffler = torch.Generator().manual_seed(seed)
-        for epoch in range(epochs):
+        kept = checkpoint and _Kept(Path(checkpoint), student, optimizer, schedule, shuffler, {
+            "trained by": "training.fit", "start": checkpoints.fingerprint(model), "images": len(split), "epochs": epochs,
+            "batch_size": batch_size, "learning_rate": learning_rate, "shift_pixels": shift_pixels, "seed": seed,
+            **(facts or {})})
+        done = kept.resume(losses, accuracies) if kept else 0
+        bar.update(done * steps // epochs)
+        for epoch in range(done, epochs):
             loss_sum, right = 0.0, 0
             for order in _orders(len(split), batch_size, shuffler):
                 images = preprocess(_moved(split.images[order], shift_pixels, shuffler))
-                loss, correct = _step(student, optimizer, images, split.labels[order])
+                loss, correct = _step(student, optimizer, images, split.labels[order], objective or cross_entropy)
                 if not np.isfinite(loss):
                     raise LabError(f"the loss became {loss} in epoch {epoch + 1} of {epochs}; lower learning_rate "
                                    f"(now {learning_rate:g}), or look for non-finite weights or preprocessed images")
@@ -72,6 +88,8 @@ def fit(model: nn.Module, split: Split, *, epochs: int = 5, batch_size: int = 64
                 bar.update()
             losses.append(loss_sum / len(split))
             accuracies.append(right / len(split))
+            if kept:
+                kept.save(losses, accuracies)
             bar.set_postfix(loss=f"{losses[-1]:.3f}", accuracy=f"{accuracies[-1]:.1%}")
     return History(student.cpu().eval(), tuple(losses), tuple(accuracies), time.perf_counter() - started)
 
@@ -102,17 +120,54 @@ def accuracy(runtime: nn.Module | Callable, split: Split, *, batch_size: int = 2
     return right / len(split)
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: np.ndarray,
-          labels: np.ndarray) -> tuple[float, int]:
+def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The objective that `fit` has by default: logits (N, classes) and the mean loss on the labels (N,)."""
+    logits = model(images)
+    return logits, F.cross_entropy(logits, labels)  # log-softmax and negative log-likelihood in one, stable in fp32
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: np.ndarray, labels: np.ndarray,
+          objective: Objective) -> tuple[float, int]:
     """One batch forward, back, and one move of the weights; returns its mean loss and how many it had right."""
     device = next(model.parameters()).device
     targets = torch.from_numpy(labels).to(device)
-    logits = model(torch.from_numpy(images).to(device))
-    loss = F.cross_entropy(logits, targets)      # log-softmax and negative log-likelihood in one, stable in fp32
+    logits, loss = objective(model, torch.from_numpy(images).to(device), targets)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
     return loss.item(), int((logits.argmax(dim=1) == targets).sum())
+
+
+@dataclass
+class _Kept:
+    """A training's checkpoint: everything that the next epoch depends on."""
+
+    path: Path
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    shuffler: torch.Generator
+    facts: dict
+
+    def save(self, losses: list[float], accuracies: list[float]) -> None:
+        on_gpu = next(self.model.parameters()).is_cuda
+        checkpoints.save(self.path, model=self.model, optimizer=self.optimizer, epoch=len(losses), facts=self.facts, state={
+            "schedule": self.schedule.state_dict(), "shuffler": self.shuffler.get_state(), "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if on_gpu else None, "losses": losses, "accuracies": accuracies})
+
+    def resume(self, losses: list[float], accuracies: list[float]) -> int:
+        """Put everything back as it was after the last complete epoch; how many are done."""
+        if not self.path.exists():
+            return 0
+        found = checkpoints.load(self.path, model=self.model, optimizer=self.optimizer, facts=self.facts)
+        self.schedule.load_state_dict(found.state["schedule"])
+        self.shuffler.set_state(found.state["shuffler"])
+        torch.set_rng_state(found.state["torch"])
+        if found.state["cuda"] is not None and next(self.model.parameters()).is_cuda:
+            torch.cuda.set_rng_state(found.state["cuda"])
+        losses += found.state["losses"]
+        accuracies += found.state["accuracies"]
+        return found.epoch
 
 
 @contextmanager

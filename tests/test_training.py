@@ -204,3 +204,38 @@ def test_training_on_a_missing_gpu_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(NotAvailable, match="this PyTorch sees no GPU; train with device='cpu'"):
         training.fit(tiny(), SPLIT, device="cuda")
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 4])
+def test_a_training_that_was_interrupted_goes_on_where_it_stood(tmp_path, monkeypatch, stop_after):
+    from labsupport import checkpoints
+
+    model, options = tiny(dropout=0.3), {"epochs": 4, "batch_size": 8, "progress": False}
+    whole = training.fit(model, stripes(), **options)
+    save, saved = checkpoints.save, []
+
+    def save_and_stop(*args, **kwargs):
+        saved.append(save(*args, **kwargs))
+        if len(saved) == stop_after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(model, stripes(), checkpoint=tmp_path / "half.pt", **options)
+    monkeypatch.setattr(checkpoints, "save", save)
+    resumed = training.fit(model, stripes(), checkpoint=tmp_path / "half.pt", **options)
+    assert resumed.losses == whole.losses and resumed.accuracies == whole.accuracies
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()))
+    again = training.fit(model, stripes(), checkpoint=tmp_path / "half.pt", **options)
+    assert again.losses == whole.losses
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    path, options = tmp_path / "one.pt", {"epochs": 1, "progress": False}
+    training.fit(tiny(), stripes(), checkpoint=path, **options)
+    before = path.read_bytes()
+    with pytest.raises(LabError, match="one.pt belongs to another training: its learning_rate is 0.003, wanted is 0.1"):
+        training.fit(tiny(), stripes(), checkpoint=path, learning_rate=0.1, **options)
+    with pytest.raises(LabError, match="one.pt is a checkpoint of another model"):
+        training.fit(tiny(outputs=3), stripes(), checkpoint=path, **options)
+    assert path.read_bytes() == before
