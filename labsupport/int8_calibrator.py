@@ -116,4 +116,6 @@ def _identity(graph: export.OnnxGraph, feeds: list[dict], algorithm: str) -> dic
 def _on_device(array: np.ndarray):
     import torch
 
+    if array.dtype == np.int64 and environment.generation() == "8.6":  # its parser made the input INT32
+        array = array.astype(np.int32)
     return torch.from_numpy(np.ascontiguousarray(array)).cuda()

@@ -116,6 +116,25 @@ def to_qdq(graph, batches, *, target: str = "tensorrt", method: str = "entropy",
     return saved
 
 
+def at_batch(graph, batch: int, *, path: str | Path | None = None) -> export.OnnxGraph:
+    """The same graph for one batch size: TensorRT 8.6 tells the types of an engine's layers for fixed shapes only."""
+    graph = _loaded(graph)
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise BadInput(f"batch={batch!r}; give a whole number of items, 1 or more")
+    model = graph.model()
+    weights = {w.name for w in model.graph.initializer}
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name in weights:
+            continue
+        first = value.type.tensor_type.shape.dim[0]
+        if first.HasField("dim_value") and first.dim_value not in (0, batch):
+            raise BadInput(f"{graph.path.name} has its batch fixed at {first.dim_value}; export it with dynamic=True, then choose {batch}")
+        first.dim_value = batch
+    del model.graph.value_info[:]
+    out = Path(path) if path else Path(tempfile.mkdtemp(dir=export.scratch_folder())) / f"{graph.path.stem}.b{batch}.onnx"
+    return export.save(model, out)
+
+
 def _quantized(model, ranges: Mapping, sample: Mapping, target: str, kept: set[str], per_channel: bool, reduce_range: bool):
     """One call of quantize_static with our ranges; it wants a calibration run of its own, so it gets one item."""
     from onnxruntime import quantization as ort

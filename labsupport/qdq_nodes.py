@@ -23,7 +23,9 @@ def activations(model) -> list[str]:
     weights = {w.name for w in model.graph.initializer}
     read = [name for node in model.graph.node if node.op_type in LAYERS for name in node.input[:2] if name not in weights]
     constant = {name for node in model.graph.node if node.op_type == "Constant" for name in node.output}
-    return [name for name in dict.fromkeys([*read, *(tensor for _, tensor in shortcuts(model, set()))]) if name not in constant]
+    # Both sides of a residual add: which of them is the shortcut depends on the layers that will be excluded.
+    added = [name for _, makers in _residual_adds(model) for name, _ in makers]
+    return [name for name in dict.fromkeys([*read, *added]) if name not in constant]
 
 
 def shortcuts(model, kept: set[str]) -> list[tuple[str, str]]:
@@ -32,22 +34,29 @@ def shortcuts(model, kept: set[str]) -> list[tuple[str, str]]:
     The add is computed in the convolution that feeds it only when its other side is INT8 and this one is not; of two
     convolutions the deeper one takes it.
     """
+    found = []
+    for node, makers in _residual_adds(model):
+        main = next((name for name, maker in makers if maker.op_type.startswith("Conv") and maker.name not in kept), None)
+        others = [name for name, _ in makers if name != main]
+        if main and len(others) == 1:
+            found.append((node.name, others[0]))
+    return found
+
+
+def _residual_adds(model):
+    """(add, [(input, the node that makes it), the deeper first]) for every add of two computed tensors, one a convolution's."""
     weights = {w.name for w in model.graph.initializer}
     depth: dict[str, int] = {}
     maker = {}
     for node in model.graph.node:
         for name in node.output:
             depth[name], maker[name] = 1 + max((depth.get(i, 0) for i in node.input), default=0), node
-    found = []
     for node in model.graph.node:
         if node.op_type != "Add" or any(name in weights or name not in depth for name in node.input):
             continue
-        deep_first = sorted(node.input, key=lambda name: -depth[name])
-        main = next((n for n in deep_first if maker[n].op_type.startswith("Conv") and maker[n].name not in kept), None)
-        others = [name for name in node.input if name != main]
-        if main and len(others) == 1:
-            found.append((node.name, others[0]))
-    return found
+        makers = [(name, maker[name]) for name in sorted(node.input, key=lambda name: -depth[name])]
+        if any(made.op_type.startswith("Conv") for _, made in makers):
+            yield node, makers
 
 
 def clip_early(model, ranges: dict) -> None:

@@ -1,15 +1,18 @@
 """Eight bits: scales by hand, calibration, explicit Q/DQ for each runtime, and which layers to keep wide.
 
 Every transform returns a new object and leaves its argument, and its file, alone. The parts: ``scales`` (arithmetic on
-arrays), ``calibration`` (histograms and thresholds), ``qdq`` (nodes in the graph), ``sensitivity`` (which layers), and
-``int8_calibrator`` (how TensorRT 8.6 and 10 quantize without Q/DQ).
+arrays), ``calibration`` (histograms and thresholds), ``qdq`` (nodes in the graph), ``sensitivity`` (which layers),
+``conversions`` (what a border costs) and ``int8_calibrator`` (how TensorRT 8.6 and 10 quantize without Q/DQ). Beside it stand
+``qat`` (training with rounding) and ``modelopt_road`` (the same by NVIDIA's package).
 """
 
 from __future__ import annotations
 
 from labsupport.calibration import METHODS, Calibration, Histogram, collect, histogram
+from labsupport.calibration_drawing import draw_thresholds
+from labsupport.conversions import conversions
 from labsupport.int8_calibrator import entropy_calibrator
-from labsupport.qdq import TARGETS, Placement, calibrate, layers, placement, to_qdq
+from labsupport.qdq import TARGETS, Placement, at_batch, calibrate, layers, placement, to_qdq
 from labsupport.scales import (
     FORMATS,
     Noise,
@@ -25,7 +28,7 @@ from labsupport.sensitivity import LayerCost, Mixed, Sensitivity, choose_mixed, 
 
 __all__ = [
     "FORMATS", "METHODS", "TARGETS", "Calibration", "Histogram", "LayerCost", "Mixed", "Noise", "Placement", "Scale",
-    "Sensitivity", "calibrate", "choose_mixed", "collect", "dequantize", "entropy_calibrator", "fake_quantize",
-    "histogram", "layers", "measured_noise", "placement", "predicted_noise", "quantize", "scale_of", "sensitivity",
-    "to_qdq",
+    "Sensitivity", "at_batch", "calibrate", "choose_mixed", "collect", "conversions", "dequantize", "draw_thresholds",
+    "entropy_calibrator", "fake_quantize", "histogram", "layers", "measured_noise", "placement", "predicted_noise",
+    "quantize", "scale_of", "sensitivity", "to_qdq",
 ]  # fmt: skip

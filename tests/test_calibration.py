@@ -135,3 +135,15 @@ def test_a_constant_batch_among_others_is_no_fault(graph, images):
 def test_impossible_requests_name_the_choices(graph, images, call, message):
     with pytest.raises(BadInput, match=message):
         call(graph, images)
+
+
+def test_the_picture_says_in_words_where_each_method_clips():
+    values = np.random.default_rng(0).standard_t(3, 20_000).astype(np.float32)
+    histogram = quantization.histogram(values, name="tail")
+    drawing = quantization.draw_thresholds(histogram, methods=("max", "percentile"), title="A tail")
+    assert drawing.text.startswith("A tail: histogram of tail, clipped by max at ") and "percentile at " in drawing.text
+    assert f"max at {histogram.threshold('max'):.3g}, 0.0" in drawing.text and drawing._repr_png_()[:4] == b"\x89PNG"
+    assert len(drawing._repr_png_()) < 60_000
+    for nothing in (values, quantization.Histogram(np.zeros(4096, np.int64), 1.0, 0.0, 0.0)):
+        with pytest.raises(BadInput, match="wants the histogram of a tensor that was seen"):
+            quantization.draw_thresholds(nothing)

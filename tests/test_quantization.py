@@ -14,6 +14,7 @@ import torch
 from labsupport import (
     build,
     comparing,
+    conversions,
     data,
     environment,
     export,
@@ -170,6 +171,54 @@ def test_excluded_layers_stay_wide_also_beside_a_residual_add(bench):
     assert some.residual_adds == 6, "an add whose convolution is wide has nothing to be narrow for"
     assert quantization.placement(quantization.to_qdq(graph, batches, exclude=names[0])).wide == names[:1]
     assert repr(some).startswith("Placement(") and "16 of 21 layers quantized, 6 residual adds" in repr(some)
+
+
+def test_when_the_deeper_convolution_stays_wide_the_other_side_of_the_add_is_narrow(bench):
+    graph, batches, feed = bench["ResNet-18"]
+    kept = [name for name in quantization.layers(graph) if name.endswith(("layer2.0/conv2/Conv", "layer3.0/conv1/Conv"))]
+    made = quantization.to_qdq(graph, batches, exclude=kept)
+    assert quantization.placement(made).residual_adds == 8 and set(quantization.placement(made).wide) == set(kept)
+    assert comparing.relative_error(answers(graph, feed), answers(made, feed)) < 0.1
+
+
+def test_a_batch_is_fixed_for_a_builder_that_tells_types_of_fixed_shapes_only(bench):
+    graph, batches, feed = bench["ResNet-18"]
+    fixed = quantization.at_batch(quantization.to_qdq(graph, batches), 8)
+    assert fixed.inputs["images"][0][0] == 8 and fixed.outputs["logits"][0][0] == 8 and graph.inputs["images"][0][0] == "batch"
+    assert answers(fixed, feed[:8])["logits"].shape[0] == 8 and quantization.at_batch(fixed, 8).inputs == fixed.inputs
+    for batch, message in ((0, "batch=0; give a whole number"), (True, "batch=True"), (4, "has its batch fixed at 8; export it with dynamic=True, then choose 4")):
+        with pytest.raises(BadInput, match=message):
+            quantization.at_batch(fixed, batch)
+
+
+# --- what a border costs ----------------------------------------------------------------------------------------
+
+
+def test_conversions_are_kernels_without_a_layer():
+    from labsupport import fusion, recordings
+
+    for name, count in (("resnet18_b32.int8", 1), ("resnet18_b32.fp16", 2)):
+        plan = fusion.xray(recordings.load_plan(name))
+        found = quantization.conversions(plan)
+        assert len(found) == count and all(kernel.launches and not kernel.nodes for kernel in found)
+    assert 0 < conversions.share(plan) < 0.5
+
+
+def test_a_quantize_node_that_runs_alone_is_a_conversion(cnn):
+    from labsupport import fusion
+
+    graph = quantization.to_qdq(*cnn[:2])
+    names = [node.name for node in graph.model().graph.node]
+    conv, first = next(n for n in names if n == "/conv/Conv"), next(n for n in names if n.startswith("images_Quantize"))
+    tensor = {"Name": "t", "Dimensions": [4, 32, 26, 26], "Format/Datatype": "Row major linear FP32"}
+    layers = [{"Name": first, "LayerType": "Reformat", "Inputs": [tensor], "Outputs": [tensor]},
+              {"Name": conv, "LayerType": "CaskConvolution", "Inputs": [tensor], "Outputs": [tensor]}]
+    plan = fusion.xray({"Layers": layers}, graph=graph)
+    assert [kernel.nodes for kernel in quantization.conversions(plan)] == [(first,)] and conversions.share(plan) is None
+    with pytest.raises(BadInput, match="read without its ONNX graph, so a conversion cannot be told"):
+        quantization.conversions(fusion.xray({"Layers": layers}))
+    with pytest.raises(BadInput, match="wants a plan, and a OnnxGraph came"):
+        quantization.conversions(graph)
 
 
 def test_nothing_is_printed_or_logged(cnn, capfd, caplog):
@@ -361,6 +410,15 @@ def test_a_stale_foreign_or_damaged_cache_is_refused(old_trt, cnn, bench, tmp_pa
     record.unlink()
     with pytest.raises(BadInput, match="foreign calibration cache: cnn.cache.json.*is missing"):
         quantization.entropy_calibrator(old_trt, equal_batches(cnn), path, graph=graph)
+
+
+def test_token_ids_reach_tensorrt_8_6_as_the_int32_that_its_parser_made_of_them(monkeypatch):
+    monkeypatch.setattr(environment, "generation", lambda: "8.6")
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    assert int8_calibrator._on_device(np.arange(3)).dtype == torch.int32
+    assert int8_calibrator._on_device(np.zeros(3, np.float32)).dtype == torch.float32
+    monkeypatch.setattr(environment, "generation", lambda: "10")
+    assert int8_calibrator._on_device(np.arange(3)).dtype == torch.int64
 
 
 def test_what_a_calibrator_cannot_take(old_trt, cnn, tmp_path, monkeypatch):

@@ -1,0 +1,194 @@
+"""Record lab 06's long measurements on a GPU with TensorRT 8.6: `python3 tools/record_lab06.py [PART …] [--seconds 230]`.
+
+The parts, in this order: resnet18 (INT8 against FP16 at batch 256, explicit Q/DQ against the calibrator at 32), resnet50,
+encoder. A part that would not fit into the seconds left is skipped and said so; what was measured before is kept. With LABSUPPORT_METRICS
+set to a folder the metrics are left there; without, they go into data/recordings/. Every ratio is of two engines under
+CUDA graphs in one process, A/B/B/A, on the device clock, and its error against FP32 is printed and recorded beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+LAB = "06_quantization"
+PARTS = {"resnet18": 90, "resnet50": 75, "encoder": 60}  # seconds each is expected to take
+CHW4, LINEAR = {"images": ("HALF", "CHW4")}, {"images": ("HALF", "LINEAR")}
+STARTED = time.perf_counter()
+
+
+def say(*what) -> None:
+    """One line with the seconds since the start, out at once."""
+    sys.stdout.write(" ".join(map(str, (f"[{time.perf_counter() - STARTED:5.1f} s]", *what))) + "\n")
+    sys.stdout.flush()
+
+
+def pictures(count: int):
+    """Drawn road signs at 224×224, float32 (count, 3, 224, 224)."""
+    import torch
+
+    from labsupport import data
+
+    images = torch.as_tensor(data.preprocess(data.road_signs(32, per_class=20).train.images[:count]))
+    return torch.nn.functional.interpolate(images, size=(224, 224), mode="bilinear")
+
+
+def workpiece(network: str, folder: Path):
+    """(FP32 graph, explicit Q/DQ graph, 32 fresh pictures) of a ResNet with a free batch."""
+    from labsupport import export, models, quantization
+
+    images = pictures(48)
+    model = models.settle(getattr(models, network)(), images[:16])
+    graph = export.to_onnx(model, images[:2], path=folder / f"{network}.onnx")
+    seen = [images[:8].numpy(), images[8:16].numpy()]
+    explicit = quantization.to_qdq(graph, seen, method="entropy", path=folder / f"{network}.qdq.onnx")
+    say(network, quantization.placement(explicit))
+    return graph, explicit, images[16:].numpy()
+
+
+def runtime(graph, precision: str, batch: int, name: str, **options):
+    """An engine for one batch size under a CUDA graph, with what it weighs."""
+    from labsupport import build, quantization, runtimes
+
+    fixed = quantization.at_batch(graph, batch)
+    engine = build.engine(fixed, precision=precision, name=name, progress=False, **{"optimization_level": 2, **options})
+    run = runtimes.TensorRt(engine, cuda_graph=True, name=name)
+    say(engine, f"activations {run.activation_mib:.1f} MiB")
+    return run
+
+
+def record_ratio(book, metric: str, before, after, feed, answer) -> None:
+    """Time two runtimes in turn and record the ratio, the error of each and the agreement of the second."""
+    from labsupport import benchmarking, comparing
+
+    subject, _, what = metric.partition(".")
+    narrow = what.partition("_over_")[0]
+    feed = feed.astype(before.inputs[next(iter(before.inputs))].dtype) if feed.dtype.kind == "f" else feed
+    outputs = {}
+    for run in (before, after):
+        outputs[run.name] = {k: v[: len(next(iter(answer.values())))].astype("float32") for k, v in run(feed).items()}
+        say(f"{run.name}: relative error {comparing.relative_error(answer, outputs[run.name]):.4f}")
+    ratio = benchmarking.paired(before, after, feed, clock="device")
+    say(metric, ratio, ratio.before, ratio.after)
+    book.record(metric, ratio)
+    book.record(f"{subject}.{narrow}_relative_error", comparing.relative_error(answer, outputs[after.name]), "fraction", samples=len(feed))
+    for run in (before, after):
+        run.close()
+
+
+def resnet18(book, folder: Path) -> None:
+    """INT8 against FP16 at batch 256; then explicit Q/DQ against the calibrator at batch 32, with a plain FP16 input."""
+    from labsupport import environment, quantization, runtimes
+
+    graph, explicit, fresh = workpiece("resnet18", folder)
+    answer = runtimes.OnnxRuntime(graph, threads=8)(fresh)
+    against_fp16(book, "resnet18", graph, explicit, fresh, answer, batch=256, level=2)
+    fixed = quantization.at_batch(graph, 32)
+    calibrator = quantization.entropy_calibrator(environment.tensorrt(), [pictures(32).numpy()], folder / "resnet18.cache", graph=fixed)
+
+    def configure(trt, builder, network, config):
+        if environment.generation() == "8.6":
+            config.int8_calibrator = calibrator
+
+    new = runtime(explicit, "int8", 32, "explicit", io_formats=LINEAR)
+    old = runtime(graph, "int8", 32, "implicit", io_formats=LINEAR, configure=configure, rebuild=True)
+    record_ratio(book, "resnet18_b32.explicit_over_implicit_int8", old, new, fresh, answer)
+
+
+def resnet50(book, folder: Path) -> None:
+    """INT8 against FP16 at batch 32; level 1, because 53 convolutions take long to tune."""
+    from labsupport import runtimes
+
+    graph, explicit, fresh = workpiece("resnet50", folder)
+    answer = runtimes.OnnxRuntime(graph, threads=8)(fresh)
+    against_fp16(book, "resnet50", graph, explicit, fresh, answer, batch=32, level=1)
+
+
+def against_fp16(book, network: str, graph, explicit, fresh, answer, *, batch: int, level: int) -> None:
+    """Explicit Q/DQ against FP16, both with an FP16 input in the layout that the first convolution reads."""
+    import numpy as np
+
+    options = {"io_formats": CHW4, "optimization_level": level}
+    half = runtime(graph, "fp16", batch, f"{network} fp16 b{batch}", **options)
+    int8 = runtime(explicit, "int8", batch, f"{network} int8 b{batch}", **options)
+    record_ratio(book, f"{network}_b{batch}.int8_over_fp16", half, int8, np.concatenate([fresh] * (batch // len(fresh))), answer)
+
+
+def encoder(book, folder: Path, layers: int = 2) -> None:
+    """BERT-base's layers (hidden 768, 12 heads), 128 tokens, batch 64: INT8 products of weights against FP16."""
+    import torch
+
+    from labsupport import data, export, models, quantization, runtimes
+
+    model, tokens = models.encoder(layers, 768, 12, 4096), data.token_ids(64, 128, 4096, seed=0)
+    graph = export.to_onnx(model, torch.as_tensor(tokens), path=folder / "encoder.onnx", dynamic=False)
+    weights = {w.name for w in graph.model().graph.initializer}
+    # Softmax and the two products inside attention stay in FP16: they hold 3 % of the multiplications.
+    scores = [node.name for node in graph.model().graph.node if node.op_type == "MatMul" and node.input[1] not in weights]
+    explicit = quantization.to_qdq(graph, [tokens], method="max", exclude=scores, path=folder / "encoder.qdq.onnx")
+    say("encoder", quantization.placement(explicit))
+    answer = runtimes.OnnxRuntime(graph, threads=8)(tokens)
+    options = {"optimization_level": 1}
+    int8 = runtime(explicit, "as-is", 64, "encoder int8", **options)
+    half = runtime(graph, "fp16", 64, "encoder fp16", **options)
+    record_ratio(book, "encoder_s128_b64.int8_over_fp16", half, int8, tokens, answer)
+
+
+WORK = {"resnet18": resnet18, "resnet50": resnet50, "encoder": encoder}
+
+
+def in_children(parts: list[str], seconds: float) -> int:
+    """Each part in a process of its own, so that one that fails or takes too long does not cost the others."""
+    failed = 0
+    for part in parts:
+        left = seconds - (time.perf_counter() - STARTED)
+        if left < PARTS[part] / 2:
+            say(f"{part}: skipped, {left:.0f} s are left and it takes about {PARTS[part]}")
+            failed += 1
+            continue
+        say(f"{part}:")
+        try:
+            failed += bool(subprocess.run([sys.executable, __file__, part, "--here"], timeout=left, check=False).returncode)
+        except subprocess.TimeoutExpired:
+            say(f"{part}: stopped, its time was up")
+            failed += 1
+    return failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {list(PARTS)}; all without")
+    parser.add_argument("--seconds", type=float, default=230)
+    parser.add_argument("--here", action="store_true", help="in this process, without a limit")
+    options = parser.parse_args()
+    unknown = sorted(set(options.parts) - set(PARTS))
+    if unknown:
+        parser.error(f"no such part: {unknown}; choose from {list(PARTS)}")
+    from labsupport import environment, recordings
+
+    environment.require("engine execution", "8.6")
+    parts = options.parts or list(PARTS)
+    if options.here:
+        with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
+            for part in parts:
+                WORK[part](recordings.lab(LAB), Path(folder))
+        return
+    keep = os.environ.get("LABSUPPORT_METRICS") is None
+    if keep:
+        os.environ["LABSUPPORT_METRICS"] = tempfile.mkdtemp(prefix="labsupport-")
+    failed = in_children(parts, options.seconds)
+    if keep and (Path(os.environ["LABSUPPORT_METRICS"]) / f"{LAB}.json").exists():
+        command = " ".join(["python3 tools/record_lab06.py", *options.parts])
+        say("stored in", recordings.store(LAB, Path(os.environ["LABSUPPORT_METRICS"]), command=command, seconds=round(time.perf_counter() - STARTED, 1)).name)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
