@@ -1,0 +1,190 @@
+"""A graph walked from input to output while its tensors change type, and Cast nodes put where two types meet."""
+
+from __future__ import annotations
+
+import difflib
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from labsupport import export
+from labsupport.errors import BadInput
+
+LOW = ("fp16", "bf16")
+OLDEST_OPSET = 13  # the first in which every common operator takes BF16 as well as FP16
+
+# They describe, create or scale data, and take FP32 whatever their neighbors do.
+ALWAYS_WIDE = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Range", "Resize", "RandomNormal", "RandomUniform",
+               "RandomNormalLike", "RandomUniformLike", "EyeLike", "NonMaxSuppression", "RoiAlign")  # fmt: skip
+
+
+def model_of(graph):
+    """(OnnxGraph, its ModelProto with a name on every node), after the checks that any change of type needs.
+
+    Raises BadInput for a graph that is narrow already, too old, or that holds branches or loops.
+    """
+    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    kind = export.float_type(graph)
+    if kind != "fp32":
+        raise BadInput(f"{graph.path.name} is {kind} already; hand in the FP32 graph, from which every other precision is made")
+    if graph.opset < OLDEST_OPSET:
+        raise BadInput(
+            f"{graph.path.name} is opset {graph.opset}; operators take FP16 and BF16 side by side from opset {OLDEST_OPSET} on: export it again with opset=17"
+        )
+    model = graph.model()
+    for place, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{place}"
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            raise BadInput(f"{graph.path.name}: {node.name} ({node.op_type}) holds a branch or a loop, into which these tools do not look; "
+                           "export the network without it")
+    return graph, model
+
+
+def known(names: Iterable[str], graph, model) -> frozenset[str]:
+    """The node names to keep wide, after a check that each is there. Raises BadInput with the nearest names."""
+    if isinstance(names, str):
+        raise BadInput(f"keep_wide={names!r} is one text; give a list of node names, such as [{names!r}]")
+    there = [node.name for node in model.graph.node]
+    for name in (names := list(names)):
+        if name not in there:
+            near = difflib.get_close_matches(str(name), there, 3, 0.4) or there[:3]
+            raise BadInput(f"keep_wide names {name!r}, and {graph.path.name} has no such node; did you mean one of {near}?")
+    return frozenset(names)
+
+
+def low_type(to: str):
+    """(ONNX type number, NumPy dtype) of a low precision. Raises BadInput."""
+    if to not in LOW:
+        raise BadInput(f"to={to!r} is not a precision a graph can be cast to; choose one of {list(LOW)}")
+    import ml_dtypes
+    import onnx
+
+    return (onnx.TensorProto.FLOAT16, np.float16) if to == "fp16" else (onnx.TensorProto.BFLOAT16, ml_dtypes.bfloat16)
+
+
+class Walk:
+    """One pass over a graph's nodes that writes the nodes of a new graph; a subclass says what a change of type is."""
+
+    def __init__(self, graph, to: str, keep_wide: Iterable[str] = ()):
+        import onnx
+
+        self.low, self.dtype = low_type(to)
+        self.graph, self.model = model_of(graph)
+        self.suffix, self.wide = to, known(keep_wide, self.graph, self.model)
+        self._lift_constants()
+        self.weights = {w.name: w for w in self.model.graph.initializer if w.data_type == onnx.TensorProto.FLOAT}
+        inferred = onnx.shape_inference.infer_shapes(self.model)
+        listed = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
+        self.floats = {v.name for v in listed if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT} | set(self.weights)
+        self.is_low: set[str] = set()
+        self.made: dict[tuple[str, bool], str] = {}
+        self.nodes: list = []
+        self.new_weights: list = []
+
+    def _lift_constants(self) -> None:
+        """Turn Constant nodes into weights: a number has no type of its own until somebody reads it."""
+        kept = []
+        for node in self.model.graph.node:
+            value = next((a.t for a in node.attribute if a.name == "value"), None)
+            if node.op_type == "Constant" and value is not None:
+                value.name = node.output[0]
+                self.model.graph.initializer.append(value)
+            else:
+                kept.append(node)
+        del self.model.graph.node[:]
+        self.model.graph.node.extend(kept)
+
+    def narrows(self, node) -> bool:
+        """Whether a node is to compute in the low precision."""
+        touched = [t for t in (*node.input, *node.output) if t in self.floats]
+        return bool(touched) and node.name not in self.wide and node.op_type not in ALWAYS_WIDE
+
+    def weight(self, name: str) -> str:
+        """The low-precision twin of a weight."""
+        import onnx
+
+        key = (name, True)
+        if key not in self.made:
+            with np.errstate(over="ignore"):
+                values = onnx.numpy_helper.to_array(self.weights[name]).astype(self.dtype)
+            self.made[key] = f"{name}.{self.suffix}"
+            self.new_weights.append(onnx.numpy_helper.from_array(values, self.made[key]))
+        return self.made[key]
+
+    def read(self, tensor: str, low: bool) -> str:
+        """The name under which a node reads a tensor in the type it wants."""
+        if tensor not in self.floats or (tensor in self.is_low) == low:
+            return tensor
+        if tensor in self.weights:
+            return self.weight(tensor)
+        key = (tensor, low)
+        if key not in self.made:
+            self.made[key] = f"{tensor}.{self.suffix if low else 'fp32'}"
+            self.change(tensor, self.made[key], low)
+        return self.made[key]
+
+    def cast(self, source: str, target: str, kind: int) -> None:
+        """Append one Cast node."""
+        import onnx
+
+        self.nodes.append(onnx.helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=kind))
+
+    def saved(self, path=None) -> export.OnnxGraph:
+        """Put the new nodes and weights into the model, drop what nobody reads, and save it."""
+        body = self.model.graph
+        del body.node[:], body.value_info[:]
+        body.node.extend(self.nodes)
+        body.initializer.extend(self.new_weights)
+        read = {t for node in body.node for t in node.input} | {o.name for o in body.output}
+        used = [w for w in body.initializer if w.name in read]
+        del body.initializer[:]
+        body.initializer.extend(used)
+        folder = Path(tempfile.mkdtemp(dir=export.scratch_folder()))
+        return export.save(self.model, path or folder / f"{self.graph.path.stem}.{self.suffix}.onnx")
+
+
+class Typed(Walk):
+    """Types as strongly typed TensorRT reads them: narrow weights, narrow tensors, Cast nodes where the type changes."""
+
+    def change(self, tensor, target, low):
+        import onnx
+
+        self.cast(tensor, target, self.low if low else onnx.TensorProto.FLOAT)
+
+    def walk(self, keep_io: bool) -> Typed:
+        """Write the nodes of the typed graph."""
+        import onnx
+
+        border = {o.name for o in self.model.graph.output}
+        if not keep_io:
+            for value in (*self.model.graph.input, *self.model.graph.output):
+                if value.name in self.floats:
+                    value.type.tensor_type.elem_type = self.low
+            self.is_low |= {v.name for v in self.model.graph.input if v.name in self.floats}
+        for node in self.model.graph.node:
+            low, new = self.narrows(node), onnx.NodeProto()
+            new.CopyFrom(node)
+            new.input[:] = [self.read(t, low) if t else t for t in node.input]
+            self._retype(new, low)
+            self.nodes.append(new)
+            for place, tensor in enumerate(node.output):
+                if tensor in self.floats and tensor in border and low == keep_io:
+                    new.output[place] = f"{tensor}.computed"  # the border keeps its name and gets a Cast before it
+                    self.cast(new.output[place], tensor, onnx.TensorProto.FLOAT if keep_io else self.low)
+                    if not keep_io:
+                        self.is_low.add(tensor)
+                elif tensor in self.floats and low:
+                    self.is_low.add(tensor)
+        return self
+
+    def _retype(self, node, low: bool) -> None:
+        """A Cast to FP32 and a filled tensor carry their type in an attribute."""
+        import onnx
+
+        for attribute in node.attribute if low else ():
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT:
+                attribute.i = self.low
+            if node.op_type == "ConstantOfShape" and attribute.name == "value":
+                attribute.t.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(attribute.t).astype(self.dtype)))
