@@ -1,0 +1,75 @@
+"""The operator as a plugin by decorators (``tensorrt.plugin``, TensorRT 10.x and 11): four functions, no class.
+
+Nobody has run it: no machine at hand has a TensorRT that takes it. ``register`` reads the annotations of the functions, so
+this module does not postpone them (no ``from __future__ import annotations``), and they are defined once TensorRT is
+there. Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/pluginGuide.html
+"""
+
+import importlib
+
+from labsupport import environment
+from labsupport.errors import BuildError, NotAvailable
+from labsupport.gated_norm import DOMAIN, OP_TYPE
+
+PLUGIN_ID = f"{DOMAIN}::{OP_TYPE}"
+WARPS = {1: 4, 2: 8, 3: 16}  # tactic → warps a row
+
+
+def decorated(trtp=None, trt=None):
+    """Define and register the plugin; returns ``tensorrt.plugin.op.workbook.GatedRmsNorm``, for ``network.add_plugin``.
+
+    ``trtp`` is the module ``tensorrt.plugin``. Raises NotAvailable where it is not to be had.
+    """
+    trt = trt or environment.tensorrt()
+    if trtp is None:
+        environment.require(">=10")
+        if environment.generation() == "rtx":
+            raise NotAvailable("TensorRT-RTX takes no plugins; rewrite the graph instead: plugins.rewritten")
+        trtp = importlib.import_module(trt.__name__ + ".plugin")
+
+    @trtp.register(PLUGIN_ID)
+    def describe(x: trtp.TensorDesc, gate: trtp.TensorDesc, weight: trtp.TensorDesc, epsilon: float) -> trtp.TensorDesc:
+        return x.like()  # shape and type of y, as expressions in those of x
+
+    @trtp.autotune(PLUGIN_ID)
+    def combinations(x: trtp.TensorDesc, gate: trtp.TensorDesc, weight: trtp.TensorDesc, outputs: tuple[trtp.TensorDesc]) -> list[trtp.AutoTuneCombination]:
+        # x, gate, weight, y: all FP32 or all FP16; three tactics each
+        return [trtp.AutoTuneCombination("FP32|FP16, FP32|FP16, FP32|FP16, FP32|FP16", "LINEAR", list(WARPS))]
+
+    @trtp.aot_impl(PLUGIN_ID)
+    def ahead_of_time(x: trtp.TensorDesc, gate: trtp.TensorDesc, weight: trtp.TensorDesc, epsilon: float, outputs: tuple[trtp.TensorDesc],
+                      tactic: int) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs]:
+        return compiled(trtp, x, epsilon, tactic, half=x.dtype == trt.float16)
+
+    return getattr(getattr(trtp.op, DOMAIN), OP_TYPE)
+
+
+def compiled(trtp, x, epsilon: float, tactic: int, *, half: bool):
+    """The Triton kernel as PTX, its launch and its whole-number arguments, as expressions in the shape of x.
+
+    The engine carries the PTX: neither Python nor Triton is needed where it runs. Only whole numbers can be passed, so
+    epsilon is compiled in; a row is one block, so the number of columns must be known when the engine is built.
+    """
+    import triton
+
+    from labsupport import triton_kernels
+
+    columns = x.shape_expr[-1]
+    if not columns.is_constant:
+        raise NotAvailable(f"{OP_TYPE} ahead of time: the last axis of x is free, and the kernel is compiled for one row length; fix that "
+                           "axis in the profile or in the graph")
+    block, pointer = triton_kernels.block_of(columns.constant_value()), "*fp16" if half else "*fp32"
+    source = triton.compiler.ASTSource(
+        fn=triton_kernels.gated_rms_norm_kernel,
+        signature={"x": pointer, "gate": pointer, "weight": pointer, "columns": "i32", "x_stride": "i32", "gate_stride": "i32",
+                   "y": pointer, "EPSILON": "constexpr", "BLOCK": "constexpr"},
+        constexprs={"EPSILON": epsilon, "BLOCK": block})
+    kernel = triton.compile(source, options={"num_warps": WARPS[tactic]})
+    if getattr(kernel.metadata, "global_scratch_size", 0):  # Triton then wants a pointer that TensorRT does not pass
+        raise BuildError(f"{OP_TYPE} ahead of time: this Triton wants scratch memory for a row of {block} values; use fewer columns, or "
+                         "the class of python_plugin")
+    launch = trtp.KernelLaunchParams()
+    launch.grid_x = x.shape_expr.numel() // columns  # one program a row
+    launch.block_x, launch.shared_mem = WARPS[tactic] * 32, kernel.metadata.shared
+    whole_numbers = trtp.SymIntExprs.from_tuple([trtp.SymInt32(columns)] * 3)  # TensorRT's tensors are packed
+    return kernel.metadata.name, kernel.asm["ptx"], launch, whole_numbers

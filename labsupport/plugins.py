@@ -1,0 +1,58 @@
+"""An operator that TensorRT does not know: rewritten, built from layers, run as a kernel between engines, or a plugin.
+
+The parts: ``gated_norm`` (the operator and its formula), ``custom_operators`` (graphs), ``operator_layers`` (TensorRT
+layers), ``cuda_kernels`` and ``triton_kernels`` (one kernel), ``device_runs`` (timing them), ``examination`` (is an
+implementation right?), ``python_plugin``, ``decorated_plugin`` and ``plugin_library`` (the three forms of a plugin).
+"""
+
+from __future__ import annotations
+
+from labsupport.bandwidth_sweep import Point, fastest, sweep
+from labsupport.bandwidth_sweep import draw as draw_sweep
+from labsupport.cuda_kernels import SOURCE, CudaKernel, Launch, checked, launch_of, nvcc
+from labsupport.custom_operators import (
+    Unknown,
+    around,
+    in_domain,
+    inlined,
+    operator_graph,
+    part,
+    refused_by_parser,
+    rewritten,
+    unknown_operators,
+    with_body,
+    with_shapes,
+)
+from labsupport.device_runs import OnDevice, compiled_chain, device_copy, megabytes
+from labsupport.examination import LAYOUTS, Case, Examination, examine, laid_out
+from labsupport.gated_norm import EPSILON, OP_TYPE, GatedBlock, chain, example, output_shape, reference
+from labsupport.operator_layers import with_layers
+from labsupport.plugin_library import build as build_library
+from labsupport.plugin_library import built_for, headers, registered
+from labsupport.plugin_library import load as load_library
+from labsupport.python_plugin import Answers, creator_class, plugin_class, register
+
+__all__ = [
+    "EPSILON", "LAYOUTS", "OP_TYPE", "SOURCE", "Answers", "Case", "CudaKernel", "Examination", "GatedBlock", "Launch", "OnDevice", "Point", "Unknown",
+    "around",     "build_library", "built_for", "chain", "checked", "compiled_chain", "creator_class", "decorated", "device_copy", "draw_sweep", "examine", "example", "fastest",
+    "headers", "in_domain", "inlined", "laid_out", "launch_of", "load_library", "megabytes", "nvcc", "operator_graph", "output_shape", "part",
+    "plugin_class", "reference", "refused_by_parser", "register", "registered", "rewritten", "sweep", "triton_kernel",
+    "unknown_operators", "with_body", "with_layers", "with_shapes",
+]  # fmt: skip
+
+
+def triton_kernel():
+    """The Triton version, ``kernel(x, gate, weight, epsilon)`` on CUDA tensors. Raises NotAvailable without Triton or GPU."""
+    from labsupport import environment
+
+    environment.require("gpu", "triton")
+    from labsupport.triton_kernels import gated_rms_norm
+
+    return lambda x, gate, weight, epsilon=EPSILON: gated_rms_norm(x, gate, weight, epsilon)
+
+
+def decorated(trtp=None, trt=None):
+    """The plugin by decorators; see ``??plugins.decorated_plugin.decorated``. Raises NotAvailable where it is not to be had."""
+    from labsupport import decorated_plugin
+
+    return decorated_plugin.decorated(trtp, trt)
