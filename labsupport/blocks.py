@@ -164,19 +164,21 @@ def unfused(graph) -> export.OnnxGraph:
     """The same network with every intermediate tensor made an output, so that each must be written to memory.
 
     The first outputs stay the first. Constants and shape arithmetic are left as they are: a runtime computes them
-    beforehand and would not run them. ``graph`` is an export.OnnxGraph or a path. Raises BadInput where the type of
+    beforehand and would not run them. So is what only gives the same bytes another shape: as an output it would have
+    to be copied, which no fusion spares. ``graph`` is an export.OnnxGraph or a path. Raises BadInput where the type of
     a tensor is not known.
     """
     import onnx
 
     from labsupport.onnx_nodes import nodes_of
+    from labsupport.roofline import FREE
 
     graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
     nodes, model = nodes_of(graph), graph.model()
     known = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
     there = {value.name for value in model.graph.output}
     for node in nodes.nodes:
-        if node.name in nodes.constant_nodes or node.name in nodes.shape_nodes:
+        if node.name in nodes.constant_nodes or node.name in nodes.shape_nodes or node.op in FREE:
             continue
         for tensor in node.outputs:
             if tensor in there or not tensor:

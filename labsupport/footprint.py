@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labsupport import export
+from labsupport.bill import Bill, bill
 from labsupport.errors import BadInput
 from labsupport.served import Ledger, held_mib, pass_gb_per_s, serve_engine, serve_session
 
 __all__ = [
-    "Arena", "Ledger", "Lifetimes", "Tensor", "arena", "at_batch", "draw_arena", "draw_lifetimes", "held_mib", "keep_everything",
-    "lifetimes", "of_engine", "pass_gb_per_s", "schedule", "serve_engine", "serve_session",
+    "Arena", "Bill", "Ledger", "Lifetimes", "Tensor", "arena", "at_batch", "bill", "draw_arena", "draw_lifetimes", "held_mib",
+    "keep_everything", "lifetimes", "of_engine", "pass_gb_per_s", "schedule", "serve_engine", "serve_session",
 ]
 
 MIB = 2**20

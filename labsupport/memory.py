@@ -9,18 +9,23 @@ from dataclasses import dataclass
 from labsupport.errors import LabError, NotAvailable
 
 MIB = 2**20
+OWN, WHOLE = "this process", "the whole GPU"
 
 
 @dataclass(frozen=True, repr=False)
 class MemoryUse:
-    """Host memory of this process and used memory of the whole GPU, in MiB; `why_no_gpu` where there is none."""
+    """Host and GPU memory in MiB; `gpu_scope` says whose, `why_no_gpu` why there is no GPU figure.
+
+    The host's is this process's. The GPU's is this process's where NVML tells it, else all that is used on the GPU.
+    """
 
     host_mib: float
     gpu_mib: float | None
     why_no_gpu: str = ""
+    gpu_scope: str = WHOLE
 
     def __repr__(self) -> str:
-        gpu = f"no GPU figure: {self.why_no_gpu}" if self.gpu_mib is None else f"GPU {self.gpu_mib:.0f} MiB"
+        gpu = f"no GPU figure: {self.why_no_gpu}" if self.gpu_mib is None else f"GPU {self.gpu_mib:.0f} MiB ({self.gpu_scope})"
         return f"host {self.host_mib:.0f} MiB, {gpu}"
 
 
@@ -45,7 +50,7 @@ class MemoryMeter:
     @property
     def gpu_mib(self) -> float | None:
         after = self._finished()
-        return None if after.gpu_mib is None or self.before.gpu_mib is None else after.gpu_mib - self.before.gpu_mib
+        return None if self._why_no_gpu() else after.gpu_mib - self.before.gpu_mib
 
     def as_row(self) -> dict:
         gpu = self.gpu_mib
@@ -54,7 +59,7 @@ class MemoryMeter:
     def as_metric(self) -> dict:
         """The GPU's share; record `host_mib` as a plain number with unit "MiB"."""
         if self.gpu_mib is None:
-            raise NotAvailable(f"no GPU memory was measured ({self.after.why_no_gpu}); record host_mib with unit='MiB'")
+            raise NotAvailable(f"no GPU memory was measured ({self._why_no_gpu()}); record host_mib with unit='MiB'")
         return {"value": self.gpu_mib, "unit": "MiB", "samples": 1, "spread": None}
 
     def _finished(self) -> MemoryUse:
@@ -62,17 +67,28 @@ class MemoryMeter:
             raise LabError("this memory measurement is still running; read it after its `with` block has ended")
         return self.after
 
+    def _why_no_gpu(self) -> str:
+        for use in (self.after, self.before):
+            if use.gpu_mib is None:
+                return use.why_no_gpu
+        if self.before.gpu_scope != self.after.gpu_scope:
+            return f"at first it was that of {self.before.gpu_scope}, at the end that of {self.after.gpu_scope}"
+        return ""
+
     def __repr__(self) -> str:
         if self.after is None:
             return f"{self.label}: memory measurement not finished"
-        gpu = f"no GPU figure ({self.after.why_no_gpu})" if self.gpu_mib is None else f"GPU {self.gpu_mib:+.0f} MiB"
+        gpu = (f"no GPU figure ({self._why_no_gpu()})" if self.gpu_mib is None
+               else f"GPU {self.gpu_mib:+.0f} MiB ({self.after.gpu_scope})")
         return f"{self.label}: host {self.host_mib:+.0f} MiB, {gpu}"
 
 
 def memory(label: str = "memory") -> MemoryMeter:
     """Context manager: MiB that the block's work still holds at its end, on the host and on the GPU.
 
-    Host is the resident memory of this process; GPU is the whole device's, so other processes count if they change.
+    Host is the resident memory of this process. GPU is this process's, too, where NVML tells processes apart (Linux,
+    not in most containers); elsewhere it is the whole device's, so other processes count if they change. The result
+    says which of the two it is.
     """
     return MemoryMeter(label)
 
@@ -82,12 +98,16 @@ def memory_now() -> MemoryUse:
     import psutil
 
     gc.collect()  # what nobody refers to any more is not the engine's memory
-    gpu_mib, why_not = _gpu_used_mib()  # first: it may import PyTorch, 200 MiB that are not the block's
+    whole_mib, why_not = whole_gpu_mib()  # first: it may import PyTorch, 200 MiB that are not the block's
+    own_mib = None if whole_mib is None else _own_gpu_mib()
     host_mib = psutil.Process(os.getpid()).memory_info().rss / MIB
-    return MemoryUse(host_mib, gpu_mib, why_not)
+    if own_mib is not None:
+        return MemoryUse(host_mib, own_mib, "", OWN)
+    return MemoryUse(host_mib, whole_mib, why_not, WHOLE)
 
 
-def _gpu_used_mib() -> tuple[float | None, str]:
+def whole_gpu_mib() -> tuple[float | None, str]:
+    """MiB in use on the GPU by whomever, PyTorch's spare blocks handed back before; or None and why."""
     try:
         import torch
 
@@ -108,6 +128,37 @@ def _gpu_used_mib() -> tuple[float | None, str]:
         return pynvml.nvmlDeviceGetMemoryInfo(device).used / MIB, ""
     except pynvml.NVMLError as error:
         return None, f"NVML gives no memory figure: {error}"
+
+
+def _own_gpu_mib() -> float | None:
+    """MiB of the GPU that NVML books on this process; None where it does not know.
+
+    It books none under Windows' own driver model. In a container it numbers processes as the host does, so this one
+    is not in the list, or somebody else is under its number: then the figure can be too small for what PyTorch holds.
+    Source: NVML API reference, nvmlDeviceGetComputeRunningProcesses_v3 (usedGpuMemory)
+    """
+    device, _ = nvml_device()
+    if device is None:
+        return None
+    import pynvml
+
+    try:
+        booked = [process.usedGpuMemory for process in pynvml.nvmlDeviceGetComputeRunningProcesses(device) if process.pid == os.getpid()]
+    except pynvml.NVMLError:
+        return None
+    if not booked or booked[0] is None or booked[0] / MIB < _pytorch_mib():
+        return None
+    return booked[0] / MIB
+
+
+def _pytorch_mib() -> float:
+    """MiB on the GPU that PyTorch knows to be this process's."""
+    try:
+        import torch
+
+        return torch.cuda.memory_reserved() / MIB if torch.cuda.is_available() else 0.0
+    except ImportError:
+        return 0.0
 
 
 def nvml_device() -> tuple[object | None, str]:

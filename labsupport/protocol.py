@@ -116,14 +116,22 @@ class Replay:
     def bind(self, feed: dict) -> None:
         import torch
 
-        key = tuple((n, tuple(x.shape)) for n, x in feed.items())
         stream = self.run.stream
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.inference_mode():
-            if key not in self.made:
-                self.made[key] = self._make(feed)
-            self.current = self.made[key]
-            self.run.fill(self.current["inputs"], feed)
+            self.load(feed)
+
+    def load(self, feed: dict) -> dict:
+        """Copy a feed into the static buffers of its shapes, captured when they are new; what `replay` then runs.
+
+        For a caller who is on the runtime's stream, in inference mode, already.
+        """
+        key = tuple((n, tuple(x.shape)) for n, x in feed.items())
+        if key not in self.made:
+            self.made[key] = self._make(feed)
+        self.current = self.made[key]
+        self.run.fill(self.current["inputs"], feed)
+        return self.current
 
     def _make(self, feed: dict) -> dict:
         import torch

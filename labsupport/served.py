@@ -29,6 +29,7 @@ class Ledger:
 
     name: str
     lines: tuple[tuple[str, float, float | None], ...]
+    gpu_scope: str = ""  # whose GPU memory it is: memory.OWN or memory.WHOLE
 
     def __getitem__(self, stage: str) -> float:
         """MiB of one stage, on the GPU where there is a figure for it, else on the host."""
@@ -56,7 +57,7 @@ class Ledger:
                 for what, host, gpu in lines]
 
     def __repr__(self) -> str:
-        gpu = "" if self.gpu_mib is None else f", GPU {self.gpu_mib:.0f} MiB"
+        gpu = "" if self.gpu_mib is None else f", GPU {self.gpu_mib:.0f} MiB ({self.gpu_scope or 'whose, is not known'})"
         return f"Ledger({self.name}: host {self.host_mib:.0f} MiB{gpu} after {len(self.lines)} stages)"
 
 
@@ -79,23 +80,27 @@ def serve_session(graph, batches: Sequence[int] = (1,), *, sessions: int = 1, sh
     path = graph.path if isinstance(graph, export.OnnxGraph) else Path(graph)
     job = {"serve": "session", "path": str(path), "batches": list(batches), "sessions": sessions, "shared_arena": shared_arena,
            "shrink": shrink, "keep_outputs": keep_outputs, "level": LEVELS[optimization], "options": options}
-    return Ledger(f"{path.name} in ONNX Runtime", _apart(job))
+    return Ledger(f"{path.name} in ONNX Runtime", *_apart(job))
 
 
 def serve_engine(engine, *, batch: int = 1) -> Ledger:
     """What TensorRT holds, on host and GPU, in a process of its own, stage by stage from import to first inference.
 
-    The GPU's figure is the whole device's, so nothing else should start or stop there meanwhile.
+    The GPU's figure is that process's own where NVML tells it. Elsewhere it is the whole device's, so nothing else
+    should start or stop there meanwhile; ``gpu_scope`` says which.
     """
-    from labsupport.memory import memory_now
+    from labsupport.memory import whole_gpu_mib
 
     environment.require("engine execution")
-    before = memory_now().gpu_mib  # with this process's own CUDA context, which stays the same from here on
-    return Ledger(f"{engine.name} in TensorRT", _apart({"serve": "engine", "path": str(engine.path), "batch": batch, "gpu_before": before}))
+    before, _ = whole_gpu_mib()  # with this process's own CUDA context, which stays the same from here on
+    return Ledger(f"{engine.name} in TensorRT", *_apart({"serve": "engine", "path": str(engine.path), "batch": batch, "gpu_before": before}))
 
 
 def held_mib(device: str = "cpu") -> float:
-    """MiB in use now: of the GPU for "cuda", else of this process, after the heap gave its free pages back."""
+    """MiB in use now: on the GPU for "cuda", by this process where NVML tells it, else by all; on the host, by this process.
+
+    On the host the heap gives its free pages back first.
+    """
     from labsupport.memory import memory_now
 
     if device == "cuda":
@@ -132,8 +137,8 @@ def pass_gb_per_s(mib: float, *, device: str = "cpu", seconds: float = 0.02) -> 
 # --- the process of its own -------------------------------------------------------------------------------------
 
 
-def _apart(job: dict) -> tuple:
-    """Run a job of `_report` in a fresh Python and return its lines."""
+def _apart(job: dict) -> tuple[tuple, str]:
+    """Run a job of `_report` in a fresh Python; its lines, and whose GPU memory they tell."""
     with tempfile.TemporaryDirectory(prefix="labsupport-served-") as folder:
         asked, told = Path(folder) / "job.json", Path(folder) / "lines.json"
         asked.write_text(json.dumps(job), encoding="utf-8")
@@ -145,30 +150,43 @@ def _apart(job: dict) -> tuple:
             said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             raise LabError(f"the process that was to serve {Path(job['path']).name} ended with code {done.returncode}: "
                            f"{said[-1][:300] if said else 'it said nothing'}; load the file in this notebook to see why")
-        return tuple(tuple(line) for line in json.loads(told.read_text(encoding="utf-8")))
+        report = json.loads(told.read_text(encoding="utf-8"))
+        return tuple(tuple(line) for line in report["lines"]), report["gpu_scope"]
 
 
 def _report(asked: str, told: str) -> None:
+    from labsupport.memory import OWN
+
     job = json.loads(Path(asked).read_text(encoding="utf-8"))
     marks = (_session_marks if job["serve"] == "session" else _engine_marks)(job)
-    lines, before = [], (0.0, job.get("gpu_before"))
-    for what, host, gpu in marks:
-        lines.append((what, host - before[0], None if gpu is None else gpu - before[1]))
-        before = host, before[1] if gpu is None else gpu
-    Path(told).write_text(json.dumps(lines), encoding="utf-8")
+    lines, host, gpu, scope = [], 0.0, None, ""
+    for what, now in marks:
+        added = None
+        if now.gpu_mib is not None:
+            if scope not in ("", now.gpu_scope):
+                raise LabError(f"the GPU's figure was first that of {scope}, then that of {now.gpu_scope}; serve the engine again")
+            scope = now.gpu_scope
+            gpu = (0.0 if scope == OWN else job["gpu_before"]) if gpu is None else gpu
+            added, gpu = now.gpu_mib - gpu, now.gpu_mib
+        lines.append((what, now.host_mib - host, added))
+        host = now.host_mib
+    Path(told).write_text(json.dumps({"lines": lines, "gpu_scope": scope}), encoding="utf-8")
 
 
-def _resident_mib() -> float:
+def _resident():
+    """The host memory of this process, without a look at the GPU, which would make a CUDA context."""
     import gc
 
     import psutil
 
+    from labsupport.memory import MemoryUse
+
     gc.collect()
-    return psutil.Process().memory_info().rss / MIB
+    return MemoryUse(psutil.Process().memory_info().rss / MIB, None)
 
 
 def _session_marks(job: dict):
-    """(stage, resident MiB) of a process that serves with ONNX Runtime; a generator, so that nothing is freed early."""
+    """(stage, memory) of a process that serves with ONNX Runtime; a generator, so that nothing is freed early."""
     import numpy as np
     import onnxruntime as ort
 
@@ -183,12 +201,12 @@ def _session_marks(job: dict):
         setattr(settings, option, value)
     if job["shrink"]:
         asked.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    yield "Python and ONNX Runtime", _resident_mib(), None
+    yield "Python and ONNX Runtime", _resident()
     for number in range(1, job["sessions"] + 1):
         session = ort.InferenceSession(job["path"], settings, providers=["CPUExecutionProvider"])
         kept.append(session)
         which = f"session {number}, " if job["sessions"] > 1 else ""
-        yield f"{which}weights", _resident_mib(), None
+        yield f"{which}weights", _resident()
         for turn, batch in enumerate(job["batches"], 1):
             feed = {value.name: np.zeros([axis if isinstance(axis, int) else batch for axis in value.shape], _numpy_type(value.type))
                     for value in session.get_inputs()}
@@ -196,7 +214,7 @@ def _session_marks(job: dict):
             del feed
             kept.append(outputs if job["keep_outputs"] else None)
             del outputs
-            yield f"{which}run {turn}, batch {batch}", _resident_mib(), None
+            yield f"{which}run {turn}, batch {batch}", _resident()
 
 
 def _numpy_type(text: str) -> str:
@@ -205,41 +223,33 @@ def _numpy_type(text: str) -> str:
 
 
 def _engine_marks(job: dict):
-    """(stage, resident MiB, MiB in use on the GPU) of a process that serves with TensorRT, by its plain API."""
+    """(stage, memory) of a process that serves with TensorRT, by its plain API."""
     import torch
 
-    from labsupport import build
+    from labsupport import build, memory
 
     trt, log = environment.tensorrt(), build.logger("WARNING")
-    yield "Python, PyTorch and TensorRT", _resident_mib(), None
+    yield "Python, PyTorch and TensorRT", _resident()
     torch.zeros(1, device="cuda")
-    yield "CUDA context", *_in_use()
+    yield "CUDA context", memory.memory_now()
     runtime = trt.Runtime(log)
-    yield "TensorRT runtime", *_in_use()
+    yield "TensorRT runtime", memory.memory_now()
     plan = engines.load(job["path"]).plan()
-    yield "plan file in memory", *_in_use()
+    yield "plan file in memory", memory.memory_now()
     trt_engine = runtime.deserialize_cuda_engine(plan)
-    yield "weights: plan deserialized", *_in_use()
+    yield "weights: plan deserialized", memory.memory_now()
     del plan
-    yield "plan file released", *_in_use()
+    yield "plan file released", memory.memory_now()
     context = trt_engine.create_execution_context()
-    yield "context: activations, scratch", *_in_use()
+    yield "context: activations, scratch", memory.memory_now()
     buffers = _buffers(trt, trt_engine, context, job["batch"])
-    yield "inputs and outputs", *_in_use()
+    yield "inputs and outputs", memory.memory_now()
     stream = torch.cuda.Stream()
     if not context.execute_async_v3(stream.cuda_stream):
         raise LabError(f"TensorRT could not run {Path(job['path']).name}: {(log.errors() or ['no reason given'])[-1]}; "
                        f"is batch {job['batch']} inside the engine's profile?")
     stream.synchronize()
-    yield f"first inference ({len(buffers)} buffers bound)", *_in_use()
-
-
-def _in_use() -> tuple[float, float]:
-    import torch
-
-    torch.cuda.synchronize()
-    free, total = torch.cuda.mem_get_info()
-    return _resident_mib(), (total - free) / MIB
+    yield f"first inference ({len(buffers)} buffers bound)", memory.memory_now()
 
 
 def _buffers(trt, trt_engine, context, batch: int) -> list:

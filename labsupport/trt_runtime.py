@@ -183,16 +183,23 @@ class TensorRt(Base):
         raise EngineError(f"{self.name}: TensorRT could not run the engine: {reason}")
 
     def _from_host(self, feed: dict) -> dict:
-        """NumPy in and out: copied through pinned buffers, which the driver can reach without a second copy."""
+        """NumPy in and out: copied through pinned buffers, which the driver can reach without a second copy.
+
+        All on the runtime's own stream, so that one wait at the end is enough; a CUDA graph reads its static buffers.
+        """
         import torch
 
-        with torch.cuda.stream(self.stream):
-            on_device = {}
+        with torch.inference_mode(), torch.cuda.stream(self.stream):
+            staged = {name: self._pinned(name, array.shape) for name, array in feed.items()}
             for name, array in feed.items():
-                pinned = self._pinned(name, array.shape)
-                pinned.numpy()[...] = array
-                on_device[name] = pinned.to("cuda", non_blocking=True)
-            outputs = self._graphs(on_device) if self._graphs else self._enqueue_on(self.stream.cuda_stream, on_device)
+                staged[name].numpy()[...] = array
+            if self._graphs:
+                captured = self._graphs.load(staged)
+                captured["replay"]()
+                outputs = self._graphs.outputs
+            else:
+                on_device = {name: pinned.to("cuda", non_blocking=True) for name, pinned in staged.items()}
+                outputs = self._enqueue_on(self.stream.cuda_stream, on_device)
             landed = {name: self._pinned(name, y.shape).copy_(y, non_blocking=True) for name, y in outputs.items()}
         self.stream.synchronize()
         return {name: np.array(t.numpy()) for name, t in landed.items()}

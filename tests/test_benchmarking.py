@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 import types
 
@@ -419,14 +420,15 @@ def test_memory_reports_what_the_block_still_holds(monkeypatch):
         with pytest.raises(LabError, match="still running; read it after its `with` block"):
             used.host_mib
     assert (used.host_mib, used.gpu_mib) == (60, 45)
-    assert repr(used) == "engine: host +60 MiB, GPU +45 MiB"
+    assert repr(used) == "engine: host +60 MiB, GPU +45 MiB (the whole GPU)"
     assert used.as_metric() == {"value": 45, "unit": "MiB", "samples": 1, "spread": None}
 
 
 def test_memory_without_a_gpu_says_why(monkeypatch):
-    monkeypatch.setattr(memory_module, "_gpu_used_mib", lambda: (None, "NVML sees no GPU: not found"))
+    monkeypatch.setattr(memory_module, "whole_gpu_mib", lambda: (None, "NVML sees no GPU: not found"))
     with benchmarking.memory("engine") as used:
-        held = np.ones(32 * 2**20, np.uint8)  # 32 MiB, touched
+        held = np.frombuffer(mmap.mmap(-1, 32 * 2**20), np.uint8)  # not from the heap, which may have kept free pages
+        held.fill(1)
     assert used.host_mib > 16 and held.size
     assert "no GPU figure (NVML sees no GPU" in repr(used)
     with pytest.raises(NotAvailable, match="no GPU memory was measured .*record host_mib with unit='MiB'"):
@@ -490,9 +492,9 @@ def test_gpu_memory_comes_from_nvml_when_torch_has_no_cuda(monkeypatch):
     torch.cuda = types.SimpleNamespace(is_available=lambda: False)
     monkeypatch.setitem(sys.modules, "torch", torch)
     fake_nvml(monkeypatch, nvmlDeviceGetMemoryInfo=lambda device: types.SimpleNamespace(used=512 * 2**20))
-    assert memory_module._gpu_used_mib() == (512, "")
+    assert memory_module.whole_gpu_mib() == (512, "")
     fake_nvml(monkeypatch, nvmlDeviceGetMemoryInfo=refuse)
-    assert memory_module._gpu_used_mib() == (None, "NVML gives no memory figure: Not Supported")
+    assert memory_module.whole_gpu_mib() == (None, "NVML gives no memory figure: Not Supported")
 
 
 def test_a_gpu_and_the_cpu_beside_it_are_two_machines(machine):

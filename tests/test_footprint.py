@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from labsupport import engines, environment, export, footprint, served
+from labsupport import engines, environment, export, footprint, memory, served
 from labsupport.errors import BadInput, LabError, NotAvailable
 
 MIB_FLOATS = 2**18  # values of four bytes that make one MiB
@@ -254,14 +254,15 @@ def test_pictures_say_in_words_what_they_show():
 
 # --- what a process holds ---------------------------------------------------------------------------------------
 
-ON_GPU = footprint.Ledger("net in TensorRT", (("libraries", 100.4, None), ("weights", 2.0, 50.2), ("context", -1.0, 30.0)))
+ON_GPU = footprint.Ledger("net in TensorRT", (("libraries", 100.4, None), ("weights", 2.0, 50.2), ("context", -1.0, 30.0)),
+                          memory.OWN)
 
 
 def test_a_ledger_adds_up_host_and_gpu_apart():
     assert ON_GPU.host_mib == pytest.approx(101.4) and ON_GPU.gpu_mib == pytest.approx(80.2)
     assert ON_GPU["weights"] == 50.2 and ON_GPU["libraries"] == 100.4
     assert ON_GPU.rows()[-1] == {"stage": "together", "host MiB": 101, "GPU MiB": 80}
-    assert repr(ON_GPU) == "Ledger(net in TensorRT: host 101 MiB, GPU 80 MiB after 3 stages)"
+    assert repr(ON_GPU) == "Ledger(net in TensorRT: host 101 MiB, GPU 80 MiB (this process) after 3 stages)"
     with pytest.raises(BadInput, match=r"has no stage 'activations'; its stages are \['libraries', 'weights', 'context'\]"):
         ON_GPU["activations"]
 
@@ -368,36 +369,54 @@ class FakeTrt:
 
 @pytest.fixture
 def fake_gpu(monkeypatch):
-    """A GPU on which each look finds 10 MiB more in use, and whose buffers lie in host memory."""
+    """A GPU on which each look finds 10 MiB more in use, and whose buffers lie in host memory; hands out whose it is."""
     from labsupport import build
 
-    used, zeros = [100], torch.zeros
+    used, zeros, scopes = [100], torch.zeros, [memory.WHOLE]
 
-    def info():
+    def now():
         used[0] += 10
-        return (1000 - used[0]) * 2**20, 1000 * 2**20
+        return memory.MemoryUse(500.0, used[0], "", scopes[min(len(scopes), used[0] // 10 - 10) - 1])
 
     monkeypatch.setattr(torch, "zeros", lambda *shape, **options: zeros(*shape, dtype=options.get("dtype")))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", info)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(memory, "memory_now", now)
     monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(cuda_stream=1, synchronize=lambda: None))
     monkeypatch.setattr(build, "logger", lambda minimum: SimpleNamespace(errors=lambda: ["profile 0 ends at 8"]))
     monkeypatch.setattr(engines, "load", lambda path: SimpleNamespace(plan=lambda: b"plan"))
+    return scopes
 
 
-def test_the_stages_of_a_served_engine(fake_gpu, monkeypatch, tmp_path):
-    trt = FakeTrt()
+def reported(trt, monkeypatch, tmp_path) -> dict:
     monkeypatch.setattr(environment, "tensorrt", lambda: trt)
     asked, told = tmp_path / "job.json", tmp_path / "lines.json"
     asked.write_text(json.dumps({"serve": "engine", "path": "net.plan", "batch": 8, "gpu_before": 90.0}))
     served._report(str(asked), str(told))
-    lines = json.loads(told.read_text())
+    return json.loads(told.read_text())
+
+
+def test_the_stages_of_a_served_engine(fake_gpu, monkeypatch, tmp_path):
+    trt = FakeTrt()
+    report = reported(trt, monkeypatch, tmp_path)
+    lines = report["lines"]
+    assert report["gpu_scope"] == "the whole GPU"
     assert [stage for stage, _, _ in lines] == [
         "Python, PyTorch and TensorRT", "CUDA context", "TensorRT runtime", "plan file in memory", "weights: plan deserialized",
         "plan file released", "context: activations, scratch", "inputs and outputs", "first inference (2 buffers bound)"]
     assert [gpu for _, _, gpu in lines] == [None, 20, 10, 10, 10, 10, 10, 10, 10]
     assert lines[0][1] > 50  # the first stage counts all that is resident, the others what they add
     assert trt.context.shapes == {"images": (8, 3, 4, 4)} and set(trt.context.addresses) == {"images", "logits"}
+
+
+def test_where_nvml_tells_processes_apart_the_first_stage_starts_at_nothing(fake_gpu, monkeypatch, tmp_path):
+    fake_gpu[:] = [memory.OWN]
+    report = reported(FakeTrt(), monkeypatch, tmp_path)
+    assert report["gpu_scope"] == "this process" and [gpu for _, _, gpu in report["lines"]] == [None, 110, *[10] * 7]
+
+
+def test_figures_of_two_scopes_are_not_subtracted(fake_gpu, monkeypatch, tmp_path):
+    fake_gpu[:] = [memory.OWN, memory.OWN, memory.WHOLE]
+    with pytest.raises(LabError, match="figure was first that of this process, then that of the whole GPU; serve the engine again"):
+        reported(FakeTrt(), monkeypatch, tmp_path)
 
 
 def test_an_engine_that_does_not_run_says_why(fake_gpu, monkeypatch):
@@ -407,8 +426,6 @@ def test_an_engine_that_does_not_run_says_why(fake_gpu, monkeypatch):
 
 
 def test_held_memory_is_the_gpus_or_this_process(monkeypatch):
-    from labsupport import memory
-
     monkeypatch.setattr(memory, "memory_now", lambda: memory.MemoryUse(200.0, 300.0))
     assert footprint.held_mib() == 200 and footprint.held_mib("cuda") == 300
 

@@ -203,6 +203,81 @@ def test_without_a_gpu_each_gpu_runtime_says_so(workpiece, tmp_path):
     assert isinstance(runtimes.best(model, graph), runtimes.OnnxRuntime)
 
 
+# --- NumPy in and out, on pretended device memory -----------------------------------------------------------------
+
+
+class FakeStream:
+    cuda_stream = 1
+
+    def __init__(self):
+        self.waits = 0
+
+    def synchronize(self):
+        self.waits += 1
+
+
+@pytest.fixture
+def hosted(monkeypatch):
+    """A TensorRT runtime without TensorRT: ``hosted(cuda_graph)`` doubles its input, and counts copies and waits."""
+    from labsupport import protocol
+
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, device=None, **options: empty(*shape, **options))
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *where, **how: self.clone())
+
+    class Doubling(runtimes.TensorRt):
+        def __init__(self, cuda_graph):
+            self.name, self.stream, self.copies, self.made = "doubling", FakeStream(), [], []
+            self.inputs, self.outputs = {"x": protocol.TensorSpec((None, 2), "float32")}, {"y": protocol.TensorSpec((None, 2), "float32")}
+            self._torch_types, self._lanes, self._staging, self._fast = {"x": torch.float32, "y": torch.float32}, {}, {}, None
+            self._graphs = protocol.Replay(self) if cuda_graph else None
+            if cuda_graph:
+                monkeypatch.setattr(self._graphs, "_make", self.captured)
+
+        def captured(self, feed):
+            self.made.append(tuple(feed["x"].shape))
+            static, answer = empty(feed["x"].shape), empty(feed["x"].shape)
+            return {"inputs": {"x": static}, "outputs": {"y": answer}, "replay": lambda: torch.mul(static, 2, out=answer)}
+
+        def fill(self, buffers, feed):
+            self.copies.append(feed["x"].data_ptr() == self._staging["x"].data_ptr())
+            super().fill(buffers, feed)
+
+        def _enqueue_on(self, stream, feed, **_):
+            return {"y": feed["x"] * 2}
+
+    return Doubling
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_numpy_goes_through_buffers_that_are_used_again(hosted, cuda_graph):
+    run = hosted(cuda_graph)
+    one, other = np.array([[1, 2], [3, 4]], np.float32), np.array([[5, 6]], np.float32)
+    answers = [run(feed)["y"] for feed in (one, one + 1, other, one[::-1])]
+    for answer, feed in zip(answers, (one, one + 1, other, one[::-1])):  # checked at the end: none was written again
+        np.testing.assert_array_equal(answer, feed * 2)
+    assert run.stream.waits == 4, "one wait a call is enough"
+
+
+def test_under_a_cuda_graph_the_staging_buffer_is_copied_straight_to_the_static_one(hosted):
+    run = hosted(True)
+    for rows in (2, 2, 1, 2):
+        run(np.ones((rows, 2), np.float32))
+    assert run.copies == [True] * 4, "one copy a call, from the pinned buffer itself"
+    assert run.made == [(2, 2), (1, 2)], "captured once a shape"
+    assert run._graphs.current["inputs"]["x"].shape == (2, 2)
+
+
+def test_a_wrong_feed_leaves_the_buffers_alone(hosted):
+    run = hosted(True)
+    run(np.ones((2, 2), np.float32))
+    with pytest.raises(BadInput, match="the network wants float32"):
+        run(np.ones((2, 2)))
+    with pytest.raises(BadInput, match=r"the network wants \(any, 2\)"):
+        run(np.ones((2, 3), np.float32))
+    assert run.stream.waits == 1 and run.made == [(2, 2)]
+
+
 # --- real TensorRT, on a GPU ---------------------------------------------------------------------------------------
 
 
@@ -255,15 +330,38 @@ class TestTensorRt:
             with pytest.raises(BadInput, match="out= takes the CUDA tensors"):
                 run(x.numpy(), out=out)
 
+    def test_numpy_under_a_cuda_graph_answers_as_without_one(self, engine, expected):
+        x = expected[0].numpy()
+        feeds = [x, x[::-1], x[:1], x, x[:3] * 2, np.asfortranarray(x), x]
+        with runtimes.TensorRt(engine) as plain, runtimes.TensorRt(engine, cuda_graph=True) as graph:
+            answers = [[run(feed)["logits"] for feed in feeds] for run in (plain, graph)]
+            for feed, one, other in zip(feeds, *answers):
+                assert one.shape == (len(feed), 10) and isinstance(other, np.ndarray)
+                np.testing.assert_allclose(other, one, atol=1e-5)
+
+    def test_numpy_and_tensors_may_take_turns_under_a_cuda_graph(self, engine, expected):
+        x, y = expected
+        with runtimes.TensorRt(engine, cuda_graph=True) as run:
+            for _ in range(2):
+                np.testing.assert_allclose(run(x.numpy())["logits"], y.numpy(), atol=2e-4)
+                np.testing.assert_allclose(run(x.flip(0).cuda())["logits"].cpu().numpy(), y.flip(0).numpy(), atol=2e-4)
+                run.bind(x[:2])
+                run.enqueue()
+                np.testing.assert_allclose(run.fetch()["logits"].cpu().numpy(), y[:2].numpy(), atol=2e-4)
+            with pytest.raises(BadInput, match="outside profile 0"):
+                run(np.concatenate([x.numpy()] * 3))
+            np.testing.assert_allclose(run(x.numpy())["logits"], y.numpy(), atol=2e-4)
+
     def test_token_ids_may_be_64_bit(self, tmp_path):
         model = models.encoder(layers=1, hidden=64, heads=2, vocabulary=100)
         ids = model.example_input(2)
         graph = export.to_onnx(model, ids, target=environment.generation(), dynamic=False, path=tmp_path / "encoder.onnx")
         with torch.inference_mode():
             wanted = model(ids).numpy()
-        with runtimes.TensorRt(build.engine(graph, optimization_level=0)) as run:
-            np.testing.assert_allclose(next(iter(run(ids.numpy()).values())), wanted, atol=1e-3)
-            np.testing.assert_allclose(next(iter(run(ids.cuda()).values())).cpu().numpy(), wanted, atol=1e-3)
+        for cuda_graph in (False, True):
+            with runtimes.TensorRt(build.engine(graph, optimization_level=0), cuda_graph=cuda_graph) as run:
+                np.testing.assert_allclose(next(iter(run(ids.numpy()).values())), wanted, atol=1e-3)
+                np.testing.assert_allclose(next(iter(run(ids.cuda()).values())).cpu().numpy(), wanted, atol=1e-3)
 
     def test_garbage_with_a_valid_signature_is_refused_by_tensorrt_with_a_word(self, engine, tmp_path):
         bad = engines.save(b"garbage" * 1000, tmp_path / "bad.plan", {k: v for k, v in engine.sidecar.items() if k not in ("sha256", "bytes", "signature")})
@@ -285,6 +383,7 @@ class TestTensorRt:
         packed = build.engine(workpiece[1], precision="fp16", strict=True, batch=4, io_formats={"images": ("HALF", "CHW4")})
         with runtimes.TensorRt(packed, cuda_graph=True) as run:
             assert run.inputs["images"].dtype == "float16"
+            np.testing.assert_allclose(run(x.half().numpy())["logits"].astype("float32"), y.numpy(), atol=0.05)
             run.bind(x.half())
             run.enqueue()
             np.testing.assert_allclose(run.fetch()["logits"].float().cpu().numpy(), y.numpy(), atol=0.05)

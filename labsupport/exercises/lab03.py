@@ -17,6 +17,7 @@ CHANGES = {
     "stride": "the convolution takes every second pixel",
     "sigmoid": "a sigmoid takes the ReLU's place",
     "softsign": "x / (1 + |x|) takes its place, an operator that the runtime has no fused form for",
+    "custom": "a custom operator takes its place: QuickGelu, which the ONNX standard does not know and this runtime does",
     "second reader": "the ReLU's result and the convolution's are added",
     "precision": "the ReLU runs in FP16, the convolution in FP32",
     "reshape": "the picture is flattened before the ReLU and unflattened after it",
@@ -92,11 +93,11 @@ class Forbids(Exercise):
                 "follows it as one kernel? Hand in a list of names.")
     hints = (
         "A fused kernel writes only its last result, and is one of those that the runtime's authors wrote. What needs more?",
-        "Four of the six forbid it. A stride changes the convolution alone, and a sigmoid is an activation as good as a ReLU.",
+        "Five of the seven forbid it. A stride changes the convolution alone, and a sigmoid is an activation as good as a ReLU.",
     )
-    solution_source = """lab03.forbids.check(["softsign", "second reader", "precision", "reshape"])"""
+    solution_source = """lab03.forbids.check(["softsign", "custom", "second reader", "precision", "reshape"])"""
     answer = ("A second reader needs the tensor that fusion would not write; a cast or a reshape stands between the two; and for "
-              "an operator it does not know, a runtime has no fused kernel. A custom operator is such a case (lab 10).")
+              "an operator that nobody foresaw beside a convolution, standard or custom, a runtime has no fused kernel (lab 10).")
 
     def judge(self, names: list) -> str:
         unknown = [name for name in names if name not in CHANGES]
@@ -108,10 +109,10 @@ class Forbids(Exercise):
                 raise Wrong(f"{name!r} does not forbid it: {CHANGES[name]}, and both run as one kernel all the same.")
         lacking = forbidden - set(names)
         if lacking:
-            count = {1: "one", 2: "two", 3: "three", 4: "four"}[len(lacking)]
+            count = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}[len(lacking)]
             raise Wrong(f"those forbid it, and {count} more {'does' if len(lacking) == 1 else 'do'}. Who needs the tensor between "
                         "the two operations, or stands between them?")
-        return ("The X-ray of all six networks agrees. TensorRT writes many of its pointwise kernels while building, so its list is "
+        return ("The X-ray of all seven networks agrees. TensorRT writes many of its pointwise kernels while building, so its list is "
                 "shorter; a second reader it has to respect as well.")
 
 
@@ -254,12 +255,29 @@ def changed(name: str):
         block.conv.stride = (2, 2)
     after = {
         "stride": torch.relu, "sigmoid": torch.sigmoid, "softsign": F.softsign,
+        "custom": _quick_gelu,
         "second reader": lambda y: torch.relu(y) + y,
         "precision": lambda y: torch.relu(y.half()).float(),
         "reshape": lambda y: torch.relu(y.flatten(1)).unflatten(1, (64, 16, 16)),
     }[name]  # fmt: skip
     block.forward = lambda x: after(block.bn(block.conv(x)))
     return block
+
+
+def _quick_gelu(x):
+    """x · sigmoid(1.7 x), exported as com.microsoft's QuickGelu: a node of a domain of its own, as a plugin's would be."""
+    import torch
+
+    class QuickGelu(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * torch.sigmoid(1.7 * x)
+
+        @staticmethod
+        def symbolic(g, x):
+            return g.op("com.microsoft::QuickGelu", x, alpha_f=1.7).setType(x.type())
+
+    return QuickGelu.apply(x)
 
 
 kernels = Kernels()
