@@ -1,0 +1,135 @@
+"""Who computes 2:4: layers that TensorRT may and does give a sparse kernel, and a plain product to try it on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from labsupport import environment
+from labsupport.errors import BadInput
+
+# What the builder says at level INFO, in the words of 8.6 and later and in those of earlier releases.
+ELIGIBLE = re.compile(r"\(Sparsity\) (?:Found \d+ layer\(s\) eligible to use sparse tactics"
+                      r"|Layers eligible for sparse math):?[ \t]*(.*)")
+CHOSEN = re.compile(r"\(Sparsity\) (?:Chose \d+ layer\(s\) using sparse tactics"
+                    r"|TRT inference plan picked sparse implementation for layers):?[ \t]*(.*)")
+FORMS = ("pixels", "image", "matmul")
+SPARSE_TACTIC = re.compile(r"spars|spgemm|spmma", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class SparseChoice:
+    """Layers whose weights obey 2:4, layers that got a sparse kernel, and the kernel's name for each of the latter."""
+
+    eligible: tuple[str, ...]
+    chosen: tuple[str, ...]
+    tactics: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return f"{len(self.chosen)} sparse kernels, for {len(self.eligible)} layers whose weights are 2:4"
+
+
+def with_sparse_kernels(trt, builder, network, config) -> None:
+    """``configure=`` for build.engine: let the builder try sparse kernels where the weights are 2:4.
+
+    It times them against the dense ones and takes the faster; weights that are not 2:4 stay as they are.
+    """
+    config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+
+
+def chosen(engine) -> SparseChoice:
+    """Which layers of an Engine got a sparse kernel: by the builder's own log, and by the inspector's tactic names."""
+    said = "\n".join(text for _, text in engine.log)
+    if not said and engine.path.with_suffix(".log").is_file():  # found in the cache: its log lies beside it
+        said = engine.path.with_suffix(".log").read_text(encoding="utf-8")
+    return SparseChoice(_names(ELIGIBLE, said), _names(CHOSEN, said), sparse_tactics(engine.layers))
+
+
+def sparse_tactics(layers: list) -> dict[str, str]:
+    """Layer → kernel, of the inspector's records whose kernel is a sparse one by its name."""
+    found = {str(layer.get("Name")): str(layer.get("TacticName", "")) for layer in layers if isinstance(layer, Mapping)}
+    return {name: tactic for name, tactic in found.items() if SPARSE_TACTIC.search(tactic)}
+
+
+def gemm(weight: np.ndarray, rows: int, *, form: str = "pixels"):
+    """A network for build.engine that multiplies ``rows`` rows of K by a constant weight (N, K) in FP16.
+
+    ``form``: "pixels", a 1×1 convolution over images of one pixel, x (rows, K, 1, 1); "image", over one image, x
+    (1, K, rows / 64, 64); "matmul", a matrix product, x (rows, K). A builder has different kernels for the three.
+    """
+    if form not in FORMS:
+        raise BadInput(f"form={form!r} is not known; choose one of {list(FORMS)}")
+    weight = np.ascontiguousarray(weight, np.float16)
+    if weight.ndim != 2 or isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+        raise BadInput(f"a weight of shape {weight.shape} and rows={rows!r} came; "
+                       "wanted are a matrix (N, K) and a whole number of rows")
+    outputs, inputs = weight.shape
+    shape = {"pixels": (rows, inputs, 1, 1), "image": (1, inputs, rows // 64, 64), "matmul": (rows, inputs)}[form]
+    if form == "image" and rows % 64:
+        raise BadInput(f"rows={rows}; as an image they are 64 to a line, so give a multiple of 64")
+
+    def define(trt, network):
+        x = network.add_input("x", trt.float16, shape)
+        if form == "matmul":
+            constant = network.add_constant((outputs, inputs), trt.Weights(weight)).get_output(0)
+            layer = network.add_matrix_multiply(x, trt.MatrixOperation.NONE, constant, trt.MatrixOperation.TRANSPOSE)
+        else:
+            kernel = weight.reshape(outputs, inputs, 1, 1)
+            layer = network.add_convolution_nd(x, outputs, (1, 1), trt.Weights(kernel), trt.Weights())
+        layer.name = "gemm"
+        y = layer.get_output(0)
+        y.name = "y"
+        network.mark_output(y)
+        if environment.generation() == "8.6":  # elsewhere types follow from the input's
+            y.dtype = trt.float16
+
+    return define
+
+
+def product(weight: np.ndarray, rows: int, *, sparse: bool, algorithm: int | None = None):
+    """The same product as a torch module for runtimes.Torch(…, dtype="float16"): (rows, K) → (rows, N) on a GPU.
+
+    With ``sparse`` the weight is kept in PyTorch's semi-structured format, computed by cuSPARSELt; ``algorithm`` is the
+    number of one of its kernels, and the result then lies transposed in memory. None takes what F.linear takes.
+    Source: https://docs.pytorch.org/docs/stable/sparse.html#sparse-semi-structured-tensors (a prototype)
+    """
+    import torch
+    from torch import nn
+
+    class Product(nn.Module):
+        input_name, output_name = "x", "y"
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("weight", torch.from_numpy(np.ascontiguousarray(weight, np.float16)))
+            self.packed = None
+
+        def example_input(self):
+            return torch.randn(rows, self.weight.shape[1], generator=torch.Generator().manual_seed(0))
+
+        def forward(self, x):
+            if sparse and self.packed is None:  # here, because only a GPU can pack it
+                self.packed = _packed(self.weight) if algorithm is None else torch._cslt_compress(self.weight)
+            if algorithm is not None:
+                return torch._cslt_sparse_mm(self.packed, x.t(), alg_id=algorithm).t()
+            return nn.functional.linear(x, self.packed if sparse else self.weight)
+
+    return Product().eval()
+
+
+def _packed(weight):
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is a prototype, and says so every time
+        return torch.sparse.to_sparse_semi_structured(weight)
+
+
+def _names(pattern: re.Pattern, said: str) -> tuple[str, ...]:
+    listed = [match.group(1) for match in pattern.finditer(said)]
+    return tuple(name.strip() for line in listed for name in line.split(",") if name.strip())
