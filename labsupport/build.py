@@ -64,7 +64,8 @@ def engine(
 
     ``graph`` is an export.OnnxGraph, a path, or a function ``define(trt, network)`` that fills the network by the
     layer API (then ``name`` is required). ``precision``: "fp32" (TF32 off), "tf32", "fp16", "bf16", "int8" (the graph
-    has Q/DQ, or ``configure`` sets a calibrator on 8.6) or "as-is" (types as in the graph). ``strict`` makes the 8.6
+    has Q/DQ, or ``configure`` sets a calibrator on 8.6) or "as-is" (types as in the graph; 8.6 may also use FP16, and
+    INT8 where there are scales). ``strict`` makes the 8.6
     builder obey it in every computing layer instead of choosing by speed; later generations always obey the graph.
     ``profiles`` maps input → Profile, or is a list of such mappings; ``batch`` is the short form: one number or (min,
     opt, max) for the free first axis. ``io_formats`` maps a tensor to (DataType name, TensorFormat name).
@@ -193,12 +194,20 @@ class _Job:
             self._obey(network, config)
         if self.configure:
             self.configure(trt, builder, network, config)
+        if generation == "8.6" and self.precision == "as-is" and self._has_scales(network, config):
+            config.set_flag(trt.BuilderFlag.INT8)
+
+    @staticmethod
+    def _has_scales(network, config) -> bool:
+        """Whether anything says how to compute in INT8; the 8.6 builder that may use it and finds no scales stops."""
+        quantized = any(network.get_layer(i).type.name in ("QUANTIZE", "DEQUANTIZE") for i in range(network.num_layers))
+        return quantized or config.int8_calibrator is not None
 
     def _weak_flags(self, config):
         trt = self.trt
         if self.precision in ("fp16", "int8", "as-is"):
             config.set_flag(trt.BuilderFlag.FP16)
-        if self.precision in ("int8", "as-is"):
+        if self.precision == "int8":
             config.set_flag(trt.BuilderFlag.INT8)
         if self.precision == "bf16":
             raise BadInput("TensorRT 8.6 has no BF16; choose fp16, or use TensorRT 10 or newer")

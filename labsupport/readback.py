@@ -40,12 +40,12 @@ def read_precisions(layers: list) -> Counter:
 def demand(precision: str, read: Counter, evidence: str, stem: str, generation: str | None, *, strict: bool = False) -> None:
     """Stop when the engine is not what was asked for: the check that makes a silent FP32 engine impossible."""
     wanted = {"tf32": "fp32"}.get(precision, precision)
-    prescribed = strict or generation != "8.6"  # then even a region that cannot be read was told its types
+    prescribed = strict or generation != "8.6"  # then even layers that cannot be read were told their types
     if precision == "as-is":
         return
     if wanted == "fp32" and read and not any(kind in read for kind in NARROW):
         return
-    if wanted != "fp32" and (wanted in read or prescribed and read.get("region")):
+    if wanted != "fp32" and (wanted in read or prescribed and (read.get("region") or read.get("unread"))):
         return
     found = ", ".join(f"{k}×{n}" for k, n in read.most_common()) or "no layer whose type it tells"
     if wanted != "fp32" and read.get("region"):

@@ -7,6 +7,7 @@ import multiprocessing
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -140,6 +141,19 @@ def test_a_region_that_cannot_be_read_is_no_proof():
         readback.demand("fp16", Counter(region=1), "engine inspector", "net", "8.6")
     readback.demand("fp16", Counter(region=1), "engine inspector", "net", "8.6", strict=True)
     readback.demand("fp16", Counter(region=1), "engine inspector", "net", "11")
+    readback.demand("fp16", Counter(unread=4), "engine inspector", "net", "8.6", strict=True)
+    with pytest.raises(PrecisionMismatch, match="unread×4. the 8.6 builder may keep FP32 kernels"):
+        readback.demand("fp16", Counter(unread=4), "engine inspector", "net", "8.6")
+
+
+@pytest.mark.parametrize("layers, calibrator, scales", [
+    (("CONVOLUTION", "ACTIVATION"), None, False), (("QUANTIZE", "DEQUANTIZE", "CONVOLUTION"), None, True),
+    (("CONVOLUTION",), object(), True)])
+def test_as_is_allows_int8_only_where_there_are_scales(layers, calibrator, scales):
+    """The 8.6 builder that may use INT8 and finds no scale anywhere gives up with a calibration failure."""
+    types = [SimpleNamespace(type=SimpleNamespace(name=name)) for name in layers]
+    network = SimpleNamespace(num_layers=len(types), get_layer=types.__getitem__)
+    assert build._Job._has_scales(network, SimpleNamespace(int8_calibrator=calibrator)) is scales
     for precision in ("fp16", "fp32"):
         with pytest.raises(PrecisionMismatch, match="no layer whose type it tells"):
             readback.demand(precision, Counter(), "engine inspector", "net", "8.6", strict=True)

@@ -17,8 +17,8 @@ PACKAGE = ROOT / "labsupport"
 # Left to right, as the design draws it; rooms of one group may use each other. A module that is not listed is a
 # part split off a room, and counts as the rooms that it imports.
 ORDER = [
-    {"errors"}, {"environment"}, {"data"}, {"models"}, {"training"}, {"export"}, {"build"}, {"runtimes"},
-    {"benchmarking"}, {"comparing"}, {"fusion", "footprint", "blocks", "roofline", "quantization", "pruning", "distillation", "placement", "plugins"},
+    {"errors"}, {"environment"}, {"data"}, {"models"}, {"training", "checkpoints"}, {"export"}, {"build"}, {"runtimes"},
+    {"benchmarking"}, {"comparing"}, {"fusion", "footprint", "precision", "layerwise", "number_formats", "blocks", "roofline", "quantization", "pruning", "distillation", "placement", "plugins"},
     {"recordings"}, {"exercises"}, {"doctor", "installation", "running", "cli", "__main__"},
 ]
 RANK = {room: rank for rank, group in enumerate(ORDER) for room in group}
@@ -29,7 +29,9 @@ NEVER_AT_TOP = {"tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "onnxscript",
                 "pandas", "matplotlib", "pynvml", "nbclient", "nbformat", "tensorflow", "keras", "IPython"}
 HEAVY = NEVER_AT_TOP | {"numpy", "torch", "PIL"}
 PROBES = {"doctor", "import_probes"}  # look into broken installations, where importing raises anything
-TORCH_ROOMS = {"models", "networks", "blocks", "training"}
+TORCH_ROOMS = {"models", "depthwise", "qat", "networks", "blocks", "training", "raw_pixels", "distillation", "distillation_audit", "distillation_hints",
+               "distillation_losses", "distillation_networks", "gated_norm",
+               "channels", "macs", "masks", "sparse24"}
 
 
 def module_name(path: Path) -> str:
