@@ -1,0 +1,288 @@
+"""A network in two parts on two devices: where it can be cut, what each cut should cost, and what it does cost."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from labsupport import benchmarking, comparing, export, fusion
+from labsupport.errors import BadInput
+from labsupport.measurements import one_of
+from labsupport.onnx_nodes import nodes_of
+
+OBJECTIVES = ("latency", "interval")
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "uint8": 1, "int8": 1, "bool": 1, "int32": 4, "int64": 8, "double": 8}
+# A cut just before one of these would tear apart what every runtime computes in one kernel, or rename the same bytes.
+STICKS = ("Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSwish", "BatchNormalization", "Flatten", "Reshape", "Squeeze",
+          "Unsqueeze", "Identity", "Cast")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A tensor that alone carries everything the rest of the network needs; ``after`` nodes lie before it."""
+
+    name: str
+    shape: tuple
+    mib: float
+    after: int
+
+    def __repr__(self) -> str:
+        return f"{self.name} {'×'.join(map(str, self.shape))}, {self.mib:.3g} MiB"
+
+
+def natural(graph) -> tuple[Cut, ...]:
+    """The cuts of a chain-like network: its input, every tensor that is alive alone between two steps, its output.
+
+    Shapes must be fixed (export with dynamic=False). Raises BadInput.
+    """
+    nodes, constants = _steps(graph)
+    if len(nodes.inputs) != 1 or len(nodes.outputs) != 1:
+        raise BadInput(f"{graph.path.name} has {len(nodes.inputs)} inputs and {len(nodes.outputs)} outputs; cuts are "
+                       "found in networks with one of each")
+    readers = {name: [node for node in nodes.nodes if name in node.inputs]
+               for maker in nodes.nodes for name in maker.outputs}
+    found = [_cut(graph, nodes, nodes.inputs[0], 0)]
+    for place, node in enumerate(nodes.nodes[:-1], 1):
+        alive = _alive(nodes, constants, place)
+        if len(alive) == 1 and alive[0] in node.outputs:
+            following = readers[alive[0]]
+            if len(following) > 1 or following[0].op not in STICKS:
+                found.append(_cut(graph, nodes, alive[0], place))
+    return (*found, _cut(graph, nodes, nodes.outputs[0], len(nodes.nodes)))
+
+
+def split(graph, at) -> tuple:
+    """(head, tail) as two graphs; at the network's input there is no head, at its output no tail (None).
+
+    ``at`` is a Cut or a tensor's name. Raises BadInput for a name that is not in the graph, and for a tensor beside
+    which another one is needed, which is a cut through two wires.
+    """
+    import onnx
+
+    name = getattr(at, "name", at)
+    nodes, constants = _steps(graph)
+    if name in nodes.inputs:
+        return None, graph
+    if name in nodes.outputs:
+        return graph, None
+    place = next((place for place, node in enumerate(nodes.nodes, 1) if name in node.outputs), None)
+    if place is None or name in constants:
+        raise BadInput(f"there is no tensor {name!r} to cut at in {graph.path.name}; choose one of "
+                       f"{[cut.name for cut in natural(graph)]}")
+    others = [other for other in _alive(nodes, constants, place) if other != name]
+    if others:
+        raise BadInput(f"{name!r} is no clean cut: {', '.join(others)} is needed behind it as well; choose one of "
+                       f"{[cut.name for cut in natural(graph)]}")
+    folder, parts = Path(tempfile.mkdtemp(dir=export.scratch_folder())), []
+    for part, ends in (("head", (list(nodes.inputs), [name])), ("tail", ([name], list(nodes.outputs)))):
+        path = folder / f"{graph.path.stem}.{part}.onnx"
+        onnx.utils.extract_model(str(graph.path), str(path), *ends)
+        parts.append(export.load(path))
+    return tuple(parts)
+
+
+class Placed:
+    """A head on one device and a tail on another, called like one runtime; either may be None.
+
+    ``cross`` is what happens to the array between the two, such as a copy; a TensorRT tail copies it by itself.
+    """
+
+    def __init__(self, head, tail, *, cross: Callable | None = None, name: str = "placed"):
+        if head is None and tail is None:
+            raise BadInput("both parts are None; give a runtime for the head, for the tail, or for both")
+        self.head, self.tail, self.cross, self.name = head, tail, cross, name
+        self.device = (tail or head).device
+
+    def __call__(self, feed) -> dict:
+        if self.tail is None:
+            return self.head(feed)
+        carried = feed if self.head is None else self.head(feed)
+        if isinstance(carried, Mapping):
+            carried = next(iter(carried.values()))
+        return self.tail(self.cross(carried) if self.cross else carried)
+
+    def close(self) -> None:
+        """Close both parts."""
+        for part in (self.head, self.tail):
+            if part is not None:
+                part.close()
+
+
+def stages(graph, at, make_first: Callable, make_second: Callable) -> dict[str, Callable]:
+    """The parts of a cut as stages for pipeline.run, each on its own device; a cut at an end gives one stage."""
+    head, tail = split(graph, at)
+    made = {"first": head and make_first(head), "second": tail and make_second(tail)}
+    return {name: Placed(run, None) if name == "first" else Placed(None, run)
+            for name, run in made.items() if run is not None}
+
+
+@dataclass(frozen=True, repr=False)
+class CostModel:
+    """Predicted time of every cut: segments between two cuts on either device, plus the crossing at the cut.
+
+    ``first_ms`` and ``second_ms`` have one entry per segment, ``cross_ms`` one per cut; ``fixed_ms`` is what a call of
+    the second device costs besides its layers.
+    """
+
+    cuts: tuple[Cut, ...]
+    first_ms: tuple[float, ...]
+    second_ms: tuple[float, ...]
+    cross_ms: tuple[float, ...]
+    fixed_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        segments = len(self.cuts) - 1
+        counts = len(self.first_ms), len(self.second_ms), len(self.cross_ms)
+        if segments < 1 or counts != (segments, segments, segments + 1):
+            raise BadInput(f"{len(self.cuts)} cuts make {segments} segments; got {len(self.first_ms)} and "
+                           f"{len(self.second_ms)} times and {len(self.cross_ms)} crossings")
+
+    def parts_ms(self, cut) -> tuple[float, float, float]:
+        """Predicted ms on the first device, for the crossing, and on the second device."""
+        place = self._place(cut)
+        if place == len(self.cuts) - 1:
+            return sum(self.first_ms), 0.0, 0.0
+        return sum(self.first_ms[:place]), self.cross_ms[place], sum(self.second_ms[place:]) + self.fixed_ms
+
+    def latency_ms(self, cut) -> float:
+        """One request from its start to its answer: the parts follow one another."""
+        return sum(self.parts_ms(cut))
+
+    def interval_ms(self, cut) -> float:
+        """Time between two answers when both devices work on different requests: the slower part sets the pace."""
+        first, cross, second = self.parts_ms(cut)
+        return max(first, cross + second)
+
+    def choose(self, objective: str = "latency") -> Cut:
+        """The cut with the least predicted "latency", or the least "interval" between answers."""
+        one_of("objective", objective, OBJECTIVES)
+        cost = self.latency_ms if objective == "latency" else self.interval_ms
+        return min(self.cuts, key=cost)
+
+    def rows(self) -> list[dict]:
+        """One row a cut: what is carried over, what each part should take, and the sum."""
+        table = []
+        for cut in self.cuts:
+            first, cross, second = (round(ms, 3) for ms in self.parts_ms(cut))
+            table.append({"cut": short(cut.name), "MiB over": round(cut.mib, 3), "first, ms": first,
+                          "crossing, ms": cross, "second, ms": second,
+                          "predicted, ms": round(self.latency_ms(cut), 3),
+                          "interval, ms": round(self.interval_ms(cut), 3)})
+        return table
+
+    def frame(self):
+        """The rows as a pandas DataFrame: a prediction has no error until something is measured."""
+        from labsupport.tables import frame_class
+
+        return frame_class()(self.rows()).set_index("cut")
+
+    def _place(self, cut) -> int:
+        name = getattr(cut, "name", cut)
+        names = [each.name for each in self.cuts]
+        if name not in names:
+            raise BadInput(f"{name!r} is not one of the cuts {names}")
+        return names.index(name)
+
+    def __repr__(self) -> str:
+        best = self.choose()
+        return f"CostModel({len(self.cuts)} cuts; least latency {self.latency_ms(best):.3g} ms at {best.name})"
+
+
+def cost_model(graph, first, second, feed, cross_ms: Callable[[float], float], *, cuts: Sequence[Cut] | None = None,
+               runs: int = 20) -> CostModel:
+    """Predict every cut from two whole runs: layer times of ``first`` and of ``second``, and ``cross_ms(MiB)``.
+
+    Both are runtimes of the whole graph. Profiling slows a network, so its layer times are used as shares of the time
+    measured without it. Of a TensorRT runtime the time is the device's, and what a call from NumPy to NumPy costs beyond
+    that and the crossing is ``fixed_ms``.
+    """
+    cuts = tuple(cuts or natural(graph))
+    here = benchmarking.latency(first, feed, runs=runs).median_ms
+    there, fixed = benchmarking.latency(second, feed, runs=runs).median_ms, 0.0
+    carried = cross_ms(cuts[0].mib)
+    if second.device == "cuda":
+        computing = benchmarking.device_latency(second, feed, runs=runs).median_ms
+        there, fixed = computing, max(0.0, there - computing - carried)
+    return CostModel(cuts, _segments(first, graph, cuts, feed, here), _segments(second, graph, cuts, feed, there),
+                     tuple(cross_ms(cut.mib) for cut in cuts), fixed)
+
+
+def measure(graph, cuts: Sequence[Cut], make_first: Callable, make_second: Callable, feed, *,
+            cross: Callable | None = None, runs: int = 20, seconds: float = math.inf) -> list[dict]:
+    """Really cut at each place: a row with the cut, its Latency and how far its answer lies from the first cut's.
+
+    No further cut is begun after ``seconds``: on a GPU each takes an engine of its own.
+    """
+    rows, reference, begin = [], None, time.perf_counter()
+    for cut in cuts:
+        if rows and time.perf_counter() - begin > seconds:
+            break
+        head, tail = split(graph, cut)
+        placed = Placed(head and make_first(head), tail and make_second(tail), cross=cross, name=short(cut.name))
+        try:
+            answer = placed(feed)
+            reference = answer if reference is None else reference
+            rows.append({"cut": cut, "latency": benchmarking.latency(placed, feed, runs=runs),
+                         "relative error": comparing.relative_error(reference, answer)})
+        finally:
+            placed.close()
+    return rows
+
+
+def short(name: str) -> str:
+    """A tensor's name without what the exporter repeats in it: "layer1.0/Relu_1"."""
+    parts = name.removesuffix("_output_0").strip("/").split("/")
+    return "/".join(parts[-2:])
+
+
+def _segments(run, graph, cuts, feed, total_ms: float) -> tuple[float, ...]:
+    """Time between neighboring cuts: each kernel counts where its last ONNX node lies."""
+    nodes, _ = _steps(graph)
+    order = {node.name: place for place, node in enumerate(nodes.nodes, 1)}
+    plain = run if getattr(run, "_graphs", None) is None else type(run)(run.source)  # layers hide inside a CUDA graph
+    plan = fusion.xray(getattr(plain, "source", plain), graph=graph, profile=fusion.profile(plain, feed))
+    times, place = [0.0] * (len(cuts) - 1), 0
+    for kernel in plan.kernels:
+        last = max((order[name] for name in kernel.nodes if name in order), default=None)
+        if last is not None:  # a kernel without nodes changes a layout for the one before it
+            place = next(k for k in range(len(times)) if last <= cuts[k + 1].after)
+        times[place] += kernel.time_ms or 0.0
+    if plain is not run:
+        plain.close()
+    whole = sum(times)
+    if not whole > 0:
+        raise BadInput(f"the profile of {run.name} has no times; profile it with a larger input")
+    return tuple(ms / whole * total_ms for ms in times)
+
+
+def _steps(graph):
+    """The nodes of a graph without its constants, and the names that are constant."""
+    import dataclasses
+
+    nodes = nodes_of(graph)
+    constants = set(nodes.constants)
+    for node in nodes.nodes:
+        if all(not name or name in constants for name in node.inputs):
+            constants.update(node.outputs)
+    steps = tuple(node for node in nodes.nodes if not set(node.outputs) <= constants)
+    return dataclasses.replace(nodes, nodes=steps), constants
+
+
+def _alive(nodes, constants, place: int) -> list[str]:
+    """Tensors that exist after ``place`` steps and are still needed."""
+    made = [*nodes.inputs, *(name for node in nodes.nodes[:place] for name in node.outputs)]
+    needed = {name for node in nodes.nodes[place:] for name in node.inputs} | set(nodes.outputs)
+    return [name for name in made if name in needed and name not in constants]
+
+
+def _cut(graph, nodes, name: str, after: int) -> Cut:
+    known = {**dict(graph.inputs), **dict(graph.outputs)}.get(name)
+    dtype, shape = (known[1], known[0]) if known else nodes.types.get(name, ("", ()))
+    if not shape or any(not isinstance(axis, int) for axis in shape):
+        raise BadInput(f"the shape of {name!r} is {tuple(shape)}, not fixed, so its bytes are unknown; export the "
+                       "graph with dynamic=False")
+    return Cut(name, tuple(shape), math.prod(shape) * BYTES.get(dtype, 4) / 2**20, after)

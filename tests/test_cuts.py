@@ -1,0 +1,128 @@
+"""Cuts: where a network can be cut, that two parts give the whole's answer, and a cost model worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from labsupport import cuts, export, models, pipeline, runtimes
+from labsupport.cuts import CostModel, Cut
+from labsupport.errors import BadInput
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    model = models.resnet18(width=8, size=32, classes=10)
+    return export.to_onnx(model, model.example_input(1), dynamic=False, path=tmp_path_factory.mktemp("graph") / "net.onnx")
+
+
+@pytest.fixture(scope="module")
+def image():
+    return models.resnet18(width=8, size=32, classes=10).example_input(1).numpy()
+
+
+def test_resnet_has_its_ten_inner_cuts_and_a_few_at_the_ends(graph):
+    places = cuts.natural(graph)
+    assert places[0].name == "images" and places[0].after == 0 and places[-1].name == "logits"
+    blocks = [place for place in places if place.name.endswith("Relu_1_output_0")]
+    assert len(blocks) == 8 and len(places) == 13  # input, stem, pool, eight blocks, features, output
+    assert [place.after for place in places] == sorted(place.after for place in places)
+    assert places[0].mib == pytest.approx(3 * 32 * 32 * 4 / 2**20) and "images 1×3×32×32" in repr(places[0])
+
+
+def test_every_cut_gives_the_answer_of_the_whole(graph, image):
+    whole = runtimes.OnnxRuntime(graph)(image)["logits"]
+    for place in cuts.natural(graph):
+        head, tail = cuts.split(graph, place)
+        assert (head is None) == (place.name == "images") and (tail is None) == (place.name == "logits")
+        placed = cuts.Placed(head and runtimes.OnnxRuntime(head), tail and runtimes.OnnxRuntime(tail), cross=np.copy)
+        np.testing.assert_allclose(placed(image)["logits"], whole, rtol=1e-4, atol=1e-5)
+        placed.close()
+
+
+def test_nodes_of_the_parts_add_up(graph):
+    place = cuts.natural(graph)[5]
+    head, tail = cuts.split(graph, place.name)
+    assert head.ops["Conv"] + tail.ops["Conv"] == graph.ops["Conv"] and list(tail.inputs) == list(head.outputs) == [place.name]
+
+
+def test_a_cut_that_is_not_there_or_not_clean_is_refused(graph):
+    with pytest.raises(BadInput, match=r"there is no tensor 'middle' to cut at in net.onnx; choose one of \['images'"):
+        cuts.split(graph, "middle")
+    inner = next(n.output[0] for n in graph.model().graph.node if n.name.endswith("layer1.0/conv1/Conv"))
+    with pytest.raises(BadInput, match="is no clean cut: .* is needed behind it as well"):
+        cuts.split(graph, inner)
+    weight = graph.model().graph.initializer[0].name
+    with pytest.raises(BadInput, match="there is no tensor"):
+        cuts.split(graph, weight)
+
+
+def test_free_shapes_and_several_inputs_are_refused(tmp_path):
+    model = models.resnet18(width=8, size=32, classes=10)
+    with pytest.raises(BadInput, match="not fixed.*dynamic=False"):
+        cuts.natural(export.to_onnx(model, model.example_input(1)))
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "abc"]
+    two = helper.make_model(helper.make_graph([helper.make_node("Add", ["a", "b"], ["c"])], "two", infos[:2], infos[2:]),
+                            opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(two, str(tmp_path / "two.onnx"))
+    with pytest.raises(BadInput, match="2 inputs and 1 outputs"):
+        cuts.natural(export.load(tmp_path / "two.onnx"))
+
+
+def places(*mib: float) -> tuple[Cut, ...]:
+    return tuple(Cut(f"c{n}", (1,), size, n) for n, size in enumerate(mib))
+
+
+def test_the_cost_of_a_cut_by_hand():
+    model = CostModel(places(4, 1, 2, 0.1), (10.0, 5.0, 5.0), (2.0, 1.0, 1.0), (8.0, 2.0, 4.0, 9.0), fixed_ms=0.5)
+    assert model.parts_ms("c0") == (0, 8.0, 4.5) and model.parts_ms("c1") == (10.0, 2.0, 2.5) and model.parts_ms("c3") == (20.0, 0.0, 0.0)
+    assert [model.latency_ms(f"c{n}") for n in range(4)] == [12.5, 14.5, 20.5, 20.0]
+    assert [model.interval_ms(f"c{n}") for n in range(4)] == [12.5, 10.0, 15.0, 20.0]
+    assert model.choose().name == "c0" and model.choose("interval").name == "c1"
+    assert "least latency 12.5 ms at c0" in repr(model) and list(model.frame().index) == ["c0", "c1", "c2", "c3"]
+
+
+@pytest.mark.parametrize("work, message", [
+    (lambda: CostModel(places(1, 1), (1.0, 2.0), (1.0,), (1.0, 1.0)), "2 cuts make 1 segments; got 2 and 1"),
+    (lambda: CostModel(places(1), (), (), (1.0,)), "1 cuts make 0"),
+    (lambda: CostModel(places(1, 1), (1.0,), (1.0,), (1.0, 1.0)).latency_ms("c9"), "'c9' is not one of the cuts"),
+    (lambda: CostModel(places(1, 1), (1.0,), (1.0,), (1.0, 1.0)).choose("energy"), "objective='energy'"),
+    (lambda: cuts.Placed(None, None), "both parts are None"),
+])
+def test_bad_cost_models(work, message):
+    with pytest.raises(BadInput, match=message):
+        work()
+
+
+def test_a_cost_model_of_real_runs_keeps_the_whole_time(graph, image):
+    first, second = runtimes.OnnxRuntime(graph, optimization="off"), runtimes.OnnxRuntime(graph)
+    model = cuts.cost_model(graph, first, second, image, lambda mib: 10 * mib, runs=4)
+    ends = model.parts_ms("images"), model.parts_ms("logits")
+    assert ends[0][0] == 0 and ends[0][1] == pytest.approx(10 * model.cuts[0].mib) and ends[1][1:] == (0, 0)
+    assert all(ms >= 0 for ms in (*model.first_ms, *model.second_ms)) and sum(ms > 0 for ms in model.second_ms) >= 10
+    assert ends[1][0] == pytest.approx(sum(model.first_ms))
+
+
+def test_cuts_are_measured_with_their_error(graph, image):
+    chosen = [cuts.natural(graph)[place] for place in (0, 4, -1)]
+    rows = cuts.measure(graph, chosen, runtimes.OnnxRuntime, runtimes.OnnxRuntime, image, runs=2)
+    assert [row["cut"] for row in rows] == chosen and all(row["relative error"] < 1e-4 and row["latency"].median_ms > 0 for row in rows)
+
+
+def test_no_cut_is_begun_after_the_time(graph, image):
+    rows = cuts.measure(graph, cuts.natural(graph)[:3], runtimes.OnnxRuntime, runtimes.OnnxRuntime, image, runs=1, seconds=0)
+    assert len(rows) == 1
+
+
+def test_a_cut_becomes_two_stages(graph, image):
+    stages = cuts.stages(graph, cuts.natural(graph)[6], runtimes.OnnxRuntime, runtimes.OnnxRuntime)
+    answer = pipeline.run([image] * 3, stages, bound=1).outputs[-1]["logits"]
+    np.testing.assert_allclose(answer, runtimes.OnnxRuntime(graph)(image)["logits"], rtol=1e-4, atol=1e-5)
+    assert list(cuts.stages(graph, "images", runtimes.OnnxRuntime, runtimes.OnnxRuntime)) == ["second"]
+
+
+def test_names_are_shortened():
+    assert cuts.short("/network/layer1/layer1.0/Relu_1_output_0") == "layer1.0/Relu_1" and cuts.short("images") == "images"
