@@ -125,7 +125,7 @@ def schedule(steps: Iterable[tuple[str, float, Sequence[str]]], *, inputs: Seque
     """
     steps, born = list(steps), {}
     names = [name for name, _, _ in steps]
-    for step, (name, mib, reads) in enumerate(steps):
+    for step, (name, _, reads) in enumerate(steps):
         if isinstance(reads, str):
             raise BadInput(f"{name!r} reads {reads!r}; give a list of tensors, such as [{reads!r}]")
         for read in reads:

@@ -107,7 +107,8 @@ def _in_a_child(folder: Path, feeds: list, options: dict, name: str) -> None:
     import numpy as np
 
     np.savez(folder / "feeds.npz", **{key: np.concatenate([feed[key] for feed in feeds]) for key in feeds[0]})
-    ran = subprocess.run([sys.executable, "-c", CHILD, str(folder / "feeds.npz"), json.dumps(options)], cwd=folder, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    ran = subprocess.run([sys.executable, "-c", CHILD, str(folder / "feeds.npz"), json.dumps(options)], cwd=folder,
+                         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
                          stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)  # fmt: skip
     if ran.returncode or not Path(options["output_path"]).is_file():
         lines = [line.strip() for line in ran.stderr.splitlines() if line.strip()]

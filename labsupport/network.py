@@ -54,7 +54,8 @@ def _parser_complaint(parser, graph) -> str:
     known = f"TensorRT {environment.machine().tensorrt} reads opset {export.NEWEST_OPSET[environment.generation()]} and below"
     if node is not None and not parser.supports_operator(node.op_type):
         return f"{graph.path.name}: TensorRT has no operator {node.op_type}, wanted by {where}; rewrite it into known operators or write a plugin (lab 10)"
-    return f"{graph.path.name}: the parser stopped at {where}: {text.strip()}. The file is opset {graph.opset}; {known}: export.to_onnx(..., target={environment.generation()!r})"
+    return (f"{graph.path.name}: the parser stopped at {where}: {text.strip()}. The file is opset {graph.opset}; {known}: "
+            f"export.to_onnx(..., target={environment.generation()!r})")
 
 
 def member(enum, name: str):

@@ -34,7 +34,8 @@ from labsupport.python_plugin import Answers, creator_class, plugin_class, regis
 
 __all__ = [
     "EPSILON", "LAYOUTS", "OP_TYPE", "SOURCE", "Answers", "Case", "CudaKernel", "Examination", "GatedBlock", "Launch", "OnDevice", "Point", "Unknown",
-    "around",     "build_library", "built_for", "chain", "checked", "compiled_chain", "creator_class", "decorated", "device_copy", "draw_sweep", "examine", "example", "fastest",
+    "around", "build_library", "built_for", "chain", "checked", "compiled_chain", "creator_class", "decorated", "device_copy", "draw_sweep",
+    "examine", "example", "fastest",
     "headers", "in_domain", "inlined", "laid_out", "launch_of", "load_library", "megabytes", "nvcc", "operator_graph", "output_shape", "part",
     "plugin_class", "reference", "refused_by_parser", "register", "registered", "rewritten", "sweep", "triton_kernel",
     "unknown_operators", "with_body", "with_layers", "with_shapes",

@@ -90,7 +90,8 @@ def _check_array(runtime: str, name: str, array, spec: TensorSpec) -> None:
         raise BadInput(f"{runtime}: input {name!r} has shape {tuple(shape)}; the network wants {wanted}")
     got = str(dtype).removeprefix("torch.")
     if got != spec.dtype:
-        raise BadInput(f"{runtime}: input {name!r} is {got}; the network wants {spec.dtype}: convert it with .astype({spec.dtype!r}) or .to(torch.{spec.dtype})")
+        raise BadInput(f"{runtime}: input {name!r} is {got}; the network wants {spec.dtype}: "
+                       f"convert it with .astype({spec.dtype!r}) or .to(torch.{spec.dtype})")
     if 0 in tuple(shape):
         raise BadInput(f"{runtime}: input {name!r} is empty, shape {tuple(shape)}; feed at least one item")
 

@@ -77,7 +77,8 @@ class TensorRt(Base):
             if self.trt_engine.get_tensor_format(name) != trt.TensorFormat.LINEAR and side is self.inputs:
                 self._lanes[name] = self.trt_engine.get_tensor_components_per_element(name)
                 if len(shape) != 4 or shape[1] is None or shape[1] > self._lanes[name]:
-                    raise EngineError(f"input {name!r} of {self.source.path.name} is laid out as {self.trt_engine.get_tensor_format_desc(name)}; only images of at most that many channels can be fed so")
+                    raise EngineError(f"input {name!r} of {self.source.path.name} is laid out as "
+                                      f"{self.trt_engine.get_tensor_format_desc(name)}; only images of at most that many channels can be fed so")
 
     def __call__(self, feed, *, out=None) -> dict:
         """Run the engine; ``out``, the mapping that a former call returned, is written again instead of a new one.
@@ -168,13 +169,15 @@ class TensorRt(Base):
             y = out.get(name) if isinstance(out, dict) else None
             if y is None or tuple(y.shape) != shape or y.dtype != self._torch_types[name] or not (y.is_cuda and y.is_contiguous()):
                 got = "nothing" if y is None else f"{y.dtype} {tuple(y.shape)} on {y.device}"
-                raise BadInput(f"{self.name}: out[{name!r}] is {got}; this call writes {self._torch_types[name]} {shape} on the GPU: hand in what a former call of this batch returned")
+                raise BadInput(f"{self.name}: out[{name!r}] is {got}; this call writes {self._torch_types[name]} {shape} on the GPU: "
+                               "hand in what a former call of this batch returned")
         return out
 
     def _set_shape(self, name: str, shape) -> None:
         if not self.context.set_input_shape(name, tuple(shape)):
             low, _, high = self.trt_engine.get_tensor_profile_shape(name, self.profile)
-            raise BadInput(f"{self.name}: input {name!r} has shape {tuple(shape)}, outside profile {self.profile}: {tuple(low)} to {tuple(high)}; build with a wider Profile")
+            raise BadInput(f"{self.name}: input {name!r} has shape {tuple(shape)}, outside profile {self.profile}: "
+                           f"{tuple(low)} to {tuple(high)}; build with a wider Profile")
         self._shapes[name] = shape
         self._output_shapes = {n: tuple(self.context.get_tensor_shape(n)) for n in self.outputs}
 

@@ -245,7 +245,8 @@ _WHY_NOT = {
                "kernel between engines": "TensorRT has a layer for it; nobody needs a kernel of their own."},
     "tryout": {"plugin": "8.6 takes plugins in C++ only, and there is no compiler.", "layers": "that throws the Triton kernel away, and with it the fusion.",
                "rewrite": "that throws the Triton kernel away, and with it the fusion."},
-    "server": {"kernel between engines": "48 kernels make 49 engines, and the server loads one file.", "rewrite": "unfused it takes half the time, as the situation says.",
+    "server": {"kernel between engines": "48 kernels make 49 engines, and the server loads one file.",
+                   "rewrite": "unfused it takes half the time, as the situation says.",
                "layers": "TensorRT's layers are the unfused operations; they take half the time."},
 }
 
