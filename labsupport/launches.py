@@ -20,7 +20,7 @@ def traced(run, feed) -> tuple[str, ...]:
     run.enqueue()  # whatever is loaded at a first launch is not the inference
     run.synchronize()
     try:
-        with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as trace:
             run.enqueue()
             run.synchronize()
     except LabError:

@@ -18,7 +18,7 @@ import numpy as np
 
 from labsupport import dispatch
 from labsupport.errors import BadInput, LabError
-from labsupport.workers import Worker, serve
+from labsupport.workers import Worker, answer_requests
 
 __all__ = ["Pool", "Served", "Worker"]
 
@@ -62,7 +62,7 @@ class Pool:
         self.ahead, self._members, self._ticket = ahead, [], 0
         for worker in workers:
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve, daemon=True, args=(
+            process = context.Process(target=answer_requests, daemon=True, args=(
                 theirs, worker.source, worker.engine is not None, worker.threads, worker.repeat, example))
             process.start()
             theirs.close()  # or the end of the process would not end the pipe

@@ -127,8 +127,13 @@ class LabBook:
         return Measured(self.name, metric, **entry, machine=machine, runtime=runtime)
 
     def replay(self, metric=None, machine_class=None):
-        """The recorded `metric`, or all of the lab's; from the newest GPU recording unless `machine_class` says which."""
-        machine_class = machine_class or self._newest_gpu_class()
+        """The recorded `metric`, or all of the lab's; from the newest GPU recording unless `machine_class` says which.
+
+        A metric that the newest lacks comes from the next newest that has it, and its label names that machine.
+        """
+        if machine_class is None:
+            classes = self._gpu_classes()
+            machine_class = classes[0] if metric is None else self._class_with(metric, classes)
         recording = provenance.read(self.root, machine_class, self.name)
         metrics = tuple(_recorded(self.name, machine_class, name, entry, recording)
                         for name, entry in recording["metrics"].items())
@@ -141,14 +146,24 @@ class LabBook:
         live = _live(path, origin["machine_class"])
         provenance.write_json(path, {**live, "metrics": {**live["metrics"], metric: entry}})
 
-    def _newest_gpu_class(self) -> str:
+    def _gpu_classes(self) -> list[str]:
+        """Classes of GPU machines that have a recording, newest first; of one day h100 first, then by name."""
         classes = sorted(path.parent.name for path in self.root.glob(f"*/{self.name}.json"))
         on_gpu = [name for name in classes if not name.startswith("cpu")]
         if not on_gpu:
             others = f"; recorded are {classes}, pass one as machine_class" if classes else ""
             raise RecordingError(f"{self.name} has no recording from a GPU{others}; "
                                  f"`python3 -m labsupport record {self.name}` makes one on a GPU machine")
-        return max(on_gpu, key=lambda name: provenance.read(self.root, name, self.name)["date"])
+        dates = {name: provenance.read(self.root, name, self.name)["date"] for name in on_gpu}
+        return sorted(on_gpu, key=lambda name: (dates[name], name.startswith("h100")), reverse=True)
+
+    def _class_with(self, metric, classes) -> str:
+        recorded = {name: provenance.read(self.root, name, self.name)["metrics"] for name in classes}
+        for name, metrics in recorded.items():
+            if metric in metrics:
+                return name
+        raise RecordingError(f"{self.name} has no recorded {metric!r} on {' or '.join(classes)}; "
+                             f"recorded are {sorted(set().union(*recorded.values()))}")
 
 
 def lab(name: str, root: Path | None = None) -> LabBook:

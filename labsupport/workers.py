@@ -28,7 +28,7 @@ class Worker:
         return str(getattr(chosen, "path", chosen))
 
 
-def serve(pipe, source: str, is_engine: bool, threads: int, repeat: int, example) -> None:
+def answer_requests(pipe, source: str, is_engine: bool, threads: int, repeat: int, example) -> None:
     """What runs in each process: load, warm up, then answer until the pipe ends."""
     try:
         run = _load(source, is_engine, threads)

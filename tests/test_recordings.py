@@ -192,6 +192,34 @@ def test_replay_prefers_the_newest_gpu(root):
     assert "ONNX Runtime 1.23.0" in repr(book.replay(RATIO, machine_class="cpu-ort1.23"))
 
 
+def on_h200(root, date, metric):
+    recording = a_recording(date=date, metrics={metric: {"value": 3, "unit": "ms", "samples": 1, "spread": None}})
+    recording["machine"]["gpu"] = "NVIDIA H200"
+    return write(root / "h200-trt8.6" / "01_measuring.json", recording)
+
+
+def test_replay_takes_a_metric_from_the_next_gpu_that_has_it(root):
+    recorded(root)
+    on_h200(root, "2027-01-02", "a.b")
+    book = recordings.lab("01_measuring", root)
+    assert book.replay("a.b").label == "recorded on NVIDIA H200, TensorRT 8.6.0, 2027-01-02"
+    assert book.replay(RATIO).label == "recorded on NVIDIA H100 80GB HBM3, TensorRT 8.6.0, 2026-11-22"
+    assert [each.metric for each in book.replay()] == ["a.b"], "the whole lab is one machine's"
+    with pytest.raises(RecordingError, match=rf"has no recorded '{RATIO}' on h200-trt8.6; recorded are \['a.b'\]"):
+        book.replay(RATIO, machine_class="h200-trt8.6")
+    everything = f"'a.b', 'lab.seconds', '{RATIO}'"
+    with pytest.raises(RecordingError, match=rf"'a.c' on h200-trt8.6 or h100-trt8.6; recorded are \[{everything}\]"):
+        book.replay("a.c")
+
+
+def test_replay_prefers_an_h100_on_the_same_day(root):
+    recorded(root)
+    on_h200(root, "2026-11-22", RATIO)
+    write(root / "a100-trt8.6" / "01_measuring.json", a_recording())
+    book = recordings.lab("01_measuring", root)
+    assert book.replay().machine_class == "h100-trt8.6" and float(book.replay(RATIO)) == 2.3123
+
+
 def test_replay_says_where_to_get_a_missing_recording(root):
     book = recordings.lab("01_measuring", root)
     with pytest.raises(RecordingError, match="no recording from a GPU; `python3 -m labsupport record 01_measuring`"):

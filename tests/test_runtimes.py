@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -222,6 +224,8 @@ def hosted(monkeypatch):
     from labsupport import protocol
 
     empty = torch.empty
+    # where there is a GPU, PyTorch would take the fake stream for one of its own
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext(stream))
     monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, device=None, **options: empty(*shape, **options))
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *where, **how: self.clone())
 
