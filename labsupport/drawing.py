@@ -57,14 +57,14 @@ def draw_bars(labels, values, ranges, notes, *, unit, title="") -> Drawing:
             reach = [[max(value - span[0], 0)], [max(span[1] - value, 0)]]
             axes.errorbar(value, place, xerr=reach, color="black", capsize=3, linewidth=1)
     for place, value, span, note in zip(places, values, ranges, notes):
-        words = f"{value:g}" + (f"   {note}" if note else "")
+        words = _written(value) + (f"   {note}" if note else "")
         axes.text(max(value, span[1] if span else value) + 0.015 * top, place, words, va="center", fontsize=9)
     axes.set_yticks(places, labels)
     axes.invert_yaxis()  # the first row on top, as in the table
     axes.set_xlim(0, top * (1.55 if any(notes) else 1.15) or 1)
     axes.set_xlabel(unit)
     axes.set_title(title, fontsize=10, loc="left")
-    listed = "; ".join(f"{label} {value:g}" + (f" ({note})" if note else "")
+    listed = "; ".join(f"{label} {_written(value)}" + (f" ({note})" if note else "")
                        for label, value, note in zip(labels, values, notes))
     return Drawing(figure, f"{title + ': ' if title else ''}bars of {unit}: {listed}.")
 
@@ -94,6 +94,12 @@ def draw_histogram(latencies, *, bins, title="") -> Drawing:
     axes.legend(fontsize=8, frameon=False)
     axes.set_title(title, fontsize=10, loc="left")
     return Drawing(figure, f"{title + ': ' if title else ''}histogram of latencies: {'; '.join(told)}.")
+
+
+def _written(value) -> str:
+    """A bar's number; a measured one has two digits, or 1.0 at a sentence's end would look like one cut off."""
+    bare = isinstance(value, float) and value.is_integer() and 0 < abs(value) < 10
+    return f"{value:.1f}" if bare else f"{value:g}"
 
 
 def _canvas(height):

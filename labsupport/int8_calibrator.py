@@ -17,10 +17,12 @@ ALGORITHMS = ("entropy", "minmax")
 def entropy_calibrator(trt, batches, cache_path, *, graph, algorithm: str = "entropy"):
     """A calibrator for ``config.int8_calibrator`` of TensorRT 8.6 and 10; its ranges are cached in ``cache_path``.
 
-    ``batches`` are feeds as for ``calibration.collect``, all of one size: that of the calibration profile. Beside the
-    cache lies ``<name>.json`` with the checksums of graph and data; a cache that belongs to another graph, other data,
-    another TensorRT or nobody known is refused here, before the build. ``algorithm``: "entropy" or "minmax", the one
-    for transformers. Raises BadInput and, on TensorRT 11 and RTX, NotAvailable.
+    ``batches`` are feeds as for ``calibration.collect``, all of one size: that of the calibration profile. The builder
+    gets their addresses and nothing about their type, so leave the network's input FP32, as they are: with ``io_formats``
+    HALF for it, TensorRT 8.6 built an engine that answered nonsense.
+    Beside the cache lies ``<name>.json`` with the checksums of graph and data; a cache that belongs to another graph,
+    other data, another TensorRT or nobody known is refused here, before the build. ``algorithm``: "entropy" or "minmax",
+    the one for transformers. Raises BadInput and, on TensorRT 11 and RTX, NotAvailable.
     Source: https://docs.nvidia.com/deeplearning/tensorrt/archives/tensorrt-861/developer-guide/index.html#optimizing_int8_c
     """
     if environment.generation() not in ("8.6", "10"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
+import time
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -13,7 +16,7 @@ from labsupport.errors import RecordingError
 from labsupport.plans import RecordedPlan, load_plan, save_plan, store_plans
 
 __all__ = ["LabBook", "Measured", "Recorded", "RecordedPlan", "Replay", "check_live", "check_recorded", "lab",
-           "load_plan", "save_plan", "store"]
+           "load_plan", "save_plan", "session", "store"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,6 +172,28 @@ class LabBook:
 def lab(name: str, root: Path | None = None) -> LabBook:
     """The lab book of the notebook `name`, such as "01_measuring"."""
     return LabBook(provenance.check_lab(name), Path(root or provenance.ROOT))
+
+
+@contextlib.contextmanager
+def session(name: str, *, command: str, root: Path | None = None):
+    """For scripts that measure what takes too long for a lab: yields the lab's book, and stores what it recorded.
+
+    What was measured is stored also when a later step fails. With LABSUPPORT_METRICS set to a folder, the metrics are left
+    there for whoever set it. `command` is what a reader types to measure the same again.
+    """
+    book = lab(name, root)
+    if os.environ.get("LABSUPPORT_METRICS"):
+        yield book
+        return
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
+        os.environ["LABSUPPORT_METRICS"] = folder
+        try:
+            yield book
+        finally:
+            del os.environ["LABSUPPORT_METRICS"]
+            if (Path(folder) / f"{name}.json").exists():
+                store(name, folder, command=command, seconds=round(time.perf_counter() - started, 1), root=root)
 
 
 def store(lab, metrics_folder, *, command, seconds, root=None) -> Path:

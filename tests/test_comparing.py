@@ -275,7 +275,7 @@ JUDGED = [{"latency": seen("eager", 4.0), "max error": 0.0}, {"latency": seen("e
 def test_bars_show_values_errors_and_words():
     drawing = comparing.bars(JUDGED, title="ResNet-18")
     axes = drawing.figure.axes[0]
-    assert drawing.text == "ResNet-18: bars of median ms: eager 4 (max error 0); engine 0.5 (max error 1.0e-03)."
+    assert drawing.text == "ResNet-18: bars of median ms: eager 4.0 (max error 0); engine 0.5 (max error 1.0e-03)."
     assert axes.get_xlim()[0] == 0 and axes.get_xlabel() == "median ms"
     assert [bar.get_width() for bar in axes.patches] == [4.0, 0.5]
     assert len({bar.get_hatch() for bar in axes.patches}) == 2  # legible without colour
@@ -287,6 +287,16 @@ def test_bars_draw_other_columns_and_name_what_differs():
     assert "eager, batch 1 250" in comparing.bars(rows, column="items/s").text
     with pytest.raises(BadInput, match=r"row 0 has None in column 'watts'; draw a column .* 'median ms'"):
         comparing.bars(rows, column="watts")
+
+
+def test_a_measured_bar_of_one_does_not_end_the_sentence_as_a_cut_off_number():
+    rows = [{"name": "gemm", "gain": 1.18}, {"name": "n4096", "gain": round(0.998, 2)}]
+    drawing = comparing.bars(rows, column="gain", same_answer=True)
+    assert drawing.text == "bars of gain: gemm 1.18; n4096 1.0."
+    assert [text.get_text() for text in drawing.figure.axes[0].texts] == ["1.18", "1.0"]
+    for value, written in ((3, "3"), (0.0, "0"), (36.0, "36"), (np.float64(2), "2.0"), (-1.0, "-1.0"), (0.5, "0.5")):
+        drawing = comparing.bars([{"name": "a", "gain": value}], column="gain", same_answer=True)
+        assert drawing.text.endswith(f"a {written}.")
 
 
 def test_bars_need_an_error_too_unless_the_answer_is_one():

@@ -51,28 +51,64 @@ def test_without_a_gpu_it_says_so(tool):
 
 @pytest.fixture
 def measured(tool, monkeypatch):
+    """The tool with fake measurements; ``measured.steps`` says in which order they were made."""
     engine = SimpleNamespace(log=(("INFO", "(Sparsity) Chose 1 layer(s) using sparse tactics: gemm"),), layers=[])
+    tool.steps = []
+
+    def resnet50():
+        tool.steps.append("resnet50")
+        return GAIN, 0.0, engine
+
+    def in_tensorrt(width, rows):
+        tool.steps.append(("TensorRT", width, rows))
+        return GAIN, 0.0, engine
+
+    def in_torch(width, rows):
+        tool.steps.append(("PyTorch", width, rows))
+        return BETTER if width == 8192 or rows == 128 else GAIN, 0.0
+
     monkeypatch.setattr(environment, "require", lambda *needs: None)
-    monkeypatch.setattr(tool, "resnet50", lambda: (GAIN, 0.0, engine))
-    monkeypatch.setattr(tool, "in_tensorrt", lambda width, rows, form: (GAIN, 0.0, engine))
-    monkeypatch.setattr(tool, "in_torch", lambda width, rows, algorithm=None: (BETTER if algorithm == 4 else GAIN, 0.0))
+    monkeypatch.setattr(tool, "resnet50", resnet50)
+    monkeypatch.setattr(tool, "in_tensorrt", in_tensorrt)
+    monkeypatch.setattr(tool, "in_torch", in_torch)
     return tool
+
+
+@pytest.fixture
+def no_sparse_kernel(measured, monkeypatch):
+    monkeypatch.setattr(measured.pruning, "chosen", lambda engine: SparseChoice(("gemm",), (), {}))
 
 
 def test_everything_is_recorded_under_the_names_that_the_lab_reads(measured, stored):
     measured.main()
     assert {"gemm.sparse24_over_dense", "resnet50_b64.sparse24_over_dense", "resnet50_b64.sparse_kernels",
             "resnet50_b64.sparse_candidates", "gemm_n4096_m4096.sparse24_over_dense",
-            "gemm_torch_n8192_m4096.sparse24_over_dense"} < stored.keys()
+            "gemm_torch_n4096_m4096.sparse24_over_dense", "gemm_torch_n8192_m4096.sparse24_over_dense"} < stored.keys()
     assert {f"gemm_n{width}_m{rows}.sparse24_over_dense" for width, rows in measured.PRODUCTS} < stored.keys()
     assert stored["gemm.sparse24_over_dense"]["value"] == pytest.approx(1.25)
 
 
-def test_where_tensorrt_has_no_sparse_kernel_the_best_of_pytorch_counts(measured, stored, monkeypatch):
-    monkeypatch.setattr(measured.pruning, "chosen", lambda engine: SparseChoice(("gemm",), (), {}))
+def test_resnet_50_comes_before_the_sweep_and_after_one_product_of_each_library(measured, stored):
+    measured.main()
+    assert measured.steps[:4] == [("TensorRT", 4096, 4096), ("PyTorch", 4096, 4096), ("PyTorch", 8192, 4096), "resnet50"]
+
+
+@pytest.mark.usefixtures("no_sparse_kernel")
+def test_where_tensorrt_has_no_sparse_kernel_the_best_of_pytorch_counts_and_is_swept(measured, stored):
     measured.main()
     assert stored["gemm.sparse24_over_dense"]["value"] == pytest.approx(1.5)
-    assert {f"gemm_{form}.sparse24_over_dense" for form in ("pixels", "matmul", "image")} < stored.keys()
+    assert [step for step in measured.steps if step[0] == "TensorRT"] == [("TensorRT", 4096, 4096)]
+    assert {f"gemm_torch_n{width}_m{rows}.sparse24_over_dense" for width, rows in measured.PRODUCTS} < stored.keys()
+    assert len(set(measured.steps)) == len(measured.steps), "a product was measured twice"
+
+
+@pytest.mark.usefixtures("no_sparse_kernel")
+def test_the_best_of_a_library_is_that_of_a_large_product(measured, stored, monkeypatch):
+    monkeypatch.setattr(measured, "IN_TORCH", ((4096, 4096),))
+    monkeypatch.setattr(measured, "PRODUCTS", ((4096, 128),))
+    measured.main()
+    assert stored["gemm_torch_n4096_m128.sparse24_over_dense"]["value"] == pytest.approx(1.5)
+    assert stored["gemm.sparse24_over_dense"]["value"] == pytest.approx(1.25)
 
 
 def test_what_was_measured_beside_a_failure_is_kept_and_the_failure_is_told(measured, stored, monkeypatch, capsys):
@@ -87,14 +123,13 @@ def test_what_was_measured_beside_a_failure_is_kept_and_the_failure_is_told(meas
 
 
 def test_no_step_is_begun_that_would_pass_the_budget(measured, stored, monkeypatch, capsys):
-    monkeypatch.setattr(measured, "BUDGET_S", 20)
+    monkeypatch.setattr(measured, "BUDGET_S", 40)
     measured.main()
     assert "no time for resnet50_b64()" in capsys.readouterr().out
     assert "gemm.sparse24_over_dense" in stored
 
 
-def test_the_inputs_of_every_form_hold_the_same_rows(tool):
-    plain = tool.rows_of(128, 8, "matmul")
-    assert plain.shape == (128, 8) and tool.rows_of(128, 8, "pixels").shape == (128, 8, 1, 1)
-    image = tool.rows_of(128, 8, "image")
-    assert image.shape == (1, 8, 2, 64) and (image[0, :, 1, 3] == plain[67]).all()
+def test_both_libraries_get_the_same_rows(tool):
+    plain, pixels = tool.rows_of(128, 8, "matmul"), tool.rows_of(128, 8, "pixels")
+    assert plain.shape == (128, 8) and pixels.shape == (128, 8, 1, 1)
+    assert (pixels[:, :, 0, 0] == plain).all()

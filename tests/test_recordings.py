@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import json
 import math
+import os
 import sys
 import types
 
@@ -452,3 +453,22 @@ def test_load_plan_says_what_is_there_and_what_is_lacking(move, tmp_path):
     write(tmp_path / "block.json", {**content, "date": "", "plan": {}})
     with pytest.raises(RecordingError, match=r"plan 'block' lacks date \(as 2026-11-22\), plan; record it again"):
         recordings.load_plan("block", tmp_path)
+
+
+def test_a_session_stores_what_was_measured_even_when_a_later_step_fails(tmp_path, monkeypatch):
+    monkeypatch.delenv("LABSUPPORT_METRICS", raising=False)
+    monkeypatch.setattr(provenance, "here", lambda command: {
+        key: value for key, value in {**a_recording(), "command": command, "machine_class": "h100-trt8.6"}.items() if key != "metrics"})
+    with pytest.raises(ZeroDivisionError), recordings.session("01_measuring", command="python3 tools/x.py", root=tmp_path) as book:
+        book.record("net.gain", 2.0, "×")
+        1 / 0
+    assert float(recordings.lab("01_measuring", tmp_path).replay("net.gain")) == 2.0
+    assert recordings.lab("01_measuring", tmp_path).replay().command == "python3 tools/x.py"
+    assert "LABSUPPORT_METRICS" not in os.environ
+
+
+def test_a_session_leaves_the_metrics_to_whoever_asked_for_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABSUPPORT_METRICS", str(tmp_path / "live"))
+    with recordings.session("01_measuring", command="python3 tools/x.py", root=tmp_path / "recordings") as book:
+        book.record("net.gain", 2.0, "×")
+    assert (tmp_path / "live" / "01_measuring.json").exists() and not (tmp_path / "recordings").exists()

@@ -8,9 +8,7 @@ data/recordings/, also those of a run that failed half way.
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -84,14 +82,8 @@ def main() -> None:
     from labsupport import environment, recordings
 
     environment.require("engine execution", "8.6")
-    keep = os.environ.get("LABSUPPORT_METRICS") is None
-    folder = os.environ.setdefault("LABSUPPORT_METRICS", tempfile.mkdtemp(prefix="labsupport-"))
-    try:
-        measure(recordings.lab(LAB))
-    finally:
-        if keep and (Path(folder) / f"{LAB}.json").exists():
-            seconds = round(time.perf_counter() - STARTED, 1)
-            say("stored in", recordings.store(LAB, folder, command="python3 tools/record_lab05.py", seconds=seconds).name)
+    with recordings.session(LAB, command="python3 tools/record_lab05.py") as book:
+        measure(book)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ LABSUPPORT_METRICS set to a folder the metrics are left there; without, they go 
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -21,19 +19,23 @@ LABELS = {120: 90, 960: 11}  # labeled images → epochs, about as many steps as
 
 
 def main() -> None:
+    from labsupport import recordings
+
+    with recordings.session(LAB, command="python3 tools/record_lab08.py") as book:
+        measure(book)
+
+
+def measure(book) -> None:
+    """Duels of five and three seeds; each is recorded as soon as it is over."""
     import torch
 
-    from labsupport import data, distillation, environment, recordings, training
+    from labsupport import data, distillation, environment, training
     from labsupport.distillation import Hint
 
     started = time.perf_counter()
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(environment.describe(), flush=True)
-    keep = os.environ.get("LABSUPPORT_METRICS") is None
-    if keep:
-        os.environ["LABSUPPORT_METRICS"] = tempfile.mkdtemp(prefix="labsupport-")
-    book = recordings.lab(LAB)
     signs, test = data.road_signs(24, per_class=250), data.road_signs(24, per_class=1000, seed=1).test
     large = distillation.staged_cnn(width=32, depth=2)
     history = training.fit(large, signs.train, epochs=12, learning_rate=5e-3, device=device)
@@ -84,10 +86,6 @@ def main() -> None:
              [taught(240, 45, seed, hints=hint, alpha=0.0) for seed in range(3)])
     for count, epochs in LABELS.items():
         note(f"labels{count}.gain_points", *([side(count, epochs, seed) for seed in range(3)] for side in (alone, taught)))
-    if keep:
-        seconds = time.perf_counter() - started
-        stored = recordings.store(LAB, os.environ["LABSUPPORT_METRICS"], command="python3 tools/record_lab08.py", seconds=seconds)
-        print(f"stored {stored.name}")
 
 
 if __name__ == "__main__":

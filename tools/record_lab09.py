@@ -6,10 +6,8 @@ set to a folder the metrics are left there; without, they go into data/recording
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -112,16 +110,10 @@ def main() -> None:
 
     started = time.perf_counter()
     environment.require("engine execution")
-    given = os.environ.get("LABSUPPORT_METRICS")
-    if not given:
-        os.environ["LABSUPPORT_METRICS"] = tempfile.mkdtemp(prefix="labsupport-")
-    book = recordings.lab(LAB)
-    auxiliary_streams(book)
-    cuts_of_the_camera(book, started)
-    seconds = time.perf_counter() - started
-    print(f"{seconds:.1f} s")
-    if not given:
-        print(recordings.store(LAB, os.environ["LABSUPPORT_METRICS"], command="python3 tools/record_lab09.py", seconds=seconds).name)
+    with recordings.session(LAB, command="python3 tools/record_lab09.py") as book:
+        auxiliary_streams(book)
+        cuts_of_the_camera(book, started)
+    print(f"{time.perf_counter() - started:.1f} s")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,7 @@ LABSUPPORT_METRICS set to a folder the metrics are left there; without, they go 
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -37,16 +35,11 @@ def main() -> None:
     print(environment.describe(), flush=True)
     found = cluster.devices()
     print(f"GPUs: {len(found)}", flush=True)
-    if os.environ.get("LABSUPPORT_METRICS") is None:
-        os.environ["LABSUPPORT_METRICS"] = tempfile.mkdtemp(prefix="labsupport-")
-        keep = True
-    else:
-        keep = False
     built = engine()
     print(built, f"{time.perf_counter() - started:.1f} s", flush=True)
-    book = recordings.lab(LAB)
     counts = sorted({1, min(2, len(found)), len(found)})
-    with cluster.GpuWorkers(built, batch=BATCH) as workers:
+    with recordings.session(LAB, command="python3 tools/record_lab09_gpus.py") as book, \
+            cluster.GpuWorkers(built, batch=BATCH) as workers:
         print(f"workers ready after {time.perf_counter() - started:.1f} s", flush=True)
         for feed in cluster.FEEDS:
             rates = {}
@@ -61,11 +54,7 @@ def main() -> None:
                 name = "throughput_over_one" if feed == "host" else "throughput_over_one_device_resident"
                 print(book.record(f"{subject}.{name}", ratio, "×", samples=2), flush=True)
             book.record(f"one_gpu.{feed}_fed_rate", rates[1])
-    seconds = time.perf_counter() - started
-    print(f"{seconds:.1f} s", flush=True)
-    if keep:
-        stored = recordings.store(LAB, os.environ["LABSUPPORT_METRICS"], command="python3 tools/record_lab09_gpus.py", seconds=seconds)
-        print(f"stored {stored.name}")
+    print(f"{time.perf_counter() - started:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
