@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import numbers
 import re
 import tempfile
 import warnings
@@ -27,15 +28,16 @@ def autocast(graph, feed, *, to: str = "fp16", keep_wide: Iterable[str] = (), da
     casting.low_type(to)
     graph, model = casting.model_of(graph)
     wide = casting.known(keep_wide, graph, model)
-    if not data_max > 0:
+    if isinstance(data_max, bool) or not isinstance(data_max, numbers.Real) or not data_max > 0:
         raise BadInput(f"data_max={data_max!r}; give the largest magnitude that may become narrow, such as 512")
     arrays = _checked(graph, feed)
+    folder = Path(tempfile.mkdtemp(dir=export.scratch_folder()))
+    out = export.another_file(path or folder / f"{graph.path.stem}.autocast-{to}.onnx", graph)
     try:
         from modelopt.onnx.autocast import convert_to_mixed_precision
     except ImportError as error:
         raise NotAvailable(f"AutoCast comes with nvidia-modelopt, which does not load ({error}); "
                            "get it with: python3 -m pip install nvidia-modelopt onnxslim") from error
-    folder = Path(tempfile.mkdtemp(dir=export.scratch_folder()))
     np.savez(folder / "feed.npz", **arrays)
     named = export.save(model, folder / graph.path.name)
     try:
@@ -47,7 +49,7 @@ def autocast(graph, feed, *, to: str = "fp16", keep_wide: Iterable[str] = (), da
     except Exception as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise LabError(f"AutoCast could not cast {graph.path.name} to {to}: {said}; cast it by hand with precision.cast(graph, {to!r})") from error
-    return export.save(cast, path or folder / f"{graph.path.stem}.autocast-{to}.onnx")
+    return export.save(cast, out)
 
 
 def _checked(graph, feed) -> dict:
@@ -55,7 +57,7 @@ def _checked(graph, feed) -> dict:
     if set(arrays) != set(graph.inputs):
         raise BadInput(f"the feed has {sorted(arrays)}, {graph.path.name} takes {sorted(graph.inputs)}")
     for name, array in arrays.items():
-        arrays[name] = array = np.asarray(array)
+        arrays[name] = array = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
         wanted = graph.inputs[name][0]
         if array.ndim != len(wanted) or any(isinstance(w, int) and w != d for w, d in zip(wanted, array.shape, strict=True)):
             raise BadInput(f"the feed's {name!r} has shape {array.shape}; {graph.path.name} takes {wanted}")

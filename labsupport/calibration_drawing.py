@@ -16,7 +16,9 @@ def draw_thresholds(histogram: Histogram, *, methods: Iterable[str] = METHODS, t
 
     if not isinstance(histogram, Histogram) or not histogram.counts.sum():
         raise BadInput("draw_thresholds wants the histogram of a tensor that was seen, such as quantization.histogram(values)")
-    methods = tuple(methods)
+    methods = tuple(methods or ())
+    if not methods:
+        raise BadInput(f"methods is empty; name one of {list(METHODS)} at least")
     limits = {method: histogram.threshold(method) for method in methods}
     figure, axes = _canvas(height=2.9)
     counts = histogram.magnitudes

@@ -46,6 +46,8 @@ def known(names: Iterable[str], graph, model) -> frozenset[str]:
     """The node names to keep wide, after a check that each is there. Raises BadInput with the nearest names."""
     if isinstance(names, str):
         raise BadInput(f"keep_wide={names!r} is one text; give a list of node names, such as [{names!r}]")
+    if not isinstance(names, Iterable):
+        raise BadInput(f"keep_wide={names!r} is no list; give a list of node names, an empty one for none")
     there = [node.name for node in model.graph.node]
     for name in (names := list(names)):
         if name not in there:
@@ -62,6 +64,19 @@ def low_type(to: str):
     import onnx
 
     return (onnx.TensorProto.FLOAT16, np.float16) if to == "fp16" else (onnx.TensorProto.BFLOAT16, ml_dtypes.bfloat16)
+
+
+def _constant(node):
+    """The tensor in a Constant node, whichever attribute holds it; None for a sparse one and for text."""
+    import onnx
+
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            return attribute.t
+        kind = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}.get(attribute.name)
+        if kind is not None:
+            return onnx.numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(attribute), kind))
+    return None
 
 
 class Walk:
@@ -87,8 +102,8 @@ class Walk:
         """Turn Constant nodes into weights: a number has no type of its own until somebody reads it."""
         kept = []
         for node in self.model.graph.node:
-            value = next((a.t for a in node.attribute if a.name == "value"), None)
-            if node.op_type == "Constant" and value is not None:
+            value = _constant(node) if node.op_type == "Constant" else None
+            if value is not None:
                 value.name = node.output[0]
                 self.model.graph.initializer.append(value)
             else:
@@ -142,7 +157,7 @@ class Walk:
         del body.initializer[:]
         body.initializer.extend(used)
         folder = Path(tempfile.mkdtemp(dir=export.scratch_folder()))
-        return export.save(self.model, path or folder / f"{self.graph.path.stem}.{self.suffix}.onnx")
+        return export.save(self.model, export.another_file(path or folder / f"{self.graph.path.stem}.{self.suffix}.onnx", self.graph))
 
 
 class Typed(Walk):
@@ -183,6 +198,9 @@ class Typed(Walk):
         """A Cast to FP32 and a filled tensor carry their type in an attribute."""
         import onnx
 
+        if low and node.op_type == "ConstantOfShape" and not node.attribute:  # left out, it fills with FP32 zeros
+            zero = onnx.numpy_helper.from_array(np.zeros(1, np.float32))
+            node.attribute.append(onnx.helper.make_attribute("value", zero))
         for attribute in node.attribute if low else ():
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT:
                 attribute.i = self.low

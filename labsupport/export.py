@@ -137,6 +137,8 @@ def load(path: str | os.PathLike, *, exporter: str = "unknown", folded: Mapping[
     """
     import onnx
 
+    if not isinstance(path, (str, os.PathLike)):
+        raise BadInput(f"a graph is wanted, or the name of its file, and a {type(path).__name__} came; export one with export.to_onnx(model, example)")
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"{path.name}: no such file (looked in {path.parent}); export one with export.to_onnx(model, example)")
@@ -194,6 +196,13 @@ def save(model, path: str | os.PathLike) -> OnnxGraph:
         onnx.save(model, str(staged))
         graph = load(staged)
     return replace(graph, path=path)
+
+
+def another_file(path: str | os.PathLike, graph: OnnxGraph) -> Path:
+    """``path`` as the place of what is made from ``graph``. Raises BadInput where it is that graph's own file, which would be lost."""
+    if Path(path).resolve() == graph.path.resolve():
+        raise BadInput(f"path={Path(path).name!r} is the graph that came in; give the new one a name of its own")
+    return Path(path)
 
 
 @contextlib.contextmanager

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from labsupport import calibration, engines, environment, export
-from labsupport.errors import BadInput, NotAvailable
+from labsupport.errors import BadInput, LabError, NotAvailable
 
 ALGORITHMS = ("entropy", "minmax")
 
@@ -22,14 +24,16 @@ def entropy_calibrator(trt, batches, cache_path, *, graph, algorithm: str = "ent
     HALF for it, TensorRT 8.6 built an engine that answered nonsense.
     Beside the cache lies ``<name>.json`` with the checksums of graph and data; a cache that belongs to another graph,
     other data, another TensorRT or nobody known is refused here, before the build. ``algorithm``: "entropy" or "minmax",
-    the one for transformers. Raises BadInput and, on TensorRT 11 and RTX, NotAvailable.
+    the one for transformers. It wants a weakly typed network, of which ``build`` makes none on TensorRT 10. Once the ranges
+    are found, a second build takes them from memory. Raises BadInput and, on TensorRT 11 and RTX, NotAvailable.
     Source: https://docs.nvidia.com/deeplearning/tensorrt/archives/tensorrt-861/developer-guide/index.html#optimizing_int8_c
     """
     if environment.generation() not in ("8.6", "10"):
         raise NotAvailable(f"TensorRT {environment.machine().tensorrt} has no INT8 calibrators, TensorRT 11 removed them; "
                            "put the scales into the graph: quantization.to_qdq(graph, batches)")
+    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
     feeds, batch_size = _checked(graph, batches, algorithm)
-    store = _Cache(Path(cache_path), _identity(graph, feeds, algorithm))
+    store = _Cache(cache_path, _identity(graph, feeds, algorithm))
     base = trt.IInt8EntropyCalibrator2 if algorithm == "entropy" else trt.IInt8MinMaxCalibrator
 
     class Calibrator(base):
@@ -56,7 +60,7 @@ def entropy_calibrator(trt, batches, cache_path, *, graph, algorithm: str = "ent
             return store.data
 
         def write_calibration_cache(self, cache):
-            store.write(bytes(cache))
+            store.keep(bytes(cache))
 
     return Calibrator()
 
@@ -77,7 +81,10 @@ def _checked(graph: export.OnnxGraph, batches, algorithm: str) -> tuple[list[dic
 class _Cache:
     """The ranges TensorRT found, with the identity of what they were found on; read and judged at once."""
 
-    def __init__(self, path: Path, identity: dict):
+    def __init__(self, path: str | os.PathLike, identity: dict):
+        if not isinstance(path, (str, os.PathLike)):
+            raise BadInput(f"cache_path is a {type(path).__name__}; give the name of the file that is to keep the ranges")
+        path = Path(path)
         self.path, self.identity, self.data = path, identity, None
         self.record = path.with_name(path.name + ".json")
         if path.is_file():
@@ -98,6 +105,14 @@ class _Cache:
                 raise BadInput(f"{self.path.name} is a stale calibration cache: it was made with {what} "
                                f"({str(kept.get(key))[:12]}, now {self.identity[key][:12]}); {again}")
         return data
+
+    def keep(self, data: bytes) -> None:
+        """For this process at least: an error raised in the builder's callback would end it."""
+        self.data = data
+        try:
+            self.write(data)
+        except LabError as error:
+            warnings.warn(f"the calibration is used and not kept: {error}", stacklevel=2)
 
     def write(self, data: bytes) -> None:
         """Record first: a crash between the two leaves a cache that is refused, never one that is trusted wrongly."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -95,7 +96,7 @@ def scan(graph, feed, *, to: str = "fp16", keep_wide=(), roundings: float = ROUN
     times what one rounding costs, half of the format's epsilon. Sums are kept in FP32, as most GPU kernels do: what a kernel loses
     by narrow sums comes on top. Runs on the CPU. Raises BadInput for NaN in the feed and like ``precision.cast``.
     """
-    if not roundings > 0:
+    if isinstance(roundings, bool) or not isinstance(roundings, numbers.Real) or not roundings > 0:
         raise BadInput(f"roundings={roundings!r}; give a number above 0, such as {ROUNDINGS}")
     twins = Twins(graph, to, keep_wide).walk()
     low = rounding.rounded(casting.Typed(twins.graph, to, keep_wide).walk(keep_io=True).saved())
@@ -134,6 +135,8 @@ def compare(reference, run, feed) -> list[tuple[str, float]]:
 def relative(expected, got) -> float:
     """‖got − expected‖ / ‖expected‖ over the places that are finite in FP32; inf where ``got`` is not finite there."""
     expected, got = np.asarray(expected, np.float64), np.asarray(got, np.float64)
+    if expected.shape != got.shape:
+        raise BadInput(f"shapes {expected.shape} and {got.shape} came; an error is between two results of one shape")
     sound = np.isfinite(expected)
     if not np.isfinite(got[sound]).all():
         return float("inf")
@@ -214,6 +217,7 @@ class Twins(casting.Walk):
 
 def _run(graph, feed) -> dict:
     arrays = feed if isinstance(feed, Mapping) else {next(iter(graph.inputs)): feed}
+    arrays = {name: x.detach().cpu().numpy() if hasattr(x, "detach") else x for name, x in arrays.items()}
     with runtimes.OnnxRuntime(graph, optimization="off") as run:
         outputs = run(arrays)
     return {**{name: np.asarray(x) for name, x in arrays.items()}, **outputs}

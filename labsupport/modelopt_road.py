@@ -43,7 +43,7 @@ def quantize_graph(graph, batches, *, format: str = "int8", method: str = "entro
     graph = qdq._fit_for_quantization(graph)
     exclude = sorted(qdq._kept_wide(graph.model(), exclude))
     feeds = list(calibration.feeds(graph, batches))
-    out = Path(path) if path else Path(tempfile.mkdtemp(dir=export.scratch_folder())) / f"{graph.path.stem}.modelopt.{format}.onnx"
+    out = export.another_file(path or Path(tempfile.mkdtemp(dir=export.scratch_folder())) / f"{graph.path.stem}.modelopt.{format}.onnx", graph)
     folder = Path(tempfile.mkdtemp(dir=export.scratch_folder()))  # it leaves files beside its result
     copied = export.save(graph.model(), folder / graph.path.name)  # and writes shapes into the file that it is given
     _in_a_child(folder, feeds, {

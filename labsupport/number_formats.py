@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from labsupport.errors import BadInput
 
 # What the largest exponent is kept for: infinity and NaN (IEEE 754), one NaN only (OCP E4M3), or nothing (OCP E2M1).
 ENDINGS = ("ieee", "nan only", "none")
+NARROW_ARRAYS = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn")  # of ml_dtypes, which NumPy does not know as numbers
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,11 @@ class Format:
         return 2.0**-self.mantissa
 
     def step(self, value: float) -> float:
-        """Distance between neighboring numbers at ``value``."""
-        return float(_steps(self, np.abs(np.float64(value))))
+        """Distance between neighboring numbers at ``value``. Raises BadInput where the format has no numbers."""
+        magnitude = np.abs(_numbers(value))
+        if magnitude.ndim or not magnitude <= self.max:
+            raise BadInput(f"{self.name} has no step at {value!r}; give one number of magnitude {self.max:.4g} at most")
+        return float(_steps(self, magnitude))
 
     def holds(self, smallest: float, largest: float, *, within: float = 1.0) -> bool:
         """Whether magnitudes from ``smallest`` to ``largest`` are normal numbers here, each right to ``within`` of itself."""
@@ -88,7 +93,7 @@ def named(name: str | Format) -> Format:
     """A format by its name. Raises BadInput with the names there are."""
     if isinstance(name, Format):
         return name
-    if name not in FORMATS:
+    if not isinstance(name, str) or name not in FORMATS:
         raise BadInput(f"{name!r} is not a format; choose one of {list(FORMATS)}")
     return FORMATS[name]
 
@@ -126,7 +131,7 @@ def draw(formats: Iterable[str] = tuple(FORMATS), *, marks: Mapping[str, float] 
     from labsupport.drawing import COLOURS, Drawing
 
     chosen, marks = [named(f) for f in formats], dict(marks or {})
-    if not chosen or not all(value > 0 for value in marks.values()):
+    if not chosen or not all(isinstance(value, numbers.Real) and value > 0 for value in marks.values()):
         raise BadInput(f"formats {[f.name for f in chosen]} and marks {marks} came; name one of {list(FORMATS)} at least, and mark magnitudes above 0")
     figure = Figure(figsize=(7.5, 1.4 + 0.42 * len(chosen) + 0.18 * len(marks)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -159,7 +164,10 @@ def _steps(format: Format, magnitudes: np.ndarray) -> np.ndarray:
 def _numbers(values) -> np.ndarray:
     if hasattr(values, "detach"):
         values = values.detach().cpu().double().numpy()
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub":
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise BadInput("rounded wants numbers in a regular shape; rows of different lengths came") from None
+    if array.dtype.kind not in "fiub" and array.dtype.name not in NARROW_ARRAYS:
         raise BadInput(f"rounded wants numbers; {array.dtype} came ({type(values).__name__})")
     return array.astype(np.float64)

@@ -65,8 +65,11 @@ def read_back(plan, network) -> tuple[Counter, str]:
     """(layers by type, where that was read) of an engine that the raw TensorRT API built: ``plan`` and its network.
 
     The engine inspector answers where the engine can be opened; without a GPU the network does, whose types a strongly
-    typed builder keeps. Build with ``profiling_verbosity`` DETAILED, or the inspector has nothing to say.
+    typed builder keeps. Build with ``profiling_verbosity`` DETAILED, or the inspector has nothing to say. Of a builder that
+    stopped, whose ``plan`` is None, there are no layers to count.
     """
+    if plan is None:
+        return Counter(), "builder that stopped"
     if environment.has("engine execution"):
         return readback.read_precisions(readback.inspect(environment.tensorrt(), bytes(plan), build.logger())), "engine inspector"
     return network_of.layer_types(network), "typed network"
@@ -104,6 +107,8 @@ def weakly(keep_wide: Iterable[str] = (), *, prefer: bool = False) -> Callable:
     lets the builder refuse a wish with a warning; otherwise it must obey or fail. Give the engine a ``name`` of its own:
     the cache cannot see which layers are in the list.
     """
+    if isinstance(keep_wide, str) or not isinstance(keep_wide, Iterable):
+        raise BadInput(f"keep_wide={keep_wide!r} is no list; give a list of layer names, an empty one for none")
     wide = frozenset(keep_wide)
 
     def configure(trt, builder, network, config):

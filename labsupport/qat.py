@@ -124,6 +124,7 @@ def to_onnx(model: nn.Module, example: Tensor, *, path: str | Path | None = None
 
     Raises BadInput for a network without quantizers, LabError when the exporter left one out.
     """
+    _demand_network(model)
     activations, weights = quantizers(model)
     if not weights:
         raise BadInput(f"{type(model).__name__} has no quantizers; prepare it first: qat.prepare(model, images)")
@@ -132,12 +133,22 @@ def to_onnx(model: nn.Module, example: Tensor, *, path: str | Path | None = None
     found = qdq.placement(graph)
     if (found.quantize, found.dequantize, len(found.quantized)) != (activations + weights, activations + weights, weights):
         raise LabError(f"the network has {activations} activation and {weights} weight quantizers, and its graph {found}; "
-                       "a quantizer whose result nobody reads is dropped by the exporter")
+                       "a quantizer whose result nobody reads is dropped by the exporter, and a layer that is called twice is written twice")
     return graph
 
 
+def _demand_network(model) -> None:
+    if not isinstance(model, nn.Module):
+        came = f"the class {model.__name__}, which is not a network yet" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise BadInput(f"wanted is a PyTorch network, and {came} came; hand in the trained model itself")
+
+
 def _checked(model: nn.Module, images) -> Tensor:
-    images = torch.as_tensor(images)
+    _demand_network(model)
+    try:
+        images = torch.as_tensor(images)
+    except (TypeError, ValueError, RuntimeError):
+        raise BadInput(f"calibration images are a {type(images).__name__}; wanted one float array (N, C, H, W), such as data.preprocess makes") from None
     if images.ndim != 4 or not len(images) or not images.is_floating_point():
         raise BadInput(f"calibration images are {images.dtype} {tuple(images.shape)}; wanted float (N, C, H, W), such as data.preprocess makes")
     if not images.isfinite().all():
@@ -165,7 +176,7 @@ def _folded(model: nn.Module) -> fx.GraphModule:
                        "or quantize its ONNX graph: quantization.to_qdq") from error
     for node in list(folded.graph.nodes):  # the same tensor under two names would get two quantizers
         if node.op == "call_module" and isinstance(folded.get_submodule(node.target), (nn.Identity, nn.Dropout)):
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(node.all_input_nodes[0])
             folded.graph.erase_node(node)
     return folded
 
@@ -177,10 +188,10 @@ def _is_layer(folded: fx.GraphModule, node: fx.Node) -> bool:
 def _quantized_tensors(folded: fx.GraphModule) -> tuple[list[fx.Node], set[tuple[fx.Node, fx.Node]]]:
     """Tensors that get a quantizer, and (add, shortcut side) of each residual add."""
     order = {node: place for place, node in enumerate(folded.graph.nodes)}
-    tensors = [node.args[0] for node in order if _is_layer(folded, node)]
+    tensors = [node.all_input_nodes[0] for node in order if _is_layer(folded, node)]
     shortcuts = set()
     for node in order:
-        if node.op == "call_function" and node.target in (operator.add, torch.add) and all(isinstance(a, fx.Node) for a in node.args):
+        if node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add) and all(isinstance(a, fx.Node) for a in node.args):
             main = max((a for a in node.args if _is_layer(folded, a)), key=order.get, default=None)
             if main is not None:  # the convolution computes the sum, if the other side is INT8 and this one is not
                 shortcuts |= {(node, a) for a in node.args if a is not main}

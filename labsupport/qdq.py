@@ -131,8 +131,8 @@ def at_batch(graph, batch: int, *, path: str | Path | None = None) -> export.Onn
             raise BadInput(f"{graph.path.name} has its batch fixed at {first.dim_value}; export it with dynamic=True, then choose {batch}")
         first.dim_value = batch
     del model.graph.value_info[:]
-    out = Path(path) if path else Path(tempfile.mkdtemp(dir=export.scratch_folder())) / f"{graph.path.stem}.b{batch}.onnx"
-    return export.save(model, out)
+    out = path or Path(tempfile.mkdtemp(dir=export.scratch_folder())) / f"{graph.path.stem}.b{batch}.onnx"
+    return export.save(model, export.another_file(out, graph))
 
 
 def _quantized(model, ranges: Mapping, sample: Mapping, target: str, kept: set[str], per_channel: bool, reduce_range: bool):
@@ -206,7 +206,10 @@ def _fit_for_quantization(graph) -> export.OnnxGraph:
 
 
 def _kept_wide(model, exclude: Iterable[str]) -> set[str]:
-    exclude = {exclude} if isinstance(exclude, str) else set(exclude)
+    exclude = [exclude] if isinstance(exclude, str) else list(exclude) if isinstance(exclude, Iterable) else [exclude]
+    if not all(isinstance(name, str) for name in exclude):
+        raise BadInput(f"exclude={exclude!r}; give the names of the layers that stay wide, an empty list for none")
+    exclude = set(exclude)
     ops = {node.name: node.op_type for node in model.graph.node}
     for name in sorted(exclude - set(ops)):
         near = difflib.get_close_matches(name, ops, 3, 0.3) or list(ops)[:3]

@@ -53,7 +53,7 @@ def rounded(graph, *, path=None) -> export.OnnxGraph:
         del field[:]
         field.extend(content)
     folder = Path(tempfile.mkdtemp(dir=export.scratch_folder()))
-    return export.save(model, path or folder / f"{graph.path.stem}.rounded.onnx")
+    return export.save(model, export.another_file(path or folder / f"{graph.path.stem}.rounded.onnx", graph))
 
 
 def _widen_attributes(node, low) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from labsupport.errors import BadInput
 
-# Lowest and highest code. "int8" is symmetric in TensorRT's sense: -128 is left unused, so that -x is as exact as x.
+# Lowest and highest code. "int8" is symmetric: -128 is left unused, so that -x is as exact as x. A QuantizeLinear clips at -128.
 FORMATS = {"int8": (-127, 127), "uint8": (0, 255), "int4": (-7, 7), "fp8": (-448.0, 448.0)}
 WHOLE_RANGE = {"int8": (-128, 127), "uint8": (0, 255), "int4": (-8, 7)}  # with a zero point every code is used
 

@@ -126,6 +126,8 @@ def test_a_constant_batch_among_others_is_no_fault(graph, images):
 @pytest.mark.parametrize(("call", "message"), [
     (lambda g, x: quantization.histogram([1.0, 2.0]).threshold("median"), "'median' is not a calibration method; choose one of"),
     (lambda g, x: quantization.histogram([1.0, 2.0]).threshold("percentile", percentile=0.9999), "percentile=0.9999; give the share"),
+    (lambda g, x: quantization.histogram([1.0, 2.0]).threshold("percentile", percentile=None), "percentile=None; give the share"),
+    (lambda g, x: quantization.draw_thresholds(quantization.histogram([1.0, 2.0]), methods=()), "methods is empty; name one of"),
     (lambda g, x: quantization.histogram([]), "values is empty, shape .0,."),
     (lambda g, x: quantization.histogram([np.nan]), "values took the value NaN or infinity"),
     (lambda g, x: quantization.histogram([1.0], bins=100), "bins=100; give a multiple of 4, 512 or more"),

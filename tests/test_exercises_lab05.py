@@ -38,7 +38,7 @@ def test_formats():
         ({**RIGHT, "scores": "fp8_e4m3"}, "scores: fp8_e4m3 ends at 448, and 50000 is beyond: overflow"),
         ({**RIGHT, "energies": "fp16"}, "energies: fp16 ends at 6.55e\\+04, and 1e\\+07 is beyond"),
         ({**RIGHT, "energies": "fp32"}, "energies: fp32 holds them, and a narrower"),
-        ({**RIGHT, "energies": "fp64"}, "'fp64' is not a format; choose one of"),
+        ({**RIGHT, "energies": "fp64"}, "'fp64' is not a format; choose one of"), ({**RIGHT, "energies": ["tf32"]}, "is not a format; choose one of"),
         ({"weights": "fp8_e4m3"}, "there is no format for 'activations'; the quantities are"),
         (["fp16"], "a dict"),
     ], right=[RIGHT, dict(reversed(RIGHT.items()))], namespace=NAMES)  # fmt: skip
@@ -144,4 +144,5 @@ def test_silent():
         (lambda e: False, "a small network on 8.6 was asked for fp16"), (lambda e: not e.precisions["fp16"], "an honest FP32 engine was asked for fp32"),
         (lambda e: "fp32" in e.precisions, "a cast network was asked"), (lambda e: e.precision != "fp32" and not e.precisions["fp16"], "a quantized engine was asked for int8"),
         (lambda e: 1, "for a small network on 8.6 the function gave"), (True, "hand in the function itself"), (lambda e: e.types, "AttributeError"),
-    ], right=[honest_question, by_loop], namespace=NAMES)  # fmt: skip
+        (dict, "that is <class 'dict'> .type.; hand in the function itself"),
+    ], right=[honest_question, by_loop, lambda e: np.bool_(honest_question(e))], namespace=NAMES)  # fmt: skip

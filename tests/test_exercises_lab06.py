@@ -55,6 +55,8 @@ def test_affine():
         (zero_of(lambda low, s: -low / s + 0.25), "a code, so a whole number"),
         (zero_of(lambda low, s: round(low / s)), "Mind the sign"),
         (zero_of(lambda low, s: 128), "zero would get the code 128"),
+        (lambda low, high: ((high - low) / 255, None), r"the zero point of unsigned\(-1.0, 2.5\) is None .NoneType.; a number is wanted"),
+        (lambda low, high: ("a", 0), "the scale of unsigned.* is 'a'"), (zero_of(lambda low, s: float("nan")), "a finite number is wanted"), (dict, "hand in the function"),
         (lambda low, high: 1.0, "wanted are two numbers"), ((1.0, 2), "hand in the function itself"),
     ], right=[zero_of(lambda low, s: round(-low / s)), stepwise], namespace={})
 

@@ -97,6 +97,7 @@ def test_bad_input_is_named(plain, on_onnx, monkeypatch):
         ((graph, [images], {"format": "int3"}), "format='int3' is not one; choose"), ((graph, [images], {"method": "mse"}), "method='mse' is not one"),
         ((graph, [], {}), "no calibration batches"), ((graph, [images[:, :1]], {}), r"shape \(16, 1, 32, 32\); the network wants"),
         ((graph, [np.full_like(images, np.nan)], {}), "NaN or infinity"), ((graph, [np.ones_like(images)], {}), "calibration data are constant"),
+        ((graph, [images], {"path": graph.path}), "is the graph that came in; give the new one a name"),
         ((on_onnx, [images], {}), "is quantized already"), ((graph, [images], {"exclude": ["/conv9"]}), "exclude names '/conv9'"),
     ]:
         with pytest.raises(BadInput, match=message):

@@ -124,6 +124,24 @@ def test_casts_and_filled_tensors_are_retyped(tmp_path):
             assert run(np.array([1, 2, 3]))["y"].tolist() == [2, 3, 4]
 
 
+def test_constants_of_every_spelling_are_retyped(tmp_path):
+    nodes = [helper.make_node("Constant", [], ["half"], value_float=0.5), helper.make_node("Constant", [], ["two"], value_floats=[1.0, 2.0]),
+             helper.make_node("Constant", [], ["shape"], value_ints=[2]), helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+             helper.make_node("Mul", ["x", "half"], ["a"]), helper.make_node("Add", ["a", "two"], ["b"]), helper.make_node("Add", ["b", "zeros"], ["y"])]  # fmt: skip
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [2])] for name in "xy"]
+    model = helper.make_model(helper.make_graph(nodes, "g", *ends), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    graph = export.save(model, tmp_path / "constants.onnx")
+    for to in ("fp16", "bf16"):
+        low = precision.cast(graph, to)
+        assert set(precision.types(low)) == {to}
+        with runtimes.OnnxRuntime(precision.rounded(low)) as run:
+            assert run(np.array([2, 4], np.float32))["y"].tolist() == [2, 4]
+
+
+def test_a_builder_that_stopped_has_no_layers():
+    assert precision.read_back(None, None) == ({}, "builder that stopped")
+
+
 def test_cast_changes_no_graph_that_it_was_given(small, tmp_path):
     graph, _ = small
     before = graph.sha256
@@ -155,6 +173,13 @@ def branch():
     (lambda g, t: precision.rounded(g), "has no FP16 and no BF16 tensor, so there is nothing to round"),
     (lambda g, t: precision.rounded(precision.cast(g, keep_io=False)), r"is narrow at its border \(\['logits', 'x'\]\); cast it with keep_io=True"),
     (lambda g, t: precision.cast(t / "gone.onnx"), "gone.onnx: no such file"),
+    (lambda g, t: precision.cast(None), "a graph is wanted, or the name of its file, and a NoneType came"),
+    (lambda g, t: precision.cast(g, keep_wide=None), "keep_wide=None is no list"),
+    (lambda g, t: precision.weakly("/Mul"), "keep_wide='/Mul' is no list"),
+    (lambda g, t: precision.weakly(None), "keep_wide=None is no list"),
+    (lambda g, t: precision.cast(g, path=g.path), "path='small.onnx' is the graph that came in; give the new one a name of its own"),
+    (lambda g, t: precision.rounded(low := precision.cast(g), path=low.path), "path='small.fp16.onnx' is the graph that came in"),
+    (lambda g, t: precision.autocast(g, np.zeros((1, 1), np.float32), data_max=None), "data_max=None; give the largest magnitude"),
 ])  # fmt: skip
 def test_bad_graphs_and_names_are_told(small, tmp_path, call, message):
     with pytest.raises(BadInput, match=message):

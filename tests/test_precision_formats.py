@@ -56,6 +56,14 @@ def test_rounding_keeps_nan_and_takes_tensors():
     assert number_formats.rounded(torch.tensor([0.1], dtype=torch.bfloat16), "bf16")[0] == torch.tensor(0.1).bfloat16().item()
 
 
+def test_a_mark_may_be_a_number_of_numpy():
+    assert "here: 3" in str(number_formats.draw(["fp16"], marks={"here": np.float32(3)}))
+
+
+def test_rounding_takes_the_arrays_of_ml_dtypes():
+    assert number_formats.rounded(np.array([1.5, 448], ml_dtypes.float8_e4m3fn), "fp16").tolist() == [1.5, 448]
+
+
 def test_steps_double_and_do_not_shrink_below_the_smallest_subnormal():
     fp16 = FORMATS["fp16"]
     assert [fp16.step(v) for v in (1, 2, 2047, 2048)] == [2**-10, 2**-9, 1, 2]
@@ -85,6 +93,11 @@ def test_what_a_format_holds(name, low, high, within, holds):
     (lambda: FORMATS["fp16"].holds(2, 1), "magnitudes from 2 to 1 within 1.0; wanted 0 < smallest <= largest"),
     (lambda: number_formats.draw([]), r"formats \[\] and marks \{\} came; name one of"),
     (lambda: number_formats.draw(marks={"zero": 0.0}), "mark magnitudes above 0"),
+    (lambda: number_formats.draw(marks={"text": "1"}), "mark magnitudes above 0"),
+    (lambda: number_formats.named(["fp16"]), r"\['fp16'\] is not a format"),
+    (lambda: number_formats.rounded([[1], [1, 2]], "fp16"), "rows of different lengths came"),
+    (lambda: FORMATS["fp16"].step(np.inf), "fp16 has no step at inf; give one number of magnitude 6.55e.04 at most"),
+    (lambda: FORMATS["fp16"].step([1, 2]), r"fp16 has no step at \[1, 2\]"),
 ])  # fmt: skip
 def test_bad_input_is_told(call, message):
     with pytest.raises(BadInput, match=message):

@@ -109,6 +109,11 @@ def test_relative_looks_where_fp32_is_finite():
     assert layerwise.relative([0.0], [0.0]) == 0 and layerwise.relative([0.0], [1.0]) == np.inf
 
 
+def test_a_scan_takes_a_tensor_of_pytorch(faulty):
+    graph, feed = faulty
+    assert layerwise.scan(graph, torch.from_numpy(feed)).keep_wide == layerwise.scan(graph, feed).keep_wide
+
+
 def test_compare_takes_two_runtimes(faulty):
     graph, feed = faulty
     low = precision.rounded(precision.cast(graph))
@@ -126,6 +131,8 @@ def test_bad_input_is_told(faulty):
         (lambda: layerwise.scan(graph, holes), "holds NaN or infinity; look at the preprocessing"),
         (lambda: layerwise.scan(graph, feed[:, :4]), r"has shape \(16, 4\); the network wants \(16, 8\)"),
         (lambda: layerwise.scan(graph, feed, roundings=0), "roundings=0; give a number above 0, such as 40"),
+        (lambda: layerwise.scan(graph, feed, roundings=None), "roundings=None; give a number above 0"),
+        (lambda: layerwise.relative(np.ones(3), np.ones(4)), r"shapes \(3,\) and \(4,\) came"),
         (lambda: layerwise.scan(graph, feed, to="fp8"), r"to='fp8' is not a precision a graph can be cast to; choose one of \['fp16', 'bf16'\]"),
         (lambda: layerwise.scan(graph, feed, keep_wide=["/Sqr"]), r"keep_wide names '/Sqr'.*did you mean one of \['/Sqrt"),
         (lambda: layerwise.scan(graph, feed)["/Nothing"], "'/Nothing' was not scanned; scanned are"),

@@ -127,6 +127,29 @@ class Conditional(nn.Module):
         return self.dense(x) if x.sum() > 0 else x
 
 
+class AddedInPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        x = self.first(input=x).relu()
+        y = self.second(x)
+        y += x
+        return y
+
+
+def test_a_shortcut_added_in_place_and_an_input_by_name_are_quantized_as_any(trained):
+    images = torch.from_numpy(np.asarray(trained[1]))[:8]
+    torch.manual_seed(0)
+    prepared = qat.prepare(AddedInPlace(), images)
+    assert qdq_of(prepared, images).residual_adds == 1
+
+
+def qdq_of(prepared, images):
+    return quantization.placement(qat.to_onnx(prepared, images[:2]))
+
+
 def test_bad_input_is_named(trained, prepared):
     model, images = trained
     for wrong, message in [
@@ -136,6 +159,13 @@ def test_bad_input_is_named(trained, prepared):
     ]:
         with pytest.raises(BadInput, match=message):
             qat.prepare(model, wrong)
+    for wrong, message in [(None, "calibration images are a NoneType; wanted one float array"), ("images", "calibration images are a str")]:
+        with pytest.raises(BadInput, match=message):
+            qat.prepare(model, wrong)
+    for wrong, message in [(type(model), "the class DepthwiseNet, which is not a network yet came"), (None, "a NoneType came")]:
+        for call in (qat.prepare, qat.to_onnx):
+            with pytest.raises(BadInput, match=message):
+                call(wrong, model.example_input(2))
     with pytest.raises(BadInput, match="is quantized already .* quantizers.; prepare the FP32 network"):
         qat.prepare(prepared, images)
     with pytest.raises(BadInput, match="method='median' is not one; choose"):

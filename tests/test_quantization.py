@@ -255,6 +255,11 @@ def test_graphs_that_cannot_be_quantized_are_named(cnn, bench, tmp_path):
         quantization.to_qdq(graph, batches, exclude=quantization.layers(graph))
     with pytest.raises(BadInput, match="calibration was made on another graph"):
         quantization.to_qdq(graph, quantization.calibrate(*bench["encoder"][:2]))
+    with pytest.raises(BadInput, match="is the graph that came in"):
+        quantization.at_batch(graph, 2, path=graph.path)
+    for exclude in (None, 3, [None]):
+        with pytest.raises(BadInput, match="give the names of the layers that stay wide"):
+            quantization.to_qdq(graph, batches, exclude=exclude)
     with pytest.raises(BadInput, match="is the graph being quantized"):
         quantization.to_qdq(graph, batches, path=graph.path)
     with pytest.raises(BadInput, match="the calibration data are constant"):
@@ -386,6 +391,16 @@ def test_the_calibrator_feeds_every_batch_and_keeps_its_cache(old_trt, cnn, tmp_
     assert again.from_cache and again.read_calibration_cache().startswith(b"TRT-8600")
     other = quantization.entropy_calibrator(old_trt, equal_batches(cnn), tmp_path / "m.cache", graph=graph, algorithm="minmax")
     assert isinstance(other, old_trt.IInt8MinMaxCalibrator)
+
+
+def test_a_cache_that_cannot_be_written_ends_no_process(old_trt, cnn, tmp_path):
+    (tmp_path / "taken").write_text("a file where a folder is wanted")
+    calibrator = quantization.entropy_calibrator(old_trt, equal_batches(cnn), tmp_path / "taken" / "c.cache", graph=cnn[0].path)
+    with pytest.warns(UserWarning, match="the calibration is used and not kept: .*could not be written"):
+        calibrator.write_calibration_cache(b"TRT-8600-x\n")
+    assert calibrator.read_calibration_cache() == b"TRT-8600-x\n" and not calibrator.from_cache
+    with pytest.raises(BadInput, match="cache_path is a NoneType; give the name of the file"):
+        quantization.entropy_calibrator(old_trt, equal_batches(cnn), None, graph=cnn[0])
 
 
 def test_a_stale_foreign_or_damaged_cache_is_refused(old_trt, cnn, bench, tmp_path):

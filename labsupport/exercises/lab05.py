@@ -87,7 +87,7 @@ class ToBf16(Exercise):
 
         from labsupport import number_formats
 
-        if not callable(function):
+        if not callable(function) or isinstance(function, type):
             raise Wrong(f"that is {described(function)}; hand in the function itself: check(to_bf16).")
         plain = np.array([1.0, 0.1, -2.7, 3e5, 1e-30, 0.0, 1.003], np.float32)
         ties = np.array([1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8), 2 + 2**-7], np.float32)
@@ -195,10 +195,12 @@ class Silent(Exercise):
     answer = "Asked for FP16, and no layer that computes in it: no warning says so, only the engine does."
 
     def judge(self, function: Any) -> str:
-        if not callable(function):
+        if not callable(function) or isinstance(function, type):
             raise Wrong(f"that is {described(function)}; hand in the function itself: check(is_silent).")
         for name, engine, silent in _engines():
             got = function(engine)
+            if type(got).__name__ in ("bool_", "bool") and hasattr(got, "dtype"):  # NumPy's, under either of its names
+                got = bool(got)
             if not isinstance(got, bool):
                 raise Wrong(f"for {name} the function gave {described(got)}; wanted is True or False.")
             if got != silent:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from labsupport.exercises.answers import described
+from labsupport.exercises.answers import as_number, described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
 
 LAB = "06_quantization"
@@ -47,13 +47,14 @@ class Affine(Exercise):
     answer = "low = scale × (0 − zero point), solved for the zero point and rounded, so that padding and ReLU write exact zeros."
 
     def judge(self, unsigned: Callable) -> str:
-        if not callable(unsigned):
+        if not callable(unsigned) or isinstance(unsigned, type):
             raise Wrong(f"that is {described(unsigned)}; hand in the function itself, without calling it.")
         for low, high in RANGES:
             given = unsigned(low, high)
             if not isinstance(given, (tuple, list)) or len(given) != 2:
                 raise Wrong(f"unsigned({low}, {high}) gave {described(given)}; wanted are two numbers, scale and zero point.")
-            _judge_affine(low, high, float(given[0]), float(given[1]))
+            pair = [as_number(value, f"the {what} of unsigned({low}, {high})") for what, value in zip(("scale", "zero point"), given, strict=True)]
+            _judge_affine(low, high, *pair)
         return "The ends fall on the codes 0 and 255, and zero on a code of its own. That is what U8S8 does to activations."
 
 
@@ -134,7 +135,7 @@ class KeepWide(Exercise):
             raise Wrong(f"{placed.wide[0]} stayed wide, and it is not the first layer: that is {order[0]}.")
         if len(placed.wide) > 1:
             raise Wrong(f"{len(placed.wide)} layers stayed wide; only the first should.")
-        if len(order) < 10:
+        if len(order) != 21:
             raise Wrong(f"a graph of {len(order)} layers; take the plain network's, ResNet-18 has 21.")
         return f"{placed}: the first layer reads the picture itself, the others read codes."
 
