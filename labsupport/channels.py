@@ -69,7 +69,7 @@ def channel_importance(model: nn.Module, name: str, criterion: str = "magnitude"
         return weight.flatten(1).norm(dim=1)
     if criterion == "batchnorm":
         return _norm_after(model, name).weight.detach().abs()
-    graded = copy.deepcopy(model)
+    graded = _traceable(model)
     take_gradients(graded, batch)
     return (weight * layer(graded, name).weight.grad).flatten(1).sum(dim=1).square()
 
@@ -87,7 +87,8 @@ def take_gradients(model: nn.Module, batch: Split) -> None:
     device = next(model.parameters()).device
     model.eval().zero_grad(set_to_none=True)
     images, labels = torch.from_numpy(data.preprocess(batch.images)), torch.from_numpy(batch.labels)
-    F.cross_entropy(model(images.to(device)), labels.to(device)).backward()
+    with torch.enable_grad():
+        F.cross_entropy(model(images.to(device)), labels.to(device)).backward()
 
 
 def slice_pair(first: nn.Conv2d, norm: nn.BatchNorm2d | None, second: nn.Conv2d, keep: Sequence[int] | Tensor):
@@ -96,6 +97,9 @@ def slice_pair(first: nn.Conv2d, norm: nn.BatchNorm2d | None, second: nn.Conv2d,
     first's outputs, all four vectors of the norm and second's inputs are indexed alike; with a permutation as ``keep``
     the pair computes what it did before. Raises BadInput for no channel, for one that is not there or comes twice.
     """
+    for given, kind in ((first, nn.Conv2d), (norm, (nn.BatchNorm2d, type(None))), (second, nn.Conv2d)):
+        if not isinstance(given, kind):
+            raise BadInput(f"a {type(given).__name__} came; wanted are a Conv2d, the BatchNorm2d after it or None, a Conv2d")
     width = first.out_channels
     keep = _indices(keep, width, "keep")
     if second.in_channels != width or first.groups != 1 or second.groups != 1:
@@ -119,6 +123,8 @@ def coupled(model: nn.Module, name: str, example: Tensor | None = None) -> Coupl
 
     Source: DepGraph, Fang et al. 2023, arXiv:2301.12900 (torch-pruning).
     """
+    layer(model, name)
+    model = _traceable(model)
     conv = layer(model, name)
     tp, graph = _graph(model, example)
     group = graph.get_pruning_group(conv, _pruner(tp, conv), idxs=[0])
@@ -142,11 +148,11 @@ def drop_channels(model: nn.Module, name: str, drop: Sequence[int] | Tensor,
     drop = _indices(drop, width, "drop").tolist()
     if len(drop) == width:
         raise BadInput(f"all {width} channels of {name} would go, and nothing could flow through it; keep at least one")
-    model = copy.deepcopy(model)
-    conv = layer(model, name)
-    tp, graph = _graph(model, example)
+    thin = _traceable(model)
+    conv = layer(thin, name)
+    tp, graph = _graph(thin, example)
     graph.get_pruning_group(conv, _pruner(tp, conv), idxs=drop).prune()
-    return model
+    return _as_it_came(thin, model)
 
 
 def shrink(model: nn.Module, *, macs: float = 0.5, criterion: str = "magnitude", round_to: int = 8,
@@ -163,10 +169,10 @@ def shrink(model: nn.Module, *, macs: float = 0.5, criterion: str = "magnitude",
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise BadInput(f"round_to={round_to!r}; wanted is a whole number, such as 8: widths become its multiples")
     example = example if example is not None else example_of(model)
-    protected = [*keep, *_last(model)]
+    protected = [*([keep] if isinstance(keep, str) else keep or ()), *_last(model)]
     for name in protected:
         layer(model, name)
-    graded = copy.deepcopy(model)
+    graded = _traceable(model)
     if criterion == "taylor":
         take_gradients(graded, batch)
     before = cost(model, example)
@@ -176,7 +182,7 @@ def shrink(model: nn.Module, *, macs: float = 0.5, criterion: str = "magnitude",
         trial = _pruned(graded, ratio, criterion, round_to, protected, example)
         after = cost(trial, example)
         if after.macs <= macs * before.macs:
-            best, high = Slim(trial, before, after, _widths(trial)), ratio
+            best, high = Slim(_as_it_came(trial, model), before, after, _widths(trial)), ratio
         else:
             low = ratio
     if best is None:
@@ -193,16 +199,37 @@ def _pruned(graded: nn.Module, ratio: float, criterion: str, round_to: int, prot
         ours.grad = None if theirs.grad is None else theirs.grad.clone()  # deepcopy leaves gradients behind
     rank = {"magnitude": tp.importance.GroupMagnitudeImportance, "batchnorm": tp.importance.BNScaleImportance,
             "taylor": tp.importance.GroupTaylorImportance}[criterion]()
-    pruner = tp.pruner.BasePruner(trial, example, importance=rank, pruning_ratio=ratio, round_to=round_to,
-                                  ignored_layers=[layer(trial, name) for name in protected])
+    with torch.enable_grad():
+        pruner = tp.pruner.BasePruner(trial, example, importance=rank, pruning_ratio=ratio, round_to=round_to,
+                                      ignored_layers=[layer(trial, name) for name in protected])
     pruner.step()
     trial.zero_grad(set_to_none=True)
     return trial
 
 
+def _traceable(model: nn.Module) -> nn.Module:
+    """A copy that torch-pruning can follow: it reads the graph of gradients, which a frozen network has none of."""
+    copied = copy.deepcopy(model)
+    for parameter in copied.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return copied
+
+
+def _as_it_came(thin: nn.Module, model: nn.Module) -> nn.Module:
+    """The thin network in the mode, and as frozen, as the one it was made from; torch-pruning leaves it in eval mode."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for name, parameter in thin.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in thin.named_modules():
+        module.training = modes.get(name, module.training)
+    return thin
+
+
 def _graph(model: nn.Module, example: Tensor | None):
     tp = _torch_pruning()
-    return tp, tp.DependencyGraph().build_dependency(model, example if example is not None else example_of(model))
+    with torch.enable_grad():  # also where the caller switched gradients off
+        return tp, tp.DependencyGraph().build_dependency(model, example if example is not None else example_of(model))
 
 
 def _torch_pruning():
@@ -219,6 +246,7 @@ def _pruner(tp, module: nn.Module):
 
 
 def _norm_after(model: nn.Module, name: str) -> nn.Module:
+    model = _traceable(model)
     conv = layer(model, name)
     tp, graph = _graph(model, None)
     group = graph.get_pruning_group(conv, _pruner(tp, conv), idxs=[0])
@@ -243,7 +271,10 @@ def _width(module: nn.Module) -> int:
 
 def _indices(given: Sequence[int] | Tensor, width: int, what: str) -> Tensor:
     """Channel numbers as a tensor, each in range and once."""
-    array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
+    try:
+        array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
+    except ValueError:  # lists of different lengths
+        array = np.empty(0)
     if array.dtype == bool and array.shape == (width,):
         array = np.flatnonzero(array)
     if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
+KEYS = {"epoch", "facts", "model_type", "model", "optimizer", "optimizer_type", "state"}
 REMEDY = "delete it to start from the beginning, or give another path"
 
 
@@ -127,22 +128,24 @@ def _write(path: Path, data: bytes) -> None:
 def _read(path: Path) -> dict[str, Any]:
     import torch
 
+    if path.is_dir():
+        raise LabError(f"{path} is a folder; give the path of a file in it, such as {path.name}/training.pt")
     if not path.is_file():
         raise LabError(f"{path}: there is no such checkpoint; train with checkpoint={path.name!r} to make one")
     try:
         with zipfile.ZipFile(path) as archive:
             # torch.load takes a flipped bit for a weight; the archive's checksums do not
             if (damaged := archive.testzip()) is not None:
-                raise LabError(f"{path.name} is damaged: the checksum of its part {damaged} is wrong; {REMEDY}")
+                raise LabError(f"{path} is damaged: the checksum of its part {damaged} is wrong; {REMEDY}")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except LabError:
         raise
     except Exception as error:  # zip, pickle and tensor readers each have their own errors for a damaged file
         why = (str(error) or type(error).__name__).splitlines()[0][:80]
-        raise LabError(f"{path.name} cannot be read as a checkpoint: {path.stat().st_size} bytes, cut off, damaged or no "
+        raise LabError(f"{path} cannot be read as a checkpoint: {path.stat().st_size} bytes, cut off, damaged or no "
                        f"checkpoint at all ({why}); {REMEDY}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise LabError(f"{path.name} holds a {type(content).__name__} that checkpoints.save did not write; {REMEDY}")
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not KEYS <= content.keys():
+        raise LabError(f"{path} holds a {type(content).__name__} that checkpoints.save did not write; {REMEDY}")
     return content
 
 
@@ -151,7 +154,7 @@ def _check_model(path: Path, content: dict[str, Any], model: torch.nn.Module) ->
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     for name in (*wanted, *came):
         if came.get(name) != wanted.get(name):
-            raise LabError(f"{path.name} is a checkpoint of another model, {content['model_type']}: its {name} is "
+            raise LabError(f"{path} is a checkpoint of another model, {content['model_type']}: its {name} is "
                            f"{came.get(name, 'not there')}, in the {type(model).__name__} to fill it is "
                            f"{wanted.get(name, 'not there')}; make the model as it was when saved, or {REMEDY}")
 
@@ -160,7 +163,7 @@ def _check_facts(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> N
     for name in (*wanted, *saved):
         came, want = saved.get(name, "not there"), wanted.get(name, "not there")
         if came != want:
-            raise LabError(f"{path.name} belongs to another training: its {name} is {came!r}, wanted is {want!r}; "
+            raise LabError(f"{path} belongs to another training: its {name} is {came!r}, wanted is {want!r}; "
                            f"train with the same {name} to go on with it, or {REMEDY}")
 
 
@@ -171,4 +174,4 @@ def _load_optimizer(path: Path, content: dict[str, Any], optimizer: torch.optim.
             raise ValueError(f"it has {came}")
         optimizer.load_state_dict(content["optimizer"])
     except (ValueError, KeyError) as error:
-        raise LabError(f"{path.name} has no state for this {wanted} over these weights ({error}); {REMEDY}") from error
+        raise LabError(f"{path} has no state for this {wanted} over these weights ({error}); {REMEDY}") from error

@@ -7,7 +7,6 @@ The parts: ``distillation_losses`` (the arithmetic), ``distillation_hints`` (wha
 from __future__ import annotations
 
 import copy
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +67,9 @@ def distill(student: nn.Module, teacher: nn.Module, split: Split, *, temperature
     student, teacher, training set or option. Source: Hinton et al. 2015, arXiv:1503.02531.
     """
     check_weights(temperature, alpha)
-    hints = (hints,) if isinstance(hints, Hint) else tuple(hints)
+    hints = (hints,) if isinstance(hints, Hint) else tuple(hints or ())
+    if wrong := [hint for hint in hints if not isinstance(hint, Hint)]:
+        raise BadInput(f"hints hold {wrong[0]!r:.40}; wanted are distillation.Hint(\"layer of the student\", \"of the teacher\")")
     check_frozen(teacher)
     training._check_filled(split)
     training._check_device(device)
@@ -83,7 +84,7 @@ def distill(student: nn.Module, teacher: nn.Module, split: Split, *, temperature
         return logits, loss(logits, answers, labels, temperature=temperature, alpha=alpha) + hinted
 
     facts = {"trained by": "distillation.distill", "teacher": known, "temperature": temperature, "alpha": alpha,
-             "hints": [repr(hint) for hint in hints], "pixels and labels": _checksum(split)}
+             "hints": [repr(hint) for hint in hints]}
     history = training.fit(pupil, split, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
                            shift_pixels=shift_pixels, seed=seed, device=device, progress=progress, preprocess=preprocess,
                            checkpoint=checkpoint, objective=objective, facts=facts)
@@ -95,7 +96,13 @@ def distill(student: nn.Module, teacher: nn.Module, split: Split, *, temperature
 
 
 def check_pair(student: nn.Module, teacher: nn.Module, examples: Tensor) -> None:
-    """Refuse a student and a teacher whose logits (N, classes) cannot be compared."""
+    """Refuse a student that cannot learn, and two whose logits (N, classes) cannot be compared."""
+    if not isinstance(student, nn.Module):
+        came = f"the class {student.__name__}" if isinstance(student, type) else f"a {type(student).__name__}"
+        raise BadInput(f"{came} came as the student; wanted a PyTorch module, such as distillation.staged_cnn()")
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        raise BadInput(f"the student, a {type(student).__name__}, is frozen: no parameter of it takes gradients; "
+                       "unfreeze a copy with requires_grad_(True)")
     counts = {}
     for role, model in (("student", student), ("teacher", teacher)):
         logits = training._evaluate(model, examples.numpy())
@@ -105,7 +112,3 @@ def check_pair(student: nn.Module, teacher: nn.Module, examples: Tensor) -> None
     if counts["student"] != counts["teacher"]:
         raise BadInput(f"the teacher tells {counts['teacher']} classes apart, the student {counts['student']}; soft labels "
                        f"need the same classes in the same order: make the student with classes={counts['teacher']}")
-
-
-def _checksum(split: Split) -> int:
-    return zlib.crc32(split.labels.tobytes(), zlib.crc32(np.ascontiguousarray(split.images)))

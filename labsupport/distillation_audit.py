@@ -54,6 +54,8 @@ class Audit:
 
 def freeze(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose parameters take no gradients: fit to be a teacher."""
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"a {type(model).__name__} came; wanted a PyTorch module, such as the .model of training.fit")
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
@@ -90,14 +92,16 @@ def _observed(step, student, teacher, images, labels, seed, *, misled):
     student, teacher = copy.deepcopy(student), copy.deepcopy(teacher)
     before, modes = fingerprint(teacher), []
 
-    def look(module, inputs):
+    def look(module, inputs, named):
         modes.append(any(part.training for part in module.modules()))
         # other images alone would not do: their mean loss is the same for a student that answers all alike
-        return (-inputs[0].roll(1, 0), *inputs[1:]) if misled else None
-    handle = teacher.register_forward_pre_hook(look)
+        swap = lambda value: -value.roll(1, 0) if isinstance(value, Tensor) else value  # noqa: E731
+        return (tuple(map(swap, inputs)), {name: swap(value) for name, value in named.items()}) if misled else None
+    handle = teacher.register_forward_pre_hook(look, with_kwargs=True)
     student.zero_grad(set_to_none=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    gpus = sorted({part.get_device() for part in (*student.parameters(), *teacher.parameters()) if part.is_cuda})
+    with torch.random.fork_rng(devices=gpus):  # a dropout must draw alike both times, or it would pass for the teacher
+        torch.manual_seed(seed)
         loss = step(student, teacher, images, labels)
         if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
             came = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"

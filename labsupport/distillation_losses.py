@@ -61,6 +61,9 @@ def _number(value: object) -> bool:
 
 
 def _check_logits(student: Tensor, teacher: Tensor) -> None:
+    for role, logits in (("student", student), ("teacher", teacher)):
+        if not isinstance(logits, Tensor):
+            raise BadInput(f"the {role}'s logits are a {type(logits).__name__}; wanted a tensor (N, classes): {role}(images)")
     if student.ndim != 2 or student.shape != teacher.shape:
         raise BadInput(f"the student's logits are {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; wanted are "
                        "two of one shape (N, classes), of the same images and the same classes")

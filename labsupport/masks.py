@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ class Masked:
 
 def check_sparsity(sparsity: float) -> float:
     """The sparsity as a float. Raises BadInput outside [0, 1)."""
-    number = isinstance(sparsity, (int, float)) and not isinstance(sparsity, bool)
+    number = isinstance(sparsity, Real) and not isinstance(sparsity, bool)  # also NumPy's float32
     if not number or not 0 <= sparsity < 1:
         said = f"; {sparsity:g} % is {sparsity / 100:g}" if number and 1 <= sparsity < 100 else ""
         raise BadInput(f"sparsity={sparsity!r}; wanted is the share of zeros, from 0 up to but not including 1{said}")
@@ -76,14 +77,22 @@ def layer(model: nn.Module, name: str, kinds: tuple[type, ...] = PRUNABLE) -> nn
 
 def prunable(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, nn.Module]:
     """Convolutions and dense layers by name, all of them or those named."""
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"a {type(model).__name__} came; wanted is a torch.nn.Module, such as models.resnet18()")
     if isinstance(layers, str):
         layers = [layers]
-    names = layers if layers is not None else [n for n, m in model.named_modules() if isinstance(m, PRUNABLE)]
+    names = list(layers) if layers is not None else [n for n, m in model.named_modules() if isinstance(m, PRUNABLE)]
+    if not names:
+        raise BadInput(f"{type(model).__name__} has no convolution or dense layer to prune" if layers is None else
+                       "layers is empty; name at least one layer, or leave it out for all of them")
     return {name: layer(model, name) for name in names}
 
 
 def keep_largest(weight: Tensor, sparsity: float) -> Tensor:
     """Mask of a weight's shape, True for the largest by magnitude; round(sparsity · n) are False, but never all."""
+    if not isinstance(weight, Tensor) or not weight.numel():
+        came = f"a {type(weight).__name__}" if not isinstance(weight, Tensor) else f"an empty tensor {tuple(weight.shape)}"
+        raise BadInput(f"{came} came; wanted is a weight tensor, such as model.conv1.weight")
     zeros = min(round(check_sparsity(sparsity) * weight.numel()), weight.numel() - 1)
     sizes = weight.detach().abs().flatten()
     if not zeros:
@@ -118,6 +127,8 @@ def masked(model: nn.Module, masks: Mapping[str, Tensor], skipped: Mapping[str, 
     pruned = copy.deepcopy(model)
     for name, mask in masks.items():
         weight = layer(pruned, name).weight
+        if not isinstance(mask, Tensor):
+            raise BadInput(f"the mask of {name} is a {type(mask).__name__}; wanted is a torch.bool tensor {tuple(weight.shape)}")
         if mask.shape != weight.shape or mask.dtype != torch.bool:
             raise BadInput(f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}; wanted is torch.bool of the "
                            f"weight's shape {tuple(weight.shape)}")
@@ -136,14 +147,14 @@ def fine_tune(pruned: Masked, split: Split, *, epochs: int = 2, learning_rate: f
         raise BadInput(f"a {type(pruned).__name__} came; wanted is what pruning.magnitude or pruning.magnitude24 made")
     held = copy.deepcopy(pruned.model)
     for name, mask in pruned.masks.items():
-        parametrize.register_parametrization(layer(held, name), "weight", _Held(mask))
+        parametrize.register_parametrization(layer(held, name), "weight", _Held(mask, layer(held, name).weight))
     options = {"epochs": epochs, "learning_rate": learning_rate, "checkpoint": checkpoint, **options}
     trained = training.fit(held, split, **options).model
     for name, mask in pruned.masks.items():
         module = layer(trained, name)
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         with torch.no_grad():
-            module.weight[~mask] = 0  # the product left -0.0 there
+            module.weight[~mask.to(module.weight.device)] = 0  # the product left -0.0 there
     return Masked(trained, pruned.masks, pruned.skipped)
 
 
@@ -157,9 +168,9 @@ def compressed_rows(weight: Tensor) -> Tensor:
 
 
 class _Held(nn.Module):
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor, weight: Tensor) -> None:
         super().__init__()
-        self.register_buffer("mask", mask.cpu().float())
+        self.register_buffer("mask", mask.to(weight))
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.mask

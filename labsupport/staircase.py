@@ -32,7 +32,7 @@ def on_cpu(widths: Iterable[int], *, border: int = 64, size: int = 14, runs: int
     widths = _checked(widths)
     image = torch.randn(1, border, size, size, generator=torch.Generator().manual_seed(0))
     sessions, best = {}, dict.fromkeys(widths, float("inf"))
-    with tempfile.TemporaryDirectory(prefix="labsupport-stairs-") as folder:
+    with tempfile.TemporaryDirectory(prefix="labsupport-stairs-", ignore_cleanup_errors=True) as folder:
         for width in widths:
             first, second = nn.Conv2d(border, width, 3, padding=1), nn.Conv2d(width, border, 3, padding=1)
             pair = nn.Sequential(first, nn.ReLU(), second).eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,10 +55,12 @@ def fit(model: nn.Module, split: Split, *, epochs: int = 5, batch_size: int = 64
     `objective(model, images, labels) -> (logits, loss)` takes the place of cross entropy on the labels; `facts` say in
     the checkpoint what it was, so that nothing goes on with another one.
     Raises BadInput for data the model cannot take, LabError when the loss is no longer a number, and for a checkpoint
-    of another model or training.
+    of another model, training or other images.
     """
     _check_options(epochs=epochs, batch_size=batch_size, shift_pixels=shift_pixels, seed=seed,
                    learning_rate=learning_rate)
+    if checkpoint is not None and not isinstance(checkpoint, (str, Path)):
+        raise BadInput(f"checkpoint={checkpoint!r:.60}; wanted the path of a file to save the training in")
     _check_device(device)
     _check_fits(model, split, preprocess)
     started = time.perf_counter()
@@ -70,7 +73,8 @@ def fit(model: nn.Module, split: Split, *, epochs: int = 5, batch_size: int = 64
     with _random_state(seed, device), _bar(steps, progress) as bar:
         shuffler = torch.Generator().manual_seed(seed)
         kept = checkpoint and _Kept(Path(checkpoint), student, optimizer, schedule, shuffler, {
-            "trained by": "training.fit", "start": checkpoints.fingerprint(model), "images": len(split), "epochs": epochs,
+            "trained by": "training.fit", "start": checkpoints.fingerprint(model), "images": len(split),
+            "pixels and labels": _checksum(split), "epochs": epochs,
             "batch_size": batch_size, "learning_rate": learning_rate, "shift_pixels": shift_pixels, "seed": seed,
             **(facts or {})})
         done = kept.resume(losses, accuracies) if kept else 0
@@ -231,18 +235,24 @@ def _evaluate(model: nn.Module, images: np.ndarray) -> np.ndarray:
     try:
         model.eval()
         with torch.inference_mode():
-            return model(torch.from_numpy(images).to(weight)).float().cpu().numpy()
-    except RuntimeError as error:
+            answer = model(torch.from_numpy(images).to(weight))
+    except (RuntimeError, ValueError) as error:  # layers refuse a shape with either
         raise BadInput(f"{type(model).__name__} cannot take images of shape {images.shape[1:]} (C, H, W): "
                        f"{str(error).splitlines()[0]}") from None
     finally:
         for module, training in modes:
             module.training = training
+    if not isinstance(answer, Tensor):
+        raise BadInput(f"{type(model).__name__} answers with a {type(answer).__name__}; wanted one tensor of logits (N, classes)")
+    return answer.float().cpu().numpy()
 
 
 def _check_fits(model: nn.Module, split: Split, preprocess: Callable[[np.ndarray], np.ndarray]) -> None:
     """Try two images before training, so that a mismatch is named before any work is done."""
     _check_filled(split)
+    if not isinstance(model, nn.Module):
+        came = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise BadInput(f"{came} came as the model; wanted a PyTorch module, such as models.resnet18()")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise BadInput(f"{type(model).__name__} has no weights to train; all are frozen. "
                        "Unfreeze some with requires_grad_(True)")
@@ -264,6 +274,10 @@ def _check_filled(split: Split) -> None:
         raise BadInput(f"a {type(split).__name__} came; wanted a split, such as dataset.train or dataset.test")
     if not len(split):
         raise BadInput("the split is empty; it takes at least one image")
+
+
+def _checksum(split: Split) -> int:
+    return zlib.crc32(np.ascontiguousarray(split.labels), zlib.crc32(np.ascontiguousarray(split.images)))
 
 
 def _check_device(device: str) -> None:

@@ -195,3 +195,33 @@ def without(module, call):
 
     with mock.patch.dict(sys.modules, {module: None}):
         return call()
+
+
+@pytest.mark.parametrize("act", [
+    lambda network: pruning.coupled(network, "layer2.0.conv1"),
+    lambda network: pruning.channel_importance(network, "layer2.0.conv1", "batchnorm"),
+    lambda network: pruning.drop_channels(network, "layer2.0.conv1", [0, 1]),
+    lambda network: pruning.shrink(network, macs=0.6, keep="fc").model,
+])
+@pytest.mark.parametrize("training, trainable", [(True, True), (False, False)])
+def test_mode_and_frozen_parameters_are_those_that_came(network, act, training, trainable):
+    given = copy.deepcopy(network).train(training).requires_grad_(trainable)
+    with torch.no_grad():  # torch-pruning reads the graph of gradients, wherever it is called
+        made = act(given)
+    for model in [given, *([made] if isinstance(made, nn.Module) else [])]:
+        assert {module.training for module in model.modules()} == {training}
+        assert {parameter.requires_grad for parameter in model.parameters()} == {trainable}
+
+
+def test_a_frozen_network_is_pruned_as_a_trainable_one(network, pictures):
+    frozen = copy.deepcopy(network).requires_grad_(False)
+    for options in ({}, {"criterion": "taylor", "batch": pictures}):
+        assert pruning.shrink(frozen, **options).widths == pruning.shrink(network, **options).widths
+
+
+def test_nonsense_is_named(network):
+    first, norm, second = pair_of(network)
+    with pytest.raises(errors.BadInput, match="a NoneType came; wanted are a Conv2d"):
+        pruning.slice_pair(None, norm, second, [0])
+    with pytest.raises(errors.BadInput, match="wanted are the numbers of channels"):
+        pruning.drop_channels(network, "conv1", [[1], [2, 3]])

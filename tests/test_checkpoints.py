@@ -150,3 +150,11 @@ def test_a_fingerprint_sees_weights_and_batch_norm_statistics():
     again[1].running_mean[0] += 1e-7
     assert checkpoints.fingerprint(model) != checkpoints.fingerprint(again)
     assert len(checkpoints.fingerprint(small().bfloat16())) == 12
+
+
+def test_a_folder_and_a_foreign_file_of_the_same_format_are_refused(tmp_path):
+    with pytest.raises(LabError, match="is a folder; give the path of a file in it"):
+        checkpoints.load(tmp_path, model=small())
+    torch.save({"format": checkpoints.FORMAT}, tmp_path / "half.pt")
+    with pytest.raises(LabError, match=r"half\.pt holds a dict that checkpoints.save did not write; delete it"):
+        checkpoints.load(tmp_path / "half.pt", model=small())

@@ -443,3 +443,29 @@ def test_fit_takes_another_objective_and_keeps_it_in_the_checkpoint(tmp_path, sp
     assert history.losses == (2.0, 2.0, 2.0)
     with pytest.raises(LabError, match="its objective is 'negligent', wanted is 'not there'"):
         training.fit(net(), split, checkpoint=tmp_path / "a.pt", **OPTIONS)
+
+
+@pytest.mark.parametrize("given, sentence", [
+    (dict(student=distillation.freeze(net()), hints=Hint("stages.2", "stages.2")), "the student, a StagedCnn, is frozen"),
+    (dict(student=None), "a NoneType came as the student"), (dict(student=distillation.StagedCnn), "the class StagedCnn came as the student"),
+    (dict(hints=["stages.2"]), "hints hold 'stages.2'; wanted are distillation.Hint"),
+])
+def test_a_student_or_a_hint_that_is_none_is_refused(teacher, split, given, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        distillation.distill(**(dict(student=net(), teacher=teacher, split=split) | given), **OPTIONS)
+
+
+def test_logits_and_teachers_of_other_kinds_are_named():
+    with pytest.raises(BadInput, match="the teacher's logits are a NoneType"):
+        distillation.soft_loss(torch.zeros(2, 3), None)
+    with pytest.raises(BadInput, match="a NoneType came; wanted a PyTorch module"):
+        distillation.freeze(None)
+
+
+def test_a_teacher_asked_by_keyword_is_misled_as_well(teacher, batch):
+    def by_keyword(student, teacher, images, labels):
+        with torch.no_grad():
+            answers = teacher(images=images)
+        return distillation.loss(student(images), answers, labels)
+    found = distillation.audit(by_keyword, net(), teacher, *batch)
+    assert found.frozen and found.used

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import textwrap
+from pathlib import Path
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -132,3 +137,35 @@ def test_front():
         (["A", "B", "D"], "B is beaten by E"), (["A", "E", "D", "F"], "F is beaten by D: accuracy 0.9 against 0.85"),
         (["A", "E", "D", "C"], "C is beaten by B"), (["A"], "more are"), ([], "more are"), (["A", "A", "A"], "more are"), (["Z"], "'Z' is no candidate"),
     ], right=[["A", "E", "D"], ["D", "E", "A"]], namespace=NAMES)
+
+
+def test_a_network_handed_in_stays_in_its_mode():
+    linear = Linear().train()
+    assert "that network is linear" in lab08.smaller.check(linear).message and linear.training
+    assert "is frozen" in lab08.smaller.check(distillation.freeze(distillation.staged_cnn(width=8))).message
+
+
+def test_lists_in_lists_are_no_names():
+    assert "is none of them" in lab08.same_gradient.check([["kl"]]).message
+    assert "is no candidate" in lab08.front.check([{}]).message
+
+
+def test_no_solution_overwrites_what_later_cells_of_the_notebook_need():
+    cells = json.loads((Path(__file__).parents[1] / "notebooks" / "08_distillation.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    for exercise in of(lab08).values():
+        shared = _bound(exercise.solution_source) & _bound(code)
+        assert not shared, f"the solution of {exercise.name} binds {shared}"
+
+
+def _bound(source):
+    """Names that a cell leaves behind."""
+    names = set()
+    for node in ast.parse(textwrap.dedent(source)).body:
+        if isinstance(node, ast.FunctionDef):
+            names.add(node.name)
+        elif not isinstance(node, ast.Expr):
+            inner = {id(part) for each in ast.walk(node) if isinstance(each, ast.comprehension) for part in ast.walk(each.target)}
+            names |= {part.id for part in ast.walk(node)
+                      if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store) and id(part) not in inner}
+    return names

@@ -140,3 +140,23 @@ def test_compressed_rows_hold_the_same_matrix_without_a_warning(recwarn):
     weight = weight * pruning.keep_largest(weight, 0.75)
     rows = pruning.compressed_rows(weight)
     assert rows.values().numel() == 12 and torch.equal(rows.to_dense(), weight) and not recwarn.list
+
+
+@pytest.mark.parametrize("act, sentence", [
+    (lambda: pruning.magnitude(None, 0.5), "a NoneType came; wanted is a torch.nn.Module"),
+    (lambda: pruning.by_modelopt(None), "a NoneType came; wanted is a torch.nn.Module"),
+    (lambda: pruning.magnitude(nn.ReLU(), 0.5), "ReLU has no convolution or dense layer to prune"),
+    (lambda: pruning.zeros(nn.ReLU()), "ReLU has no convolution or dense layer to prune"),
+    (lambda: pruning.magnitude(nn.Linear(2, 2), 0.5, layers=[]), "layers is empty"),
+    (lambda: pruning.keep_largest("weight", 0.5), "a str came; wanted is a weight tensor"),
+    (lambda: pruning.keep_largest(torch.zeros(0, 3), 0.5), r"an empty tensor \(0, 3\) came"),
+    (lambda: pruning.masked(nn.Sequential(nn.Linear(2, 2)), {"0": None}), "the mask of 0 is a NoneType"),
+])
+def test_what_has_no_weights_is_named(act, sentence):
+    with pytest.raises(errors.BadInput, match=sentence):
+        act()
+
+
+def test_a_share_may_be_a_number_of_numpy():
+    weight = torch.randn(10, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(pruning.keep_largest(weight, np.float32(0.5)), pruning.keep_largest(weight, 0.5))

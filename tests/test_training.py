@@ -239,3 +239,21 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     with pytest.raises(LabError, match="one.pt is a checkpoint of another model"):
         training.fit(tiny(outputs=3), stripes(), checkpoint=path, **options)
     assert path.read_bytes() == before
+
+
+def test_a_checkpoint_of_other_images_or_labels_is_refused(tmp_path):
+    split, file, options = stripes(), tmp_path / "tiny.pt", dict(epochs=2, batch_size=8)
+    training.fit(tiny(), split, checkpoint=file, **options)
+    for other in (stripes(seed=1), data.Split(split.images, 1 - split.labels, split.classes)):
+        with pytest.raises(LabError, match="belongs to another training: its pixels and labels is"):
+            training.fit(tiny(), other, checkpoint=file, **options)
+
+
+@pytest.mark.parametrize("given, sentence", [
+    (dict(checkpoint=3), "checkpoint=3; wanted the path of a file"), (dict(model=None), "a NoneType came as the model"),
+    (dict(model=nn.Linear), "the class Linear came as the model"), (dict(model=nn.BatchNorm1d(1)), "cannot take images of shape"),
+    (dict(model=nn.Sequential(nn.Flatten(), nn.LSTM(64, 2))), "Sequential answers with a tuple; wanted one tensor of logits"),
+])
+def test_what_cannot_be_trained_is_named(given, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        training.fit(**{"model": tiny(), "split": stripes(), **given})

@@ -234,7 +234,7 @@ class NoGain(Exercise):
     answer = "\n".join(f"{letter}: {REASONS[reason]}." for letter, reason in TRUTH.items())
 
     def judge(self, reasons: dict) -> str:
-        unknown = [str(reason) for reason in reasons.values() if reason not in REASONS]
+        unknown = [str(reason) for reason in reasons.values() if not isinstance(reason, str) or reason not in REASONS]
         if unknown:
             raise Wrong(f"{unknown[0]!r} is no reason; the reasons are {', '.join(REASONS)}: see lab07.REASONS.")
         missing = [letter for letter in TRUTH if letter not in reasons]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -65,12 +66,12 @@ class SameGradient(Exercise):
         "Two of the five have the same gradient. One of the two has another value: what it adds depends on the teacher only.",
     )
     solution_source = """
-        student = torch.randn(8, 15, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        teacher = torch.randn(8, 15, generator=torch.Generator().manual_seed(2))
-        wanted = distillation.soft_gradient(student.detach(), teacher, temperature=4.0)
+        pupil_logits = torch.randn(8, 15, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        teacher_logits = torch.randn(8, 15, generator=torch.Generator().manual_seed(2))
+        wanted = distillation.soft_gradient(pupil_logits.detach(), teacher_logits, temperature=4.0)
 
         def pulls_alike(name):
-            gradient, = torch.autograd.grad(lab08.suspect(name)(student, teacher, 4.0), student)
+            gradient, = torch.autograd.grad(lab08.suspect(name)(pupil_logits, teacher_logits, 4.0), pupil_logits)
             return torch.allclose(gradient, wanted, atol=1e-6)
 
         lab08.same_gradient.check([name for name in lab08.SUSPECTS if pulls_alike(name)])
@@ -78,7 +79,7 @@ class SameGradient(Exercise):
     answer = "Cross entropy on soft labels is the KL divergence plus the teacher's entropy, which no student can change."
 
     def judge(self, names: list) -> str:
-        unknown = [name for name in names if name not in SUSPECTS]
+        unknown = [name for name in names if not isinstance(name, str) or name not in SUSPECTS]
         if unknown:
             raise Wrong(f"{unknown[0]!r} is none of them; the names are {list(SUSPECTS)}.")
         reasons = {
@@ -157,8 +158,9 @@ class Smaller(Exercise):
             raise Wrong(f"{mine:,} parameters are {theirs / mine:.1f} times fewer than the teacher's; wanted are {FEWER} times.")
         if not any(isinstance(part, (nn.ReLU, nn.Hardswish, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.Tanh)) for part in model.modules()):
             with torch.no_grad():
+                asked = copy.deepcopy(model).cpu().float().eval()  # the learner's own stays in its mode
                 x = teacher.example_input(2)
-                mixed = model.eval()((x[:1] + x[1:]) / 2) - model(x).mean(dim=0, keepdim=True)
+                mixed = asked((x[:1] + x[1:]) / 2) - asked(x).mean(dim=0, keepdim=True)
             if float(mixed.abs().max()) < 1e-4:
                 raise Wrong("that network is linear, and has little to learn with; put an activation between its layers.")
         return f"{mine:,} parameters, {theirs / mine:.1f} times fewer, and it answers for the same 15 classes. Try it in the duel above."
@@ -181,7 +183,7 @@ class Front(Exercise):
     answer = "A, E and D. B is as accurate as E and slower, F as fast as D and worse, C loses to B and E in both."
 
     def judge(self, names: list) -> str:
-        unknown = [name for name in names if name not in CANDIDATES]
+        unknown = [name for name in names if not isinstance(name, str) or name not in CANDIDATES]
         if unknown:
             raise Wrong(f"{unknown[0]!r} is no candidate; the names are {list(CANDIDATES)}.")
         for name in names:
