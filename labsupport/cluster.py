@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import time
@@ -11,6 +12,7 @@ import numpy as np
 
 from labsupport import environment
 from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.workers import leave_interrupts_to_the_parent
 
 FEEDS = ("host", "device")
 START_S = 120  # CUDA, TensorRT and the engine are loaded by every process before it answers
@@ -78,13 +80,17 @@ class GpuWorkers:
         environment.require("engine execution")
         context = multiprocessing.get_context("spawn")
         self.batch, self._workers = batch, []
-        for name in self.names:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_gpu_worker, args=(theirs, name, str(engine.path), batch, seed), daemon=True)
-            process.start()
-            theirs.close()
-            self._workers.append((process, ours))
-        self._answers = [np.asarray(self._hear(name, ours)) for name, (_, ours) in zip(self.names, self._workers, strict=True)]
+        try:
+            for name in self.names:
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_gpu_worker, args=(theirs, name, str(engine.path), batch, seed), daemon=True)
+                process.start()
+                theirs.close()
+                self._workers.append((process, ours))
+            self._answers = [np.asarray(self._hear(name, ours)) for name, (_, ours) in zip(self.names, self._workers, strict=True)]
+        except BaseException:  # an interrupt as well: nobody holds these workers, so nobody else can end them
+            self.close()
+            raise
 
     def rate(self, gpus: int | None = None, *, feed: str = "host", seconds: float = 1.0) -> GpuRate:
         """Throughput of the first ``gpus`` workers running at once; "host" copies every batch in and its answer out."""
@@ -95,7 +101,8 @@ class GpuWorkers:
             raise BadInput(f"gpus={gpus!r}; {len(self._workers)} worker(s) were started")
         begin = time.time() + 0.1  # one wall clock for all processes of this machine
         for _, pipe in self._workers[:gpus]:
-            pipe.send((feed, begin, seconds))
+            with contextlib.suppress(OSError):  # it died; whoever listens to it below says so
+                pipe.send((feed, begin, seconds))
         told = [self._hear(name, pipe) for name, (_, pipe) in zip(self.names[:gpus], self._workers[:gpus], strict=True)]
         start, stop = min(t["start"] for t in told), max(t["stop"] for t in told)
         each = tuple(t["batches"] * self.batch / (t["stop"] - t["start"]) for t in told)
@@ -105,6 +112,7 @@ class GpuWorkers:
     def _hear(self, name: str, pipe):
         try:
             if not pipe.poll(START_S):
+                self.close()  # or what it says later would pass for the answer to another question
                 raise LabError(f"the worker on GPU {name} has been silent for {START_S} s; is the GPU busy? Close "
                                "other programs on it")
             said = pipe.recv()
@@ -137,13 +145,14 @@ class GpuWorkers:
 
 def _gpu_worker(pipe, device: str, engine_path: str, batch: int, seed: int) -> None:
     """What runs in each process: choose the GPU before anything is created, load, then answer until the pipe closes."""
+    leave_interrupts_to_the_parent()
     os.environ["CUDA_VISIBLE_DEVICES"] = device
     try:
         lanes = _lanes(engine_path, batch, seed)
         for lane in lanes:
             lane.infer()
         pipe.send(next(iter(lanes[0].result().values())).astype("float32"))
-    except (LabError, RuntimeError, OSError) as error:
+    except Exception as error:  # whatever it is, the dispatcher says it
         pipe.send(f"{type(error).__name__}: {error}")
         return
     while True:

@@ -103,7 +103,7 @@ class CudaKernel:
         apart = here.cuda_stream != self.stream.cuda_stream
         if apart:
             self.stream.wait_stream(here)
-        if rows:
+        if rows and columns:  # a launch of nothing is an error
             self.launch(x, gate, weight, out, rows, columns, epsilon)
         if apart:
             here.wait_stream(self.stream)

@@ -68,7 +68,7 @@ def with_body(graph, body):
     """The graph with a model-local function: a body in known operators for every node of its name and domain.
 
     ``body`` is an onnxscript function (its decorator's opset names the domain) or an ``onnx.FunctionProto``. ONNX
-    Runtime runs such a graph and the parsers of TensorRT 10 and later read it; 8.6 does not: see :func:`inlined`.
+    Runtime runs such a graph and newer parsers (TensorRT 10.6, RTX) read it; 8.6 does not: see :func:`inlined`.
     Source: https://onnx.ai/onnx/repo-docs/IR.html#functions
     """
     graph = _loaded(graph)
@@ -196,6 +196,9 @@ def _renamed(graph, old: str, new: str):
 
 def _take_over(surgeon, old, new) -> None:
     """Let the maker of ``new`` write ``old``, so that readers and graph outputs keep their tensor and its name."""
+    if not new.inputs:
+        raise BadInput(f"make() gave {new.name!r}, which no node computes (an input or a weight); pass it through an Identity node, "
+                       "surgeon.layer(op=\"Identity\", ...)")
     maker = new.inputs[0]
     maker.outputs[maker.outputs.index(new)] = old
     for reader in list(new.outputs):  # inside the replacement itself

@@ -200,7 +200,10 @@ def cost_model(graph, first, second, feed, cross_ms: Callable[[float], float], *
     measured without it. Of a TensorRT runtime the time is the device's, and what a call from NumPy to NumPy costs beyond
     that and the crossing is ``fixed_ms``.
     """
-    cuts = tuple(cuts or natural(graph))
+    cuts, ends = tuple(cuts or natural(graph)), (*graph.inputs, *graph.outputs)
+    if (cuts[0].name, cuts[-1].name) != (ends[0], ends[-1]):
+        raise BadInput(f"the cuts run from {cuts[0].name!r} to {cuts[-1].name!r}; begin with {ends[0]!r} and end with {ends[-1]!r}, so "
+                       "that every layer lies between two of them")
     here = benchmarking.latency(first, feed, runs=runs).median_ms
     there, fixed = benchmarking.latency(second, feed, runs=runs).median_ms, 0.0
     carried = cross_ms(cuts[0].mib)

@@ -1,4 +1,4 @@
-"""The operator as a plugin by decorators (``tensorrt.plugin``, TensorRT 10.x and 11): four functions, no class.
+"""The operator as a plugin by decorators (``tensorrt.plugin``, TensorRT 10.x and 11): three functions, no class.
 
 Nobody has run it: no machine at hand has a TensorRT that takes it. ``register`` reads the annotations of the functions, so
 this module does not postpone them (no ``from __future__ import annotations``), and they are defined once TensorRT is
@@ -25,7 +25,13 @@ def decorated(trtp=None, trt=None):
         environment.require(">=10")
         if environment.generation() == "rtx":
             raise NotAvailable("TensorRT-RTX takes no plugins; rewrite the graph instead: plugins.rewritten")
-        trtp = importlib.import_module(trt.__name__ + ".plugin")
+        try:
+            trtp = importlib.import_module(trt.__name__ + ".plugin")
+        except ImportError as error:
+            raise NotAvailable(f"TensorRT {trt.__version__} has no plugins by decorators ({error}); use the class instead: "
+                               "plugins.register") from error
+    if not hasattr(trtp, "aot_impl"):
+        raise NotAvailable("this TensorRT's decorators cannot compile ahead of time; use the class instead: plugins.register")
 
     @trtp.register(PLUGIN_ID)
     def describe(x: trtp.TensorDesc, gate: trtp.TensorDesc, weight: trtp.TensorDesc, epsilon: float) -> trtp.TensorDesc:

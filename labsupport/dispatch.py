@@ -81,7 +81,7 @@ def policy(chosen) -> Policy:
         return chosen
     if callable(chosen):
         return Policy(getattr(chosen, "__name__", "your policy"), chosen)
-    if chosen not in POLICIES:
+    if not isinstance(chosen, str) or chosen not in POLICIES:
         raise BadInput(f"policy={chosen!r} is not known; choose one of {list(POLICIES)}, or pass a function (states, "
                        "number) -> place")
     return POLICIES[chosen]

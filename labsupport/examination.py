@@ -82,6 +82,7 @@ def examine(run: Callable, *, name: str | None = None, device: str = "cpu", rows
     ``run`` gets torch tensors on ``device``. Layouts: "packed"; "sliced", two halves of one wider tensor; "transposed",
     columns that lie side by side. A LabError that ``run`` raises counts as refused, not as wrong.
     """
+    rows, dtypes, layouts = list(rows), list(dtypes), list(layouts)  # they are gone through more than once
     unknown = sorted(set(layouts) - set(LAYOUTS))
     if unknown:
         raise BadInput(f"layouts={unknown} are unknown; choose from {list(LAYOUTS)}")
@@ -96,7 +97,7 @@ def _case(run, device, rows, columns, dtype, layout) -> Case:
         y = run(x, gate, weight)
     except LabError as refusal:
         return Case(rows, columns, dtype, layout, None, str(refusal))
-    if tuple(y.shape) != (rows, columns):
+    if tuple(getattr(y, "shape", ())) != (rows, columns):  # also of None, where a return was forgotten
         return Case(rows, columns, dtype, layout, float("inf"))
     expected = reference(x, gate, weight, EPSILON)
     got = np.asarray(y.detach().cpu().double().numpy() if hasattr(y, "detach") else y, dtype=np.float64)

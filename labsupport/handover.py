@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import statistics
 import time
@@ -12,6 +13,7 @@ import numpy as np
 from labsupport.errors import LabError
 from labsupport.measurements import at_least, one_of
 from labsupport.transfers import Transfer, _bytes
+from labsupport.workers import leave_interrupts_to_the_parent
 
 WAYS = ("pipe", "shared memory, copied in", "shared memory, written in place")
 START_S = 60
@@ -23,14 +25,18 @@ class Neighbor:
     def __init__(self, mib: float):
         self.size = _bytes(mib)
         self._block = shared_memory.SharedMemory(create=True, size=self.size)
-        self.array = np.ndarray((self.size,), np.uint8, self._block.buf)
+        self.array = np.frombuffer(self._block.buf, np.uint8, self.size)  # holds the block: freed under it, reading would end the process
         self.array[:] = 1
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_answer, args=(theirs, self._block.name, self.size), daemon=True)
-        self._process.start()
-        theirs.close()
-        self._hear()
+        try:
+            self._process.start()
+            theirs.close()
+            self._hear()
+        except BaseException:  # nobody holds this neighbor yet, so nobody else can free its block
+            self.close()
+            raise
 
     def hand_over(self, way: str, *, runs: int = 10) -> Transfer:
         """Time a block until the neighbor has seen its last byte, by one of :data:`WAYS`."""
@@ -69,13 +75,15 @@ class Neighbor:
         if self.array is None:
             return
         self._pipe.close()
-        self._process.join(3)
-        if self._process.is_alive():
-            self._process.kill()
+        if self._process.pid is not None:  # it was started
             self._process.join(3)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join(3)
         self.array = None
-        self._block.close()
         self._block.unlink()
+        with contextlib.suppress(BufferError):  # somebody still holds ``array``; the memory goes when they let go of it
+            self._block.close()
 
     def __enter__(self):
         return self
@@ -85,6 +93,7 @@ class Neighbor:
 
 
 def _answer(pipe, name: str, size: int) -> None:
+    leave_interrupts_to_the_parent()
     block = shared_memory.SharedMemory(name=name)
     array = np.ndarray((size,), np.uint8, block.buf)
     pipe.send_bytes(b"0")

@@ -98,6 +98,9 @@ class _Flow:
                     break
                 self.queues[0].put((number, item))
                 self._count(1)
+        except BaseException as error:  # an interrupt, say: what waits in the queues need not be computed any more
+            self.failure = self.failure or ("the source", len(self.outputs), error)
+            raise
         finally:
             self.queues[0].put(_END)
             for thread in threads:
@@ -122,8 +125,8 @@ class _Flow:
             start = time.perf_counter()
             try:
                 made = work(item)
-            except Exception as error:
-                self.failure = (name, number, error)
+            except BaseException as error:  # an exit() too: a thread that ends here would leave the others waiting
+                self.failure = self.failure or (name, number, error)
                 continue
             self.spans.append(_span(name, number, start, self.begin))
             if last:

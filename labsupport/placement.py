@@ -132,6 +132,8 @@ class Watch:
         import psutil
 
         self._read_gpu = _gpu_reader()
+        self._stop.clear()  # a Watch may be used again
+        self._gpu = []
         psutil.cpu_percent(percpu=True)  # the next reading counts from here
         self._begin, self._psutil = time.perf_counter(), psutil
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -162,4 +164,11 @@ def _gpu_reader():
         return None
     import pynvml
 
-    return lambda: float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+    def read() -> float:
+        return float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+
+    try:
+        read()
+    except pynvml.NVMLError:  # a part of a GPU (MIG) and some drivers have no such counter
+        return None
+    return read

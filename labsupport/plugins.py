@@ -40,6 +40,7 @@ __all__ = [
     "plugin_class", "reference", "refused_by_parser", "register", "registered", "rewritten", "sweep", "triton_kernel",
     "unknown_operators", "with_body", "with_layers", "with_shapes",
 ]  # fmt: skip
+_decorated: list = []
 
 
 def triton_kernel():
@@ -56,4 +57,8 @@ def decorated(trtp=None, trt=None):
     """The plugin by decorators; see ``??plugins.decorated_plugin.decorated``. Raises NotAvailable where it is not to be had."""
     from labsupport import decorated_plugin
 
-    return decorated_plugin.decorated(trtp, trt)
+    if trtp is not None:
+        return decorated_plugin.decorated(trtp, trt)
+    if not _decorated:  # the name can be registered once, and a cell may be run twice
+        _decorated.append(decorated_plugin.decorated(None, trt))
+    return _decorated[0]

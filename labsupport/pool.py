@@ -60,31 +60,33 @@ class Pool:
             raise BadInput("repeat and ahead are whole numbers, 1 or more")
         context = multiprocessing.get_context("spawn")
         self.ahead, self._members, self._ticket = ahead, [], 0
-        for worker in workers:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=answer_requests, daemon=True, args=(
-                theirs, worker.source, worker.engine is not None, worker.threads, worker.repeat, example))
-            process.start()
-            theirs.close()  # or the end of the process would not end the pipe
-            self._members.append(_Member(worker.name, process, ours))
-        for member in self._members:
-            self._greet(member, example)
+        try:
+            for worker in workers:
+                ours, theirs = context.Pipe()
+                process = context.Process(target=answer_requests, daemon=True, args=(
+                    theirs, worker.source, worker.engine is not None, worker.threads, worker.repeat, example))
+                process.start()
+                theirs.close()  # or the end of the process would not end the pipe
+                self._members.append(_Member(worker.name, process, ours))
+            for member in self._members:
+                self._greet(member, example)
+        except BaseException:  # an interrupt as well: nobody holds this pool, so nobody else can end its processes
+            self.close()
+            raise
 
     def _greet(self, member: _Member, example) -> None:
-        said = None
+        trips = []
         try:
             said = member.pipe.recv() if member.pipe.poll(START_S) else f"it was silent for {START_S} s"
+            for _ in range(0 if isinstance(said, str) else 5):  # what the dispatcher sees: the pipe there and back as well
+                start = time.perf_counter()
+                member.pipe.send((0, example))
+                member.pipe.recv()
+                trips.append((time.perf_counter() - start) * 1e3)
         except (EOFError, OSError):
             said = "its process ended before it answered"
         if isinstance(said, str):
-            self.close()
             raise LabError(f"worker {member.name!r} could not start: {said}")
-        member.service_ms, trips = said, []
-        for _ in range(5):  # what the dispatcher sees of a request: the pipe there and back as well
-            start = time.perf_counter()
-            member.pipe.send((0, example))
-            member.pipe.recv()
-            trips.append((time.perf_counter() - start) * 1e3)
         member.service_ms = float(np.median(trips))
 
     @property

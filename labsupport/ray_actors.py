@@ -6,6 +6,7 @@ address in place of a local start. Here it is started locally, without a dashboa
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -45,6 +46,9 @@ class Actors:
         except Exception as error:
             self.close()
             raise LabError(f"a Ray actor could not load {getattr(graph, 'path', graph)}: {_first(error)}") from error
+        except BaseException:  # an interrupt: Ray would go on running, and nobody holds these actors to stop it
+            self.close()
+            raise
         self.start_s = time.perf_counter() - begin
 
     def map(self, batches) -> list:
@@ -54,6 +58,8 @@ class Actors:
         batches = list(batches)
         if not batches:
             raise BadInput("no batches; give one at least")
+        if not self._ray.is_initialized():  # or Ray would start again by itself, with a dashboard and all cores
+            raise LabError("these Actors are closed, and Ray with them; start new Actors")
         try:
             answers = ActorPool(self._actors).map(lambda actor, batch: actor.run.remote(batch), batches)
             return [np.array(answer) for answer in answers]
@@ -96,10 +102,21 @@ def _started(actors: int):
 
     if ray.is_initialized():
         raise LabError("Ray is running in this process already; close the other Actors first, or call ray.shutdown()")
+    import psutil
+
+    others = set(psutil.Process().children(recursive=True))
     try:
         ray.init(num_cpus=actors, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
                  _node_ip_address="127.0.0.1", object_store_memory=OBJECT_STORE_MIB << 20)
-    except Exception as error:
+    except BaseException as error:
+        ray.shutdown()
+        left = set(psutil.Process().children(recursive=True)) - others  # Ray forgets what it began to start
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=3)
+        if not isinstance(error, Exception):
+            raise
         raise LabError(f"Ray does not start here: {_first(error)}; the pool of processes does the same on one "
                        "machine") from error
     return ray

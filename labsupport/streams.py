@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import tempfile
@@ -192,23 +193,32 @@ def together(runs, feed, *, seconds: float = 0.3, name: str | None = None) -> La
     runs = list(runs)
     if not runs or not seconds > 0:
         raise BadInput(f"{len(runs)} runtimes for {seconds!r} s; give one runtime and some time at least")
-    counts, ready = [0] * len(runs), threading.Barrier(len(runs) + 1)
+    counts, ready, failures = [0] * len(runs), threading.Barrier(len(runs) + 1), []
 
     def work(place: int) -> None:
-        runs[place](feed)
-        ready.wait()
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
+        try:
             runs[place](feed)
-            counts[place] += 1
+            ready.wait()
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end:
+                runs[place](feed)
+                counts[place] += 1
+        except threading.BrokenBarrierError:  # another one failed
+            return
+        except BaseException as error:  # raised below, in the caller's thread
+            failures.append(error)
+            ready.abort()  # or the others would wait for this one for ever
 
     threads = [threading.Thread(target=work, args=(place,), daemon=True) for place in range(len(runs))]
     for thread in threads:
         thread.start()
-    ready.wait()
+    with contextlib.suppress(threading.BrokenBarrierError):
+        ready.wait()
     start = time.perf_counter()
     for thread in threads:
         thread.join()
+    if failures:
+        raise failures[0]
     return LaneRate(name or runs[0].name, len(runs), int(np.shape(feed)[0]), (sum(counts) / (time.perf_counter() - start),))
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 import time
 from dataclasses import dataclass
-
-from labsupport.errors import LabError
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,13 @@ class Worker:
 
 def answer_requests(pipe, source: str, is_engine: bool, threads: int, repeat: int, example) -> None:
     """What runs in each process: load, warm up, then answer until the pipe ends."""
+    leave_interrupts_to_the_parent()
     try:
         run = _load(source, is_engine, threads)
         for _ in range(5):
             _answer(run, example, repeat)
         pipe.send(0.0)
-    except (LabError, RuntimeError, OSError) as error:
+    except Exception as error:  # whatever it is, the dispatcher says it
         pipe.send(f"{type(error).__name__}: {error}")
         return
     while True:
@@ -47,6 +48,12 @@ def answer_requests(pipe, source: str, is_engine: bool, threads: int, repeat: in
             pipe.send((number, *_answered(run, request, repeat)))
         except (EOFError, OSError):
             return
+
+
+def leave_interrupts_to_the_parent() -> None:
+    """JupyterLab interrupts all processes of a kernel at once; a worker that obeyed would be gone for the next cell."""
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _answered(run, request, repeat: int) -> tuple:

@@ -106,6 +106,12 @@ def test_a_cost_model_of_real_runs_keeps_the_whole_time(graph, image):
     assert ends[1][0] == pytest.approx(sum(model.first_ms))
 
 
+def test_a_cost_model_wants_both_ends(graph, image):
+    run = runtimes.OnnxRuntime(graph)
+    with pytest.raises(BadInput, match="begin with 'images' and end with 'logits'"):
+        cuts.cost_model(graph, run, run, image, lambda mib: mib, cuts=cuts.natural(graph)[:3], runs=2)
+
+
 def test_cuts_are_measured_with_their_error(graph, image):
     chosen = [cuts.natural(graph)[place] for place in (0, 4, -1)]
     rows = cuts.measure(graph, chosen, runtimes.OnnxRuntime, runtimes.OnnxRuntime, image, runs=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,6 +35,8 @@ def test_policies_are_found_by_name_or_made_of_functions():
     assert dispatch.policy(mine).pick((WorkerState("a", 0, 0, 1, 0),), 0) == 0
     with pytest.raises(BadInput, match="policy='fastest' is not known; choose one of"):
         dispatch.policy("fastest")
+    with pytest.raises(BadInput, match=r"policy=\[1\] is not known"):
+        dispatch.policy([1])
 
 
 @pytest.mark.parametrize("place", [2, -1, None, "a", 1.0, True])
@@ -214,6 +217,45 @@ def test_a_worker_that_does_not_greet_is_named(ready, message):
         crew._greet(member, None)
 
 
+def test_a_worker_that_dies_while_it_is_timed_is_named():
+    said = iter([0.0])
+
+    def recv():
+        try:
+            return next(said)
+        except StopIteration:
+            raise EOFError from None
+
+    member = pool._Member("a", None, SimpleNamespace(poll=lambda seconds: True, recv=recv, send=lambda message: None))
+    with pytest.raises(LabError, match="worker 'a' could not start: its process ended before it answered"):
+        object.__new__(pool.Pool)._greet(member, None)
+
+
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, LabError])
+def test_a_pool_that_does_not_come_about_leaves_no_process(monkeypatch, tmp_path, reason):
+    import multiprocessing
+
+    def stops(self, member, example):
+        raise reason("stopped")
+
+    before = set(multiprocessing.active_children())
+    monkeypatch.setattr(pool.Pool, "_greet", stops)
+    with pytest.raises(reason):
+        pool.Pool([pool.Worker("a", tmp_path / "missing.onnx"), pool.Worker("b", tmp_path / "missing.onnx")], numbers(1)[0])
+    assert set(multiprocessing.active_children()) <= before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="an interrupt reaches one process only there")
+def test_an_interrupt_of_the_notebook_leaves_the_workers_alive(doubling):
+    import signal
+    import time
+
+    with pool.Pool([pool.Worker("a", doubling)], numbers(1)[0]) as crew:
+        os.kill(crew._members[0].process.pid, signal.SIGINT)  # JupyterLab signals the whole process group
+        time.sleep(0.2)
+        assert crew.serve(numbers(5)).lost == 0 and crew.alive == ("a",)
+
+
 # --- Ray --------------------------------------------------------------------------------------------------------
 
 
@@ -261,6 +303,7 @@ def test_an_actor_that_cannot_load_stops_ray(monkeypatch):
 
 
 def test_ray_that_is_running_or_does_not_start_is_said(monkeypatch):
+    import subprocess
     import sys
 
     def refuses(**options):
@@ -270,9 +313,40 @@ def test_ray_that_is_running_or_does_not_start_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: True))
     with pytest.raises(LabError, match="running in this process already"):
         ray_actors._started(2)
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=refuses))
+    ended = []
+    halves = SimpleNamespace(is_initialized=lambda: False, init=refuses, shutdown=lambda: ended.append(1))
+    monkeypatch.setitem(sys.modules, "ray", halves)
     with pytest.raises(LabError, match="Ray does not start here: OSError: no space left; the pool"):
         ray_actors._started(2)
+
+    def interrupted(**options):
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        raise KeyboardInterrupt
+
+    started, halves.init = [], interrupted
+    with pytest.raises(KeyboardInterrupt):
+        ray_actors._started(2)
+    assert started[0].poll() is not None, "a process that Ray had begun to start goes on running"
+    assert len(ended) == 2, "what had been started of Ray is stopped both times"
+
+
+def test_an_interrupt_while_actors_load_stops_ray_and_closed_actors_do_not_start_it_again(monkeypatch):
+    monkeypatch.setattr(ray_actors, "package_version", lambda name: "2")
+    fake = FakeRay(loads=True)
+    monkeypatch.setattr(ray_actors, "_started", lambda actors: fake)
+    actors = ray_actors.Actors("x.onnx")
+    actors.close()
+    pytest.importorskip("ray")
+    with pytest.raises(LabError, match="Actors are closed"):
+        actors.map([1])
+
+    def interrupted(refs):
+        raise KeyboardInterrupt
+
+    fake.up, fake.get = True, interrupted
+    with pytest.raises(KeyboardInterrupt):
+        ray_actors.Actors("x.onnx")
+    assert not fake.up
 
 
 def test_a_cluster_that_fails_while_it_maps_is_said(monkeypatch):

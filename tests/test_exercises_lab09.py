@@ -6,6 +6,7 @@ import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from labsupport import cuts, timeline
@@ -123,7 +124,8 @@ def test_ideal_gain():
             (lambda spans: len({s.row for s in spans}), "number of rows"), (lambda spans: 1 / by_busy(spans), "other way round"),
             (lambda spans: sum(s.ms for s in spans) / max(s.ms for s in spans), "longest single span"), (lambda spans: 2.2, "which row cannot"),
             (lambda spans: None, "forget its `return`"), (lambda spans: "2", "a number is wanted"), (1.5, "hand in the function"),
-        ], right=[by_busy, lambda spans: sum(s.ms for s in spans) / max(sum(s.ms for s in spans if s.row == r.row) for r in spans)],
+            (lambda spans: float("nan"), "finite number"),
+        ], right=[by_busy, lambda spans: np.float32(by_busy(spans)), lambda spans: sum(s.ms for s in spans) / max(sum(s.ms for s in spans if s.row == r.row) for r in spans)],
         namespace=namespace())
 
 

@@ -107,6 +107,31 @@ def test_a_stage_that_fails_ends_the_run_and_is_named():
     assert threading.active_count() == before
 
 
+@pytest.mark.parametrize("bound", [1, None])
+def test_a_stage_that_exits_does_not_hang_the_run(bound):
+    def leaves(item):
+        raise SystemExit(3)
+
+    with pytest.raises(LabError, match="stage 'b' failed on item 0: SystemExit: 3"):
+        pipeline.run(range(20), {"a": lambda item: item, "b": leaves}, bound=bound)
+
+
+def test_an_interrupt_does_not_compute_what_waits_in_the_queues():
+    done = []
+
+    def items():
+        yield from range(50)
+        raise KeyboardInterrupt
+
+    def slow(item):
+        threading.Event().wait(0.02)
+        done.append(item)
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(items(), {"slow": slow}, bound=None)
+    assert len(done) < 10
+
+
 def test_a_source_that_fails_leaves_no_thread():
     def source():
         yield 1
@@ -158,6 +183,15 @@ def test_runtimes_together_are_counted():
     assert rate.lanes == 2 and rate.batch == 4 and all(run.calls > 1 for run in runs)
     assert 0 < rate.items_per_s <= 4 * sum(run.calls for run in runs) / 0.05
     assert rate.as_metric()["unit"] == "items/s" and "2 lanes, batch 4" in repr(rate)
+
+
+def test_a_runtime_that_fails_beside_others_is_heard_and_nobody_waits_for_ever():
+    class Fails(Counting):
+        def __call__(self, feed):
+            raise BadInput("no such input")
+
+    with pytest.raises(BadInput, match="no such input"):
+        streams.together([Counting(), Fails()], np.zeros((3, 2)), seconds=0.05)
 
 
 def test_scaling_has_a_row_per_number_of_lanes(monkeypatch):
@@ -285,6 +319,34 @@ def test_watch_reads_the_gpu(monkeypatch):
     assert watch.load.gpu_percent == 40 and watch.load.samples >= 1 and "GPU 40 % of the time" in repr(watch.load)
 
 
+def test_a_watch_may_be_used_again(monkeypatch):
+    readings = iter([10.0, 10.0, 90.0])
+    monkeypatch.setattr(placement, "_gpu_reader", lambda: lambda: next(readings, 90.0))
+    watch = placement.Watch(every_s=0.01)
+    for _ in range(2):
+        with watch:
+            threading.Event().wait(0.2)
+    assert watch.load.gpu_percent == 90 and watch.load.samples > 1
+
+
+def test_a_gpu_without_a_utilization_counter_is_not_read(monkeypatch):
+    import sys
+    from types import SimpleNamespace
+
+    from labsupport import memory
+
+    class NVMLError(Exception):
+        pass
+
+    def refuses(handle):
+        raise NVMLError("Not Supported")
+
+    monkeypatch.setattr(environment, "has", lambda *needs: True)
+    monkeypatch.setattr(memory, "nvml_device", lambda: (1, ""))
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=NVMLError, nvmlDeviceGetUtilizationRates=refuses))
+    assert placement._gpu_reader() is None
+
+
 # --- several GPUs -----------------------------------------------------------------------------------------------
 
 
@@ -362,6 +424,32 @@ def test_rates_of_gpus_are_added_over_one_wall_clock():
 def test_a_gpu_worker_that_fails_is_named(said, message):
     with pytest.raises(LabError, match=f"worker on GPU 0 .*{message}"):
         gpu_workers(Pipe(said)).rate()
+
+
+def test_gpu_workers_that_do_not_come_about_are_ended(monkeypatch):
+    closed = []
+
+    def interrupted(self, name, pipe):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster, "choose", lambda wanted: ("0",))
+    monkeypatch.setattr(environment, "require", lambda *needs: None)
+    monkeypatch.setattr(cluster.multiprocessing, "get_context", lambda how: SimpleContext())
+    monkeypatch.setattr(cluster.GpuWorkers, "_hear", interrupted)
+    monkeypatch.setattr(cluster.GpuWorkers, "close", lambda self: closed.append(len(self._workers)))
+    with pytest.raises(KeyboardInterrupt):
+        cluster.GpuWorkers(type("Engine", (), {"path": "x"}), batch=1)
+    assert closed == [1]
+
+
+class SimpleContext:
+    def Pipe(self):  # noqa: N802
+        return Pipe([]), Pipe([])
+
+    def Process(self, **options):  # noqa: N802
+        process = Process()
+        process.start = lambda: None
+        return process
 
 
 @pytest.mark.parametrize("options, message", [({"feed": "disk"}, "choose one of"), ({"gpus": 3}, r"1 worker\(s\)"), ({"gpus": 0}, "gpus=0")])

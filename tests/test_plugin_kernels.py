@@ -623,6 +623,27 @@ def test_the_declarations_are_what_tensorrt_plugin_reads(trtp, tensorrt_11):
     assert types_.count("FP32|FP16") == 4 and layout == "LINEAR" and tactics == [1, 2, 3]
 
 
+def test_the_plugin_is_registered_once_though_the_cell_runs_twice(trtp, tensorrt_11, monkeypatch):
+    monkeypatch.setattr(environment, "require", lambda *needs: None)
+    monkeypatch.setattr(environment, "generation", lambda: "11")
+    monkeypatch.setattr(environment, "tensorrt", lambda: types.SimpleNamespace(__name__="tensorrt", __version__="11.0"))
+    monkeypatch.setattr(decorated_plugin.importlib, "import_module", lambda name: trtp)
+    monkeypatch.setattr(plugins, "_decorated", [])
+    asked = []
+    monkeypatch.setattr(trtp, "register", lambda plugin_id: asked.append(plugin_id) or (lambda function: function))
+    assert plugins.decorated() == plugins.decorated() == "the definition" and len(asked) == 1
+
+
+def test_a_tensorrt_10_before_the_decorators_is_named(monkeypatch, tensorrt_11):
+    monkeypatch.setattr(environment, "require", lambda *needs: None)
+    monkeypatch.setattr(environment, "generation", lambda: "10")
+    old = types.SimpleNamespace(__name__="no_such_tensorrt", __version__="10.3")
+    with pytest.raises(NotAvailable, match="TensorRT 10.3 has no plugins by decorators .*plugins.register"):
+        decorated_plugin.decorated(None, old)
+    with pytest.raises(NotAvailable, match="cannot compile ahead of time"):
+        decorated_plugin.decorated(types.ModuleType("tensorrt.plugin"), old)
+
+
 @pytest.fixture
 def fake_triton(monkeypatch):
     triton, kernels, compiled = types.ModuleType("triton"), types.ModuleType("labsupport.triton_kernels"), []

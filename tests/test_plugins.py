@@ -170,6 +170,7 @@ def test_an_onnxscript_function_is_a_body_too(graph, block, expected):
     (lambda g: plugins.inlined(g), "brings no bodies"),
     (lambda g: plugins.rewritten(g, "GatedRmsNorm", lambda surgeon, node: None), r"make\(\) gave 1 value\(s\) of \['NoneType'\]"),
     (lambda g: plugins.rewritten(g, "GatedRmsNorm", lambda surgeon, node: node.inputs), r"make\(\) gave 3 value\(s\)"),
+    (lambda g: plugins.rewritten(g, "GatedRmsNorm", lambda surgeon, node: node.inputs[2]), "which no node computes.*Identity"),
     (lambda g: plugins.part(g, inputs=["tokens"], outputs=["nothing"]), "has no tensor 'nothing' of known shape"),
     (lambda g: plugins.operator_graph(0), "columns=0"), (lambda g: plugins.operator_graph(8, dtype="int8"), "dtype='int8'"),
     (lambda g: plugins.unknown_operators("nothing.onnx"), "no such file"),
@@ -301,9 +302,15 @@ def test_a_refusal_is_not_wrong_and_not_right():
 
 
 @pytest.mark.parametrize("broken", [lambda x, gate, weight: plugins.chain(x, gate, weight)[:1],
-                                    lambda x, gate, weight: x * float("nan")], ids=["shape", "NaN"])
+                                    lambda x, gate, weight: x * float("nan"),
+                                    lambda x, gate, weight: None], ids=["shape", "NaN", "nothing"])
 def test_another_shape_and_nan_are_wrong(broken):
     assert len(plugins.examine(broken, columns=(8,), dtypes=["float32"]).wrong) == 1
+
+
+def test_sizes_may_come_from_a_generator():
+    seen = plugins.examine(plugins.chain, rows=iter([1, 2]), columns=iter([4, 5]), dtypes=iter(["float32"]), layouts=iter(["packed"]))
+    assert len(seen.cases) == 4 and seen.passed
 
 
 def test_an_unknown_layout_is_refused():

@@ -149,3 +149,34 @@ def test_a_silent_neighbor_and_a_wrong_byte_are_said():
     neighbor._pipe.sent = True
     with pytest.raises(handover.LabError, match="has been silent for 60 s"):
         neighbor.hand_over("pipe")
+
+
+def test_a_neighbor_that_does_not_come_about_leaves_nothing(monkeypatch):
+    import multiprocessing
+
+    made, create = [], handover.shared_memory.SharedMemory
+
+    def watched(**options):
+        made.append(create(**options))
+        return made[-1]
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    before = set(multiprocessing.active_children())
+    monkeypatch.setattr(handover.shared_memory, "SharedMemory", watched)
+    monkeypatch.setattr(handover.Neighbor, "_hear", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        handover.Neighbor(0.01)
+    assert set(multiprocessing.active_children()) <= before
+    with pytest.raises(FileNotFoundError):
+        create(name=made[0].name)
+
+
+def test_a_neighbor_is_closed_though_its_array_is_held():
+    neighbor = handover.Neighbor(0.01)
+    held = neighbor.array
+    neighbor.close()
+    assert held[0] == 1 and neighbor.array is None
+    neighbor.close()
+    del held

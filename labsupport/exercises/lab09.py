@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from labsupport.exercises.answers import described
+from labsupport.exercises.answers import as_number
 from labsupport.exercises.base import Exercise, Prediction, Wrong
 from labsupport.exercises.lab09_stand_ins import (
     AT_ONCE,
@@ -218,10 +218,9 @@ class Ideal(Exercise):
             right, got = sum(ms for _, ms in steps) / max(ms for _, ms in steps), ideal_gain(list(spans))
             if got is None:
                 raise Wrong("ideal_gain gave None. Did it forget its `return`?")
-            if isinstance(got, bool) or not isinstance(got, (int, float)):
-                raise Wrong(f"ideal_gain gave {described(got)}; a number is wanted.")
+            got = as_number(got, "what ideal_gain gave")
             if abs(got - right) > 0.01 * right:
-                raise Wrong(self._slip(float(got), right, steps))
+                raise Wrong(self._slip(got, right, steps))
         return "Right for four runs. Two rows of 0.5 and 7.5 ms gain 7 %, however cleverly they are overlapped."
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -140,10 +141,9 @@ class Rewrite(Exercise):
         from labsupport import custom_operators, export, runtimes
 
         if not isinstance(graph, export.OnnxGraph):
-            try:
-                graph = export.load(graph)
-            except TypeError:
-                raise Wrong(f"that is {described(graph)}; hand in a graph, such as plugins.rewritten(...) returns.") from None
+            if not isinstance(graph, (str, os.PathLike)):
+                raise Wrong(f"that is {described(graph)}; hand in a graph, such as plugins.rewritten(...) returns.")
+            graph = export.load(graph)
         left = [unknown for unknown in custom_operators.unknown_operators(graph) if not unknown.has_body]
         if left:
             raise Wrong(f"{left[0].op_type} is still in the graph: {left[0]}.")
