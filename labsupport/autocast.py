@@ -6,10 +6,8 @@ import contextlib
 import logging
 import numbers
 import re
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -31,7 +29,7 @@ def autocast(graph, feed, *, to: str = "fp16", keep_wide: Iterable[str] = (), da
     if isinstance(data_max, bool) or not isinstance(data_max, numbers.Real) or not data_max > 0:
         raise BadInput(f"data_max={data_max!r}; give the largest magnitude that may become narrow, such as 512")
     arrays = _checked(graph, feed)
-    folder = Path(tempfile.mkdtemp(dir=export.scratch_folder()))
+    folder = export.fresh_folder()
     out = export.another_file(path or folder / f"{graph.path.stem}.autocast-{to}.onnx", graph)
     try:
         from modelopt.onnx.autocast import convert_to_mixed_precision

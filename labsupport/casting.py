@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
@@ -156,7 +154,7 @@ class Walk:
         used = [w for w in body.initializer if w.name in read]
         del body.initializer[:]
         body.initializer.extend(used)
-        folder = Path(tempfile.mkdtemp(dir=export.scratch_folder()))
+        folder = export.fresh_folder()
         return export.save(self.model, export.another_file(path or folder / f"{self.graph.path.stem}.{self.suffix}.onnx", self.graph))
 
 

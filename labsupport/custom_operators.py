@@ -5,7 +5,6 @@ Every function takes an export.OnnxGraph (or a path) and returns a new one.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +142,7 @@ def operator_graph(columns: int, *, dtype: str = "float32"):
     node = helper.make_node(OP_TYPE, ["x", "gate", "weight"], ["y"], name="norm", domain=DOMAIN, epsilon=EPSILON)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)]
     model = helper.make_model(helper.make_graph([node], "operator", [x, gate, weight], [y]), opset_imports=opsets, ir_version=8)
-    return export.save(model, Path(tempfile.mkdtemp(dir=export.scratch_folder())) / f"operator_{columns}_{dtype}.onnx")
+    return export.save(model, export.fresh_folder() / f"operator_{columns}_{dtype}.onnx")
 
 
 def around(graph, op_type: str, *, read: str = "read", written: str = "written"):
@@ -284,4 +283,4 @@ def _loaded(graph) -> export.OnnxGraph:
 
 
 def _beside(graph, what: str) -> Path:
-    return Path(tempfile.mkdtemp(dir=export.scratch_folder())) / f"{graph.path.stem}.{what}.onnx"
+    return export.fresh_folder() / f"{graph.path.stem}.{what}.onnx"

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from labsupport import benchmarking, comparing, export, fusion
 from labsupport.errors import BadInput
@@ -77,7 +75,7 @@ def split(graph, at) -> tuple:
     if others:
         raise BadInput(f"{name!r} is no clean cut: {', '.join(others)} is needed behind it as well; choose one of "
                        f"{[cut.name for cut in natural(graph)]}")
-    folder, parts = Path(tempfile.mkdtemp(dir=export.scratch_folder())), []
+    folder, parts = export.fresh_folder(), []
     for part, ends in (("head", (list(nodes.inputs), [name])), ("tail", ([name], list(nodes.outputs)))):
         path = folder / f"{graph.path.stem}.{part}.onnx"
         onnx.utils.extract_model(str(graph.path), str(path), *ends)

@@ -180,7 +180,7 @@ def to_half(graph: OnnxGraph, *, path: str | os.PathLike | None = None, keep_io:
 
     if float_type(graph) == "fp16":
         return graph
-    out = Path(path) if path else Path(tempfile.mkdtemp(dir=scratch_folder())) / f"{graph.path.stem}.fp16.onnx"
+    out = Path(path) if path else fresh_folder() / f"{graph.path.stem}.fp16.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # notes about constants clipped at FP16's smallest value
         half = float16.convert_float_to_float16(graph.model(), keep_io_types=keep_io, disable_shape_infer=False)
@@ -381,5 +381,10 @@ def scratch_folder() -> Path:
     return folder
 
 
+def fresh_folder() -> Path:
+    """An empty folder inside `scratch_folder()`: what is written there overwrites nothing that somebody still reads."""
+    return Path(tempfile.mkdtemp(dir=scratch_folder()))
+
+
 def _scratch_file(model) -> Path:
-    return Path(tempfile.mkdtemp(dir=scratch_folder())) / f"{type(model).__name__.lower()}.onnx"
+    return fresh_folder() / f"{type(model).__name__.lower()}.onnx"

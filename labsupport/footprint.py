@@ -6,11 +6,8 @@ What a process really holds is measured in `served`, part of this room.
 
 from __future__ import annotations
 
-import atexit
 import math
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -331,9 +328,7 @@ def _span(tensor: Tensor, offsets: Mapping[str, float]) -> str:
 
 def _scratch(graph, suffix: str) -> Path:
     path = graph.path if isinstance(graph, export.OnnxGraph) else Path(graph)
-    folder = Path(tempfile.mkdtemp(prefix="labsupport-onnx-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # a second copy of all weights, of use to this process only
-    return folder / f"{path.stem}.{suffix}.onnx"
+    return export.fresh_folder() / f"{path.stem}.{suffix}.onnx"
 
 
 def _panels(count: int, height: float):

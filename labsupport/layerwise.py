@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import numbers
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -165,7 +163,7 @@ def exposed(graph, tensors: Iterable[str] | None = None) -> export.OnnxGraph:
             raise BadInput(f"{graph.path.name} has no tensor {tensor!r} whose shape ONNX can tell, so it cannot become an output")
         if tensor not in there:
             model.graph.output.append(found[tensor])
-    folder = Path(tempfile.mkdtemp(dir=export.scratch_folder()))
+    folder = export.fresh_folder()
     return export.save(model, folder / f"{graph.path.stem}.exposed.onnx")
 
 

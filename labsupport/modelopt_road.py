@@ -10,7 +10,6 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -43,8 +42,8 @@ def quantize_graph(graph, batches, *, format: str = "int8", method: str = "entro
     graph = qdq._fit_for_quantization(graph)
     exclude = sorted(qdq._kept_wide(graph.model(), exclude))
     feeds = list(calibration.feeds(graph, batches))
-    out = export.another_file(path or Path(tempfile.mkdtemp(dir=export.scratch_folder())) / f"{graph.path.stem}.modelopt.{format}.onnx", graph)
-    folder = Path(tempfile.mkdtemp(dir=export.scratch_folder()))  # it leaves files beside its result
+    out = export.another_file(path or export.fresh_folder() / f"{graph.path.stem}.modelopt.{format}.onnx", graph)
+    folder = export.fresh_folder()  # it leaves files beside its result
     copied = export.save(graph.model(), folder / graph.path.name)  # and writes shapes into the file that it is given
     _in_a_child(folder, feeds, {
         "onnx_path": str(copied.path), "quantize_mode": format, "calibration_method": method, "calibration_eps": ["cpu"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 
@@ -71,7 +70,7 @@ class OnnxRuntime(Base):
         """The graph after ONNX Runtime's own fusions: the nodes that really run."""
         import onnxruntime as ort
 
-        folder = Path(tempfile.mkdtemp(dir=export.scratch_folder()))
+        folder = export.fresh_folder()
         options, path = self._options, folder / f"{self.graph.path.stem}.executed.onnx"
         options.optimized_model_filepath = str(path)
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -106,7 +105,7 @@ def to_qdq(graph, batches, *, target: str = "tensorrt", method: str = "entropy",
     if target == "tensorrt":
         qdq_nodes.only_layers_read_codes(made)
         qdq_nodes.quantize_shortcuts(made, qdq_nodes.shortcuts(model, kept), ranges)
-    out = Path(path) if path else Path(tempfile.mkdtemp(dir=export.scratch_folder())) / f"{graph.path.stem}.{target}.int8.onnx"
+    out = Path(path) if path else export.fresh_folder() / f"{graph.path.stem}.{target}.int8.onnx"
     if out.resolve() == graph.path.resolve():
         raise BadInput(f"path={out.name!r} is the graph being quantized; give the new one a name of its own")
     saved = export.save(made, out)
@@ -131,7 +130,7 @@ def at_batch(graph, batch: int, *, path: str | Path | None = None) -> export.Onn
             raise BadInput(f"{graph.path.name} has its batch fixed at {first.dim_value}; export it with dynamic=True, then choose {batch}")
         first.dim_value = batch
     del model.graph.value_info[:]
-    out = path or Path(tempfile.mkdtemp(dir=export.scratch_folder())) / f"{graph.path.stem}.b{batch}.onnx"
+    out = path or export.fresh_folder() / f"{graph.path.stem}.b{batch}.onnx"
     return export.save(model, export.another_file(out, graph))
 
 
@@ -147,7 +146,7 @@ def _quantized(model, ranges: Mapping, sample: Mapping, target: str, kept: set[s
         "OpTypesToExcludeOutputQuantization": list(LAYERS) if trt else [],
         "TensorQuantOverrides": {name: [_override(pair, trt)] for name, pair in ranges.items()},
     }  # fmt: skip
-    folder = Path(tempfile.mkdtemp(dir=export.scratch_folder()))
+    folder = export.fresh_folder()
     out = folder / "quantized.onnx"
     with _quiet():
         ort.quantize_static(

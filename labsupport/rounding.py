@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 
 from labsupport import export
@@ -52,7 +49,7 @@ def rounded(graph, *, path=None) -> export.OnnxGraph:
     for field, content in ((body.node, nodes), (body.initializer, weights), (body.value_info, [])):
         del field[:]
         field.extend(content)
-    folder = Path(tempfile.mkdtemp(dir=export.scratch_folder()))
+    folder = export.fresh_folder()
     return export.save(model, export.another_file(path or folder / f"{graph.path.stem}.rounded.onnx", graph))
 
 

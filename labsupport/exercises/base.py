@@ -211,6 +211,15 @@ def _faults_of(cls: type[Exercise]) -> list[str]:
     return faults
 
 
+def assert_complete(lab: Any, names: list[str]) -> None:
+    """Prove, for the tests, that a lab has these exercises in this order, each with two hints, a solution and its reason."""
+    exercises = of(lab)
+    assert list(exercises) == names
+    for exercise in exercises.values():
+        if not isinstance(exercise, Prediction):
+            assert len(exercise.hints) >= 2 and exercise.solution_source and exercise.answer
+
+
 def assert_checker(exercise: Exercise, untouched: Any = ..., *, wrong: list[tuple[Any, str]], right: list,
                    namespace: dict[str, Any] | None = None) -> None:
     """Prove a checker, for the tests: the starter is not attempted, each mistake is told apart, right is right.

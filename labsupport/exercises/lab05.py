@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +244,7 @@ def feed_forward():
         torch.default_generator.manual_seed(0)
         block = FeedForward()
         tokens = torch.randn(32, 64)
-    path = Path(tempfile.mkdtemp(dir=export.scratch_folder())) / "feed_forward.onnx"
+    path = export.fresh_folder() / "feed_forward.onnx"
     return export.to_onnx(block, tokens, path=path, dynamic=False), tokens.numpy()
 
 

@@ -253,8 +253,6 @@ _WHY_NOT = {
 
 def puzzle():
     """A graph with one node HardGate of the domain "workbook": x, gate (rows, 8) → y. What `rewrite` starts from."""
-    import tempfile
-    from pathlib import Path
 
     from onnx import TensorProto, helper
 
@@ -264,7 +262,7 @@ def puzzle():
     node = helper.make_node("HardGate", ["x", "gate"], ["y"], name="gate_it", domain="workbook", alpha=ALPHA, beta=BETA)
     model = helper.make_model(helper.make_graph([node], "puzzle", [x, gate], [y]), ir_version=8,
                               opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("workbook", 1)])
-    return export.save(model, Path(tempfile.mkdtemp(dir=export.scratch_folder())) / "puzzle.onnx")
+    return export.save(model, export.fresh_folder() / "puzzle.onnx")
 
 
 def mystery(x, gate, weight):
