@@ -13,7 +13,6 @@ import json
 import os
 import secrets
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from labsupport import environment
+from labsupport import environment, files
 from labsupport.errors import EngineError, LabError, UntrustedEngine
 
 SIDECAR_FORMAT = 1
@@ -104,11 +103,9 @@ def save(data: bytes, path: Path, facts: Mapping) -> Engine:
     sidecar = dict(facts, format=SIDECAR_FORMAT, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
     sidecar["signature"] = _sign(sidecar)
     with _writing(path):
-        # Both are whole on the disk before either takes its place: a full disk leaves the former pair.
-        plan, beside = _part(path, data), _part(sidecar_path(path), json.dumps(sidecar, indent=1, sort_keys=True).encode())
+        beside = json.dumps(sidecar, indent=1, sort_keys=True).encode()
         with FileLock(str(path) + ".lock"):
-            os.replace(plan, path)
-            os.replace(beside, sidecar_path(path))
+            files.replace_all({path: data, sidecar_path(path): beside})  # a full disk leaves the former pair
     return Engine(path=path, sidecar=sidecar)
 
 
@@ -178,12 +175,12 @@ def sidecar_path(path: Path) -> Path:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old one or the new one, never half of it."""
     with _writing(path):
-        os.replace(_part(path, data), path)
+        files.replace(path, data)
 
 
 @contextlib.contextmanager
 def _writing(path: Path):
-    """Turn an error of the disk into one that names the way out, and leave no part behind."""
+    """Turn an error of the disk into one that names the way out."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -192,19 +189,6 @@ def _writing(path: Path):
             f"{path.name} could not be written to {path.parent} ({error.strerror}); free some space or point LABSUPPORT_CACHE "
             f"at another folder. What was saved there before is unchanged"
         ) from error
-    finally:
-        for part in path.parent.glob(f".{path.name}*.{os.getpid()}.partial") if path.parent.is_dir() else ():
-            part.unlink(missing_ok=True)
-
-
-def _part(path: Path, data: bytes) -> str:
-    """The data, whole and on the disk, in a file beside ``path``."""
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=f".{os.getpid()}.partial")
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return part
 
 
 def _read_sidecar(path: Path, allow_foreign: bool) -> dict:
@@ -248,7 +232,7 @@ def _key() -> bytes:
             key = path.read_bytes() if path.is_file() else b""
             if len(key) != 32:
                 key = secrets.token_bytes(32)
-                os.replace(_part(path, key), path)  # mkstemp made it readable by this user only
+                files.replace(path, key, mode=0o600)
         return key
     except OSError as error:
         raise LabError(

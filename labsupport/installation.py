@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from labsupport import hardware, packages
+from labsupport import files, hardware, packages
 from labsupport.doctor import SUPPORTED_PYTHON
 from labsupport.errors import LabError
 
@@ -236,9 +236,7 @@ class Installation:
         file.write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
 
     def write_stamp(self, name: str) -> None:
-        new = self.stamp.with_suffix(".new")
-        new.write_text(json.dumps({"hash": self.wanted_hash(), "set": name}), encoding="utf-8")
-        os.replace(new, self.stamp)
+        files.replace(self.stamp, json.dumps({"hash": self.wanted_hash(), "set": name}).encode("utf-8"))
 
     @contextlib.contextmanager
     def locked(self):

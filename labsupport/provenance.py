@@ -6,11 +6,10 @@ import dataclasses
 import datetime
 import json
 import math
-import os
 import re
-import tempfile
 from pathlib import Path
 
+from labsupport import files
 from labsupport.errors import RecordingError
 
 ROOT = Path(__file__).resolve().parent.parent / "data" / "recordings"
@@ -107,21 +106,11 @@ def read_json(path: Path):
 def write_json(path: Path, content: dict) -> Path:
     """Write through a temporary file beside it, so that the old file stands until the new one is complete."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
+        files.replace(path, text.encode("utf-8"), mode=0o644)
     except OSError as error:
         raise RecordingError(f"{_short(path)} cannot be written ({error}); the old file, if any, is as it was") from error
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
     return path
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from labsupport import environment
+from labsupport import environment, files
 from labsupport.errors import BadInput, LabError
 
 NOTEBOOKS = environment.REPOSITORY / "notebooks"
@@ -275,17 +273,7 @@ def write(notebook, path: Path) -> None:
     import nbformat
 
     text = nbformat.writes(notebook).rstrip("\n") + "\n"
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with open(new, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            shutil.copymode(path, new)
-        os.replace(new, path)
+        files.replace(path, text.encode("utf-8"), mode=None if path.exists() else 0o644)
     except OSError as error:
         raise LabError(f"{path} cannot be written ({error.strerror or error}); what was there is untouched") from error
-    finally:
-        with contextlib.suppress(OSError):
-            new.unlink()

@@ -17,13 +17,13 @@ PACKAGE = ROOT / "labsupport"
 # Left to right, as the design draws it; rooms of one group may use each other. A module that is not listed is a
 # part split off a room, and counts as the rooms that it imports.
 ORDER = [
-    {"errors"}, {"environment"}, {"data"}, {"models"}, {"training", "checkpoints"}, {"export"}, {"build"}, {"runtimes"},
+    {"errors"}, {"files"}, {"environment"}, {"data"}, {"models"}, {"training", "checkpoints"}, {"export"}, {"build"}, {"runtimes"},
     {"benchmarking"}, {"comparing"}, {"fusion", "footprint", "precision", "layerwise", "number_formats", "blocks", "roofline", "quantization", "pruning", "distillation", "placement", "plugins"},
     {"recordings"}, {"exercises"}, {"doctor", "installation", "running", "cli", "__main__"},
 ]
 RANK = {room: rank for rank, group in enumerate(ORDER) for room in group}
 TALKS = {"cli", "__main__", "installation", "running"}  # print to the terminal; the rest returns values
-STDLIB_ONLY = ["errors", "environment", "doctor", "installation", "cli", "exercises", "exercises.base",
+STDLIB_ONLY = ["errors", "files", "environment", "doctor", "installation", "cli", "exercises", "exercises.base",
                "exercises.progress", "exercises.resetting"]
 NEVER_AT_TOP = {"tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "onnxscript", "onnx_graphsurgeon", "polygraphy",
                 "pandas", "matplotlib", "pynvml", "nbclient", "nbformat", "tensorflow", "keras", "IPython"}

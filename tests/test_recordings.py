@@ -320,7 +320,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(live, root, monkeypatc
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(provenance.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(RecordingError, match="cannot be written .*No space left on device.*the old file, if any, is as it was"):
         recordings.store("01_measuring", live, command=COMMAND, seconds=1, root=root)
     folder = root / "h100-trt8.6"

@@ -7,11 +7,12 @@ import importlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from labsupport import files
 
 ROOT = Path(__file__).resolve().parents[2]
 _told: set[str] = set()  # each trouble with the file is told once, not at every check
@@ -155,17 +156,7 @@ def _read_or_move_aside(file: Path) -> tuple[dict, str]:
 
 def _write(file: Path, labs: dict) -> None:
     text = json.dumps({"version": 1, "labs": labs}, indent=1, ensure_ascii=False)
-    handle, part = tempfile.mkstemp(dir=file.parent, prefix=f"{file.stem}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
-        raise
+    files.replace(file, (text + "\n").encode("utf-8"))
 
 
 @contextlib.contextmanager
