@@ -16,6 +16,7 @@ from labsupport.errors import BadInput, LabError
 from labsupport.qdq_nodes import LAYERS, QDQ
 
 TARGETS = ("tensorrt", "onnxruntime")
+RESIDUAL = ("convolutions", "shortcut", "both")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def calibrate(graph, batches, *, target: str = "tensorrt") -> Calibration:
 
 
 def to_qdq(graph, batches, *, target: str = "tensorrt", method: str = "entropy", percentile: float = 99.99,
-           exclude: Iterable[str] = (), per_channel: bool = True, reduce_range: bool = False,
+           exclude: Iterable[str] = (), residual: str = "convolutions", per_channel: bool = True, reduce_range: bool = False,
            path: str | Path | None = None) -> export.OnnxGraph:
     """A new INT8 graph with explicit Q/DQ nodes; the graph that came in and its file stay as they were.
 
@@ -86,13 +87,17 @@ def to_qdq(graph, batches, *, target: str = "tensorrt", method: str = "entropy",
     on the shortcut of each residual add, nowhere else, so that add and ReLU fuse into the convolution and pooling
     stays between one pair. ``target="onnxruntime"``: unsigned activations with a zero point, signed weights, every
     operator that has a CPU kernel. ``method``: "max", "percentile", "entropy", "mse". ``exclude`` names layers that stay
-    FP32. ``reduce_range`` gives weights 7 bits, for CPUs without VNNI, whose U8S8 product saturates. ``placement`` says
-    how many nodes were placed. Raises BadInput, and LabError when none were.
+    FP32. ``residual`` says which residual adds read codes for TensorRT: "convolutions" those that a convolution takes in;
+    "shortcut" also those after a matrix product, on the side that goes round it; "both" the product's side as well, so
+    that a transformer's products write one byte a number. ``reduce_range`` gives weights 7 bits, for CPUs without VNNI,
+    whose U8S8 product saturates. ``placement`` says how many nodes were placed. Raises BadInput, and LabError when none
+    were.
     Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
     graph = _fit_for_quantization(graph)
     _check_choice("target", target, TARGETS)
     _check_choice("method", method, calibration.METHODS)
+    _check_choice("residual", residual, RESIDUAL)
     model = qdq_nodes.named(graph.model())
     kept = _kept_wide(model, exclude)
     known = batches if isinstance(batches, Calibration) else calibrate(graph, batches, target=target)
@@ -104,7 +109,7 @@ def to_qdq(graph, batches, *, target: str = "tensorrt", method: str = "entropy",
     made = _quantized(model, ranges, known.sample, target, kept, per_channel, reduce_range)
     if target == "tensorrt":
         qdq_nodes.only_layers_read_codes(made)
-        qdq_nodes.quantize_shortcuts(made, qdq_nodes.shortcuts(model, kept), ranges)
+        qdq_nodes.quantize_shortcuts(made, qdq_nodes.shortcuts(model, kept, residual), ranges)
     out = Path(path) if path else export.fresh_folder() / f"{graph.path.stem}.{target}.int8.onnx"
     if out.resolve() == graph.path.resolve():
         raise BadInput(f"path={out.name!r} is the graph being quantized; give the new one a name of its own")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what is worth eight bits, and has INT8 kernels in both runtimes
+PRODUCTS = ("Gemm", "MatMul")
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -28,23 +29,28 @@ def activations(model) -> list[str]:
     return [name for name in dict.fromkeys([*read, *added]) if name not in constant]
 
 
-def shortcuts(model, kept: set[str]) -> list[tuple[str, str]]:
-    """(residual add, tensor on its shortcut) for every add of a quantized convolution's output and something else.
+def shortcuts(model, kept: set[str], residual: str = "convolutions") -> list[tuple[str, str]]:
+    """(residual add, tensor to put behind Q/DQ) for the adds of a quantized layer's output and something else.
 
-    The add is computed in the convolution that feeds it only when its other side is INT8 and this one is not; of two
-    convolutions the deeper one takes it.
+    An add is computed in the convolution that feeds it only when its other side is INT8 and this one is not; of two
+    convolutions the deeper one takes it. After a matrix product ``residual`` decides: "shortcut" takes the other side
+    alone, "both" the product's side as well, so that the product writes one byte instead of four.
     """
     found = []
     for node, makers in _residual_adds(model):
-        main = next((name for name, maker in makers if maker.op_type.startswith("Conv") and maker.name not in kept), None)
-        others = [name for name, _ in makers if name != main]
-        if main and len(others) == 1:
+        main = next(((name, layer) for name, layer in makers if layer is not None and layer.name not in kept), None)
+        if main is None or (main[1].op_type in PRODUCTS and residual == "convolutions"):
+            continue
+        others = [name for name, _ in makers if name != main[0]]
+        if len(others) == 1:
             found.append((node.name, others[0]))
+            if main[1].op_type in PRODUCTS and residual == "both":
+                found.append((node.name, main[0]))
     return found
 
 
 def _residual_adds(model):
-    """(add, [(input, the node that makes it), the deeper first]) for every add of two computed tensors, one a convolution's."""
+    """(add, [(input, the layer that makes it or None), the deeper first]) for every add of two computed tensors, one a layer's."""
     weights = {w.name for w in model.graph.initializer}
     depth: dict[str, int] = {}
     maker = {}
@@ -54,9 +60,18 @@ def _residual_adds(model):
     for node in model.graph.node:
         if node.op_type != "Add" or any(name in weights or name not in depth for name in node.input):
             continue
-        makers = [(name, maker[name]) for name in sorted(node.input, key=lambda name: -depth[name])]
-        if any(made.op_type.startswith("Conv") for _, made in makers):
+        makers = [(name, _layer_behind(name, maker, weights)) for name in sorted(node.input, key=lambda name: -depth[name])]
+        if any(layer is not None for _, layer in makers):
             yield node, makers
+
+
+def _layer_behind(tensor: str, maker: Mapping, weights: set[str]):
+    """The layer that writes a tensor, where need be through the add of its bias; None when another node makes it."""
+    node = maker[tensor]
+    if node.op_type == "Add" and any(name in weights for name in node.input):
+        node = next((maker[name] for name in node.input if name in maker), node)
+        return node if node.op_type in PRODUCTS else None
+    return node if node.op_type in LAYERS else None
 
 
 def clip_early(model, ranges: dict) -> None:
