@@ -1,4 +1,4 @@
-"""Operators that no runtime knows, in the graph: finding them, giving them a body, taking them apart, their shapes.
+"""Operators that no runtime knows, in the graph: giving them a body, taking them apart, cutting round them, their shapes.
 
 Every function takes an export.OnnxGraph (or a path) and returns a new one.
 """
@@ -6,43 +6,12 @@ Every function takes an export.OnnxGraph (or a path) and returns a new one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from labsupport import environment, export
 from labsupport.errors import BadInput
+from labsupport.foreign_nodes import bodies, everywhere
 from labsupport.gated_norm import DOMAIN, DTYPES, EPSILON, OP_TYPE, output_shape
-
-STANDARD = ("", "ai.onnx", "ai.onnx.ml")
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """A node whose operator is in no standard, and whether the graph brings a body for it."""
-
-    node: str
-    op_type: str
-    domain: str
-    has_body: bool
-
-    def __repr__(self) -> str:
-        body = "the graph brings a body for it" if self.has_body else "nobody says what it computes"
-        return f"{self.node}: {self.domain or 'ai.onnx'}::{self.op_type}, {body}"
-
-
-def unknown_operators(graph) -> tuple[Unknown, ...]:
-    """Nodes whose operator ONNX does not define at the graph's opset; needs no TensorRT and no GPU."""
-    from onnx import defs
-
-    graph = _loaded(graph)
-    model = graph.model()
-    bodies = {(function.domain, function.name) for function in model.functions}
-    found = []
-    for node in model.graph.node:
-        if node.domain in STANDARD and defs.has(node.op_type, graph.opset, "" if node.domain == "ai.onnx" else node.domain):
-            continue
-        found.append(Unknown(node.name or node.output[0], node.op_type, node.domain, (node.domain, node.op_type) in bodies))
-    return tuple(found)
 
 
 def refused_by_parser(graph) -> tuple[str, ...]:
@@ -66,17 +35,20 @@ def refused_by_parser(graph) -> tuple[str, ...]:
 def with_body(graph, body):
     """The graph with a model-local function: a body in known operators for every node of its name and domain.
 
-    ``body`` is an onnxscript function (its decorator's opset names the domain) or an ``onnx.FunctionProto``. ONNX
-    Runtime runs such a graph and newer parsers (TensorRT 10.6, RTX) read it; 8.6 does not: see :func:`inlined`.
+    ``body`` is an onnxscript function (its decorator's opset names the domain) or an ``onnx.FunctionProto``; it takes the
+    place of an earlier one of its name. ONNX Runtime runs such a graph and parsers from TensorRT 9 on read it; 8.6 does
+    not: see :func:`inlined`.
     Source: https://onnx.ai/onnx/repo-docs/IR.html#functions
     """
     graph = _loaded(graph)
     proto = body.to_function_proto() if hasattr(body, "to_function_proto") else body
     model = graph.model()
-    users = _nodes_of(model, getattr(proto, "name", "?"), graph)
+    users = [node for node in everywhere(model.graph.node) if node.op_type == getattr(proto, "name", "?")]
+    users = users or _nodes_of(model, getattr(proto, "name", "?"), graph)
     _check_arguments(users, proto)
+    others = [function for function in model.functions if (function.domain, function.name) != (proto.domain, proto.name)]
     del model.functions[:]
-    model.functions.append(proto)
+    model.functions.extend([*others, proto])
     for node in users:
         node.domain = proto.domain
     _import_opset(model, proto.domain)
@@ -130,16 +102,21 @@ def in_domain(graph, op_type: str, domain: str):
     return export.save(model, _beside(graph, "moved"))
 
 
-def operator_graph(columns: int, *, dtype: str = "float32"):
-    """The operator alone: x and gate (rows, columns) with free rows, weight (columns,), one node, y."""
+def operator_graph(columns: int | str, *, dtype: str = "float32", epsilon: float = EPSILON):
+    """The operator alone: x and gate (rows, columns) with free rows, weight (columns,), one node, y.
+
+    ``columns`` is a whole number, or a name, which leaves that axis free as well.
+    """
     from onnx import TensorProto, helper
 
-    if type(columns) is not int or columns < 1 or dtype not in DTYPES:
-        raise BadInput(f"columns={columns!r}, dtype={dtype!r}; columns is a whole number of 1 or more, dtype one of {list(DTYPES)}")
+    named = isinstance(columns, str) and columns.isidentifier() and columns != "rows"
+    if not (named or type(columns) is int and columns >= 1) or dtype not in DTYPES:
+        raise BadInput(f"columns={columns!r}, dtype={dtype!r}; columns is a whole number of 1 or more, or a name for a free axis (not 'rows'), "
+                       f"dtype one of {list(DTYPES)}")
     kind = TensorProto.FLOAT if dtype == "float32" else TensorProto.FLOAT16
     x, gate, y = (helper.make_tensor_value_info(name, kind, ["rows", columns]) for name in ("x", "gate", "y"))
     weight = helper.make_tensor_value_info("weight", kind, [columns])
-    node = helper.make_node(OP_TYPE, ["x", "gate", "weight"], ["y"], name="norm", domain=DOMAIN, epsilon=EPSILON)
+    node = helper.make_node(OP_TYPE, ["x", "gate", "weight"], ["y"], name="norm", domain=DOMAIN, epsilon=epsilon)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)]
     model = helper.make_model(helper.make_graph([node], "operator", [x, gate, weight], [y]), opset_imports=opsets, ir_version=8)
     return export.save(model, export.fresh_folder() / f"operator_{columns}_{dtype}.onnx")
@@ -255,6 +232,9 @@ def _known(model) -> dict:
 
 def _nodes_of(model, op_type: str, graph) -> list:
     nodes = [node for node in model.graph.node if node.op_type == op_type]
+    inside = [node for outer in model.graph.node for body in bodies(outer) for node in everywhere(body.node) if node.op_type == op_type]
+    if inside:
+        raise BadInput(f"{graph.path.name} has {op_type!r} in the body of an If, Loop or Scan, where this does not reach; plugins.with_body does")
     if not nodes:
         raise BadInput(f"{graph.path.name} has no node {op_type!r}; it has {sorted(graph.ops)}")
     return nodes

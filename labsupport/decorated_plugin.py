@@ -1,14 +1,15 @@
-"""The operator as a plugin by decorators (``tensorrt.plugin``, TensorRT 10.x and 11): three functions, no class.
+"""The operator as a plugin by decorators (``tensorrt.plugin``, from TensorRT 10.6 on): three functions, no class.
 
-Nobody has run it: no machine at hand has a TensorRT that takes it. ``register`` reads the annotations of the functions, so
+Kernels compiled ahead of time came with 10.9. Nobody has run it: no machine at hand has a TensorRT that takes it; only the
+kernel that it hands over has been launched, without TensorRT (lab 10). ``register`` reads the annotations of the functions, so
 this module does not postpone them (no ``from __future__ import annotations``), and they are defined once TensorRT is
 there. Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/pluginGuide.html
 """
 
 import importlib
 
-from labsupport import environment
-from labsupport.errors import BuildError, NotAvailable
+from labsupport import ahead_of_time, environment
+from labsupport.errors import NotAvailable
 from labsupport.gated_norm import DOMAIN, OP_TYPE
 
 PLUGIN_ID = f"{DOMAIN}::{OP_TYPE}"
@@ -43,8 +44,8 @@ def decorated(trtp=None, trt=None):
         return [trtp.AutoTuneCombination("FP32|FP16, FP32|FP16, FP32|FP16, FP32|FP16", "LINEAR", list(WARPS))]
 
     @trtp.aot_impl(PLUGIN_ID)
-    def ahead_of_time(x: trtp.TensorDesc, gate: trtp.TensorDesc, weight: trtp.TensorDesc, epsilon: float, outputs: tuple[trtp.TensorDesc],
-                      tactic: int) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs]:
+    def kernel(x: trtp.TensorDesc, gate: trtp.TensorDesc, weight: trtp.TensorDesc, epsilon: float, outputs: tuple[trtp.TensorDesc],
+               tactic: int) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs]:
         return compiled(trtp, x, epsilon, tactic, half=x.dtype == trt.float16)
 
     return getattr(getattr(trtp.op, DOMAIN), OP_TYPE)
@@ -53,29 +54,16 @@ def decorated(trtp=None, trt=None):
 def compiled(trtp, x, epsilon: float, tactic: int, *, half: bool):
     """The Triton kernel as PTX, its launch and its whole-number arguments, as expressions in the shape of x.
 
-    The engine carries the PTX: neither Python nor Triton is needed where it runs. Only whole numbers can be passed, so
-    epsilon is compiled in; a row is one block, so the number of columns must be known when the engine is built.
+    The engine carries the PTX: neither Python nor Triton is needed where it runs. TensorRT calls it with the addresses of
+    the inputs, then these whole numbers, then the address of the output, and with nothing else.
     """
-    import triton
-
-    from labsupport import triton_kernels
-
     columns = x.shape_expr[-1]
     if not columns.is_constant:
         raise NotAvailable(f"{OP_TYPE} ahead of time: the last axis of x is free, and the kernel is compiled for one row length; fix that "
                            "axis in the profile or in the graph")
-    block, pointer = triton_kernels.block_of(columns.constant_value()), "*fp16" if half else "*fp32"
-    source = triton.compiler.ASTSource(
-        fn=triton_kernels.gated_rms_norm_kernel,
-        signature={"x": pointer, "gate": pointer, "weight": pointer, "columns": "i32", "x_stride": "i32", "gate_stride": "i32",
-                   "y": pointer, "EPSILON": "constexpr", "BLOCK": "constexpr"},
-        constexprs={"EPSILON": epsilon, "BLOCK": block})
-    kernel = triton.compile(source, options={"num_warps": WARPS[tactic]})
-    if getattr(kernel.metadata, "global_scratch_size", 0):  # Triton then wants a pointer that TensorRT does not pass
-        raise BuildError(f"{OP_TYPE} ahead of time: this Triton wants scratch memory for a row of {block} values; use fewer columns, or "
-                         "the class of python_plugin")
+    kernel = ahead_of_time.ptx(columns.constant_value(), dtype="float16" if half else "float32", epsilon=epsilon, warps=WARPS[tactic])
     launch = trtp.KernelLaunchParams()
     launch.grid_x = x.shape_expr.numel() // columns  # one program a row
-    launch.block_x, launch.shared_mem = WARPS[tactic] * 32, kernel.metadata.shared
+    launch.block_x, launch.shared_mem = kernel.threads, kernel.shared_bytes
     whole_numbers = trtp.SymIntExprs.from_tuple([trtp.SymInt32(columns)] * 3)  # TensorRT's tensors are packed
-    return kernel.metadata.name, kernel.asm["ptx"], launch, whole_numbers
+    return kernel.name, kernel.text, launch, whole_numbers

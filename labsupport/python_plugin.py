@@ -183,3 +183,17 @@ def register(trt=None):
                        "to use this one")
     _registered[OP_TYPE] = creator  # the registry does not keep Python objects alive
     return creator
+
+
+def unregister(trt=None) -> bool:
+    """Take the creator out again, so that another plugin of its name can be loaded; False where there was none.
+
+    Close every engine that holds the plugin first: TensorRT does not count who still uses it.
+    """
+    creator = _registered.pop(OP_TYPE, None)
+    if creator is None:
+        return False
+    trt = trt or environment.tensorrt()
+    if not trt.get_plugin_registry().deregister_creator(creator):
+        raise LabError(f"TensorRT did not let go of the plugin {OP_TYPE}; restart the kernel to load another of this name")
+    return True

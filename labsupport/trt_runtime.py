@@ -39,8 +39,9 @@ class TensorRt(Base):
             self._runtime.engine_host_code_allowed = True  # such an engine carries its own runtime, signed for above
         self.trt_engine = self._runtime.deserialize_cuda_engine(data)
         if self.trt_engine is None:
-            reason = self.log.last_error()
-            raise EngineError(f"{self.source.path.name}: TensorRT {environment.machine().tensorrt} refused it: {reason}; build it again here")
+            reason = (self.log.errors() or ["no reason given"])[0]  # the first is the cause
+            way = "load the library of its plugin first, plugins.load_library (lab 10)" if "plugin" in reason.lower() else "build it again here"
+            raise EngineError(f"{self.source.path.name}: TensorRT {environment.machine().tensorrt} refused it: {reason}; {way}")
         self.stream = torch.cuda.Stream()
         self.context = self._new_context(profile)
         self.load_ms = (time.perf_counter() - start) * 1e3
@@ -118,6 +119,8 @@ class TensorRt(Base):
                 self._fast = _Fast(self, *next(iter(feed.items())), out)
             return outputs
         # The default stream synchronizes everything; run on our own and order the two with events.
+        if not self._lanes:  # copies that pack a tensor go to the current stream, so before the event
+            feed = {name: x if x.is_cuda and x.is_contiguous() else x.cuda().contiguous() for name, x in feed.items()}
         self._ready.record(current)
         self.stream.wait_event(self._ready)
         outputs = self._enqueue_on(self.stream.cuda_stream, feed, out=out)
@@ -134,7 +137,7 @@ class TensorRt(Base):
         return super().checked(feed)
 
     def _enqueue_on(self, stream: int, feed: dict, *, packed: bool = False, out=None) -> dict:
-        self._fast = None  # addresses are about to change
+        self._fast, reshaped = None, False  # addresses are about to change
         for name, x in feed.items():
             shape = x.shape
             if name in self._lanes:
@@ -143,9 +146,12 @@ class TensorRt(Base):
                 shape = (x.shape[0], self.inputs[name].shape[1], x.shape[1], x.shape[2])
             if self._shapes.get(name) != shape:
                 self._set_shape(name, shape)
+                reshaped = True
             if not (x.is_contiguous() and x.is_cuda):
                 x = feed[name] = x.cuda().contiguous()
             self._set_address(name, x)
+        if reshaped:  # asked only once all inputs are set: between them they may contradict each other
+            self._output_shapes = {n: tuple(self.context.get_tensor_shape(n)) for n in self.outputs}
         outputs = self._new_outputs() if out is None else self._checked_outputs(out)
         for name, y in outputs.items():
             self._set_address(name, y)
@@ -179,7 +185,6 @@ class TensorRt(Base):
             raise BadInput(f"{self.name}: input {name!r} has shape {tuple(shape)}, outside profile {self.profile}: "
                            f"{tuple(low)} to {tuple(high)}; build with a wider Profile")
         self._shapes[name] = shape
-        self._output_shapes = {n: tuple(self.context.get_tensor_shape(n)) for n in self.outputs}
 
     def _complain(self):
         reason = self.log.last_error()

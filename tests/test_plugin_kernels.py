@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from labsupport import cuda_kernels, decorated_plugin, device_runs, environment, plugin_library, plugins, python_plugin
+from labsupport import ahead_of_time, cuda_kernels, decorated_plugin, device_runs, environment, plugin_library, plugins, python_plugin
 from labsupport.errors import BadInput, BuildError, LabError, NotAvailable
 
 needs_rtx = pytest.mark.skipif(environment.generation() != "rtx", reason="TensorRT-RTX is not installed")
@@ -439,12 +439,16 @@ def test_rtx_takes_no_library(tmp_path, monkeypatch):
 
 class Registry:
     def __init__(self, takes=True):
-        self.takes, self.loaded, self.creators = takes, [], []
+        self.takes, self.loaded, self.creators, self.removed = takes, [], [], []
         self.all_creators = [types.SimpleNamespace(name="B"), types.SimpleNamespace(name="A")]
 
     def load_library(self, path):
         self.loaded.append(path)
         return object() if self.takes else None
+
+    def deregister_creator(self, creator):
+        self.removed.append(creator)
+        return self.takes
 
     def register_creator(self, creator, namespace):
         self.creators.append((creator, namespace))
@@ -481,6 +485,65 @@ def test_a_library_is_loaded_once_and_a_refusal_is_told(tensorrt_11, tmp_path, m
     with pytest.raises(LabError, match="did not take q.so; are its operators registered already"):
         plugins.load_library(tmp_path / "q.so")
     assert plugins.registered() == ("A", "B")
+
+
+def plugin_can_be_run() -> bool:
+    """Whether this machine can compile the library for its TensorRT and run an engine with it."""
+    try:
+        plugins.nvcc()
+        return environment.has("engine execution") and environment.generation() != "rtx" and plugins.headers()[1] == int(environment.machine().tensorrt.split(".")[0])
+    except LabError:
+        return False
+
+
+needs_plugin = pytest.mark.skipif(not plugin_can_be_run(), reason="needs a TensorRT that takes plugins, its headers, nvcc and a GPU")
+
+
+@needs_plugin
+def test_an_engine_with_the_plugin_is_right_at_odd_sizes_keeps_its_attribute_and_needs_the_library():
+    from labsupport import build, runtimes
+
+    plugins.load_library(plugins.build_library())
+    assert "GatedRmsNorm" in plugins.registered()
+    sides, sources = build.Profile((1, 1), (8, 256), (64, 4104)), ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"]
+    engine = build.engine(plugins.operator_graph("columns", epsilon=0.5), profiles={"x": sides, "gate": sides, "weight": build.Profile((1,), (256,), (4104,))},
+                          tactic_sources=sources if environment.generation() == "8.6" else None, progress=False)
+    for rows, columns in ((1, 1), (3, 7), (2, 33), (64, 1000), (5, 4099)):
+        x, gate, weight = plugins.example(rows, columns, device="cuda")
+        with runtimes.TensorRt(build.load(engine.path)) as run:
+            y = run({"x": x, "gate": gate, "weight": weight})["y"].cpu().numpy()
+        assert np.abs(y - plugins.reference(x, gate, weight, 0.5)).max() < 1e-4
+        assert np.abs(y - plugins.reference(x, gate, weight)).max() > 1e-2  # with the usual epsilon
+    code = f"from labsupport import build, runtimes; runtimes.TensorRt(build.load({str(engine.path)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=FOLDER.parents[1])
+    assert done.returncode and "EngineError" in done.stderr
+
+
+@needs_plugin
+def test_layers_and_rewrite_are_right_at_an_odd_width():
+    from test_plugins import decomposed  # the two files stand side by side
+
+    from labsupport import build, export, runtimes
+
+    block = plugins.GatedBlock(hidden=8, inner=33)
+    graph, tokens = export.to_onnx(block, block.example_input()), block.example_input(5)
+
+    def norm(trt, network, inputs, attributes):
+        x, gate, weight = inputs
+        kept.append(np.full((1, 1), attributes["epsilon"], np.float32))
+
+        def joined(a, kind, b):
+            return network.add_elementwise(a, b, getattr(trt.ElementWiseOperation, kind)).get_output(0)
+        v = joined(x, "PROD", joined(gate, "PROD", network.add_activation(gate, trt.ActivationType.SIGMOID).get_output(0)))
+        mean = network.add_reduce(joined(v, "PROD", v), trt.ReduceOperation.AVG, 2, True).get_output(0)
+        epsilon = network.add_constant((1, 1), trt.Weights(kept[-1])).get_output(0)
+        return joined(weight, "PROD", joined(v, "DIV", network.add_unary(joined(mean, "SUM", epsilon), trt.UnaryOperation.SQRT).get_output(0)))
+
+    kept = []
+    for way in (plugins.with_layers(graph, "GatedRmsNorm", norm), plugins.rewritten(graph, "GatedRmsNorm", decomposed)):
+        engine = build.engine(way, name="odd_width", batch=(1, 4, 8), optimization_level=0, progress=False, rebuild=True)
+        with runtimes.TensorRt(engine) as run:
+            assert np.abs(run(tokens.numpy())["mixed"] - block(tokens).detach().numpy()).max() < 1e-4
 
 
 # --- the plugin in Python -------------------------------------------------------------------------------------------
@@ -546,6 +609,16 @@ def test_registering_twice_is_once_and_a_name_that_is_taken_is_told(tensorrt_11)
     tensorrt_11.registry.takes = False
     with pytest.raises(LabError, match="is registered already, perhaps by the C\\+\\+ library"):
         plugins.register()
+
+
+def test_a_creator_that_was_taken_out_makes_room_for_another(tensorrt_11):
+    assert plugins.unregister() is False
+    creator = plugins.register()
+    assert plugins.unregister() is True and tensorrt_11.registry.removed == [creator]
+    assert plugins.register() is not creator
+    tensorrt_11.registry.takes = False
+    with pytest.raises(LabError, match="did not let go of the plugin GatedRmsNorm; restart"):
+        plugins.unregister()
 
 
 @needs_rtx
@@ -644,17 +717,26 @@ def test_a_tensorrt_10_before_the_decorators_is_named(monkeypatch, tensorrt_11):
         decorated_plugin.decorated(types.ModuleType("tensorrt.plugin"), old)
 
 
+def entry(parameters: int, body: str = "ret;") -> str:
+    """PTX as Triton 3.6 writes it: seven parameters, and those that it appends."""
+    kinds = [".u64 .ptr .global .align 1"] * 3 + [".u32"] * 3 + [".u64 .ptr .global .align 1"] * (parameters - 6)
+    declared = ",\n".join(f"\t.param {kind} kernel_param_{at}" for at, kind in enumerate(kinds))
+    return f".version 8.7\n.target sm_90a\n.visible .entry kernel(\n{declared}\n)\n.reqntid 256\n{{\n\tld.param.b64 %rd1, [kernel_param_6];\n\t{body}\n}}\n"
+
+
 @pytest.fixture
 def fake_triton(monkeypatch):
     triton, kernels, compiled = types.ModuleType("triton"), types.ModuleType("labsupport.triton_kernels"), []
     triton.compiler = types.SimpleNamespace(ASTSource=lambda **parts: parts)
     metadata = types.SimpleNamespace(name="kernel", shared=32, global_scratch_size=0)
-    triton.compile = lambda source, options: compiled.append((source, options)) or types.SimpleNamespace(metadata=metadata, asm={"ptx": "PTX"})
+    result = types.SimpleNamespace(metadata=metadata, asm={"ptx": entry(7)})
+    triton.compile = lambda source, target, options: compiled.append((source, options)) or result
     kernels.block_of, kernels.gated_rms_norm_kernel = lambda columns: 1 << (columns - 1).bit_length(), "the function"
     monkeypatch.setitem(sys.modules, "triton", triton)
     monkeypatch.setitem(sys.modules, "labsupport.triton_kernels", kernels)
     monkeypatch.setattr(__import__("labsupport"), "triton_kernels", kernels, raising=False)
-    return types.SimpleNamespace(compiled=compiled, metadata=metadata)
+    monkeypatch.setattr(environment, "require", lambda *needs: None)
+    return types.SimpleNamespace(compiled=compiled, metadata=metadata, asm=result.asm)
 
 
 class Shape(list):
@@ -666,7 +748,7 @@ def test_the_kernel_is_compiled_ahead_with_its_arguments_in_order(trtp, fake_tri
     x = types.SimpleNamespace(shape_expr=Shape([Expression(), Expression(1000)]))
     name, ptx, launch, whole = decorated_plugin.compiled(trtp, x, 1e-5, 2, half=True)
     (source, options), = fake_triton.compiled
-    assert (name, ptx, options) == ("kernel", "PTX", {"num_warps": 8}) and launch.block_x == 256 and launch.shared_mem == 32
+    assert (name, ptx, options) == ("kernel", entry(7), {"num_warps": 8}) and launch.block_x == 256 and launch.shared_mem == 32
     assert launch.grid_x == ("//", 12, 1000) and [each.value for each in whole] == [1000] * 3
     assert list(source["signature"]) == ["x", "gate", "weight", "columns", "x_stride", "gate_stride", "y", "EPSILON", "BLOCK"]
     assert source["constexprs"] == {"EPSILON": 1e-5, "BLOCK": 1024} and source["signature"]["y"] == "*fp16"
@@ -679,8 +761,43 @@ def test_a_row_of_unknown_length_is_refused_ahead_of_time(trtp, fake_triton):
     with pytest.raises(NotAvailable, match="the last axis of x is free"):
         decorated_plugin.compiled(trtp, free, 1e-5, 1, half=False)
     fake_triton.metadata.global_scratch_size = 4
-    with pytest.raises(BuildError, match="wants scratch memory"):
+    with pytest.raises(BuildError, match="wants scratch memory .*plugins.register"):
         decorated_plugin.compiled(trtp, types.SimpleNamespace(shape_expr=Shape([Expression(), Expression(8)])), 1e-5, 1, half=False)
+
+
+@pytest.mark.parametrize("appended", [1, 2])  # Triton 3.3 and 3.4 append one address, 3.5 and newer two
+def test_what_triton_appends_and_never_reads_is_left_away(trtp, fake_triton, appended):
+    fake_triton.asm["ptx"] = entry(7 + appended)
+    x = types.SimpleNamespace(shape_expr=Shape([Expression(), Expression(1000)]))
+    _, ptx, _, _ = decorated_plugin.compiled(trtp, x, 1e-5, 2, half=True)
+    assert ptx == entry(7)
+    made = plugins.ptx(1000)
+    assert made.dropped == tuple(f"kernel_param_{7 + at}" for at in range(appended)) and f"without {appended} that Triton had appended" in repr(made)
+
+
+def test_what_triton_appends_and_reads_is_refused(fake_triton):
+    fake_triton.asm["ptx"] = entry(9, "ld.param.b64 %rd2, [kernel_param_8];")
+    with pytest.raises(BuildError, match=r"declares 9 parameters and its code reads \['kernel_param_8'\]; .*use Triton 3.2, .* plugins.register"):
+        plugins.ptx(64)
+    fake_triton.asm["ptx"] = entry(9, "ld.param.b64 %rd2, [kernel_param_81];")  # another name that begins alike
+    assert len(plugins.ptx(64).dropped) == 2
+    fake_triton.asm["ptx"] = entry(6)
+    with pytest.raises(BuildError, match="declares 6 parameters and it should take 7"):
+        plugins.ptx(64)
+    with pytest.raises(BuildError, match="declares 0 parameters"):
+        ahead_of_time.without_scratch("nothing", "kernel")
+    for columns, dtype in ((0, "float16"), (64, "int8")):
+        with pytest.raises(BadInput, match="columns is a whole number of 1 or more, dtype one of"):
+            plugins.ptx(columns, dtype=dtype)
+
+
+@pytest.mark.skipif(not environment.has("triton"), reason="no Triton")
+@pytest.mark.parametrize("columns, dtype", [(1, "float32"), (1000, "float16"), (4096, "float16")])
+def test_triton_compiles_it_without_a_gpu(columns, dtype):
+    made = plugins.ptx(columns, dtype=dtype, capability=(9, 0))
+    assert made.threads == 256 and ".target sm_90" in made.text
+    again, dropped = ahead_of_time.without_scratch(made.text, made.name)
+    assert again == made.text and dropped == ()
 
 
 @needs_rtx

@@ -120,6 +120,70 @@ def test_a_misspelled_standard_operator_is_unknown(tmp_path):
     assert plugins.unknown_operators(graph)[0].op_type == "ReLu"
 
 
+def nested(tmp_path, nodes, functions=(), *, kind="Loop"):
+    """A graph whose nodes stand in the body of a Loop or Scan, or in a branch of an If."""
+    value = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y", "a", "b")}
+    flag = helper.make_tensor_value_info("flag", TensorProto.BOOL, [])
+    count = helper.make_tensor_value_info("count", TensorProto.INT64, [])
+    inner = [helper.make_node("Identity", ["x" if kind == "If" else "a"], ["a" if kind == "If" else "c"], name="same"), *nodes]
+    if kind == "If":
+        branch = helper.make_graph(inner, "branch", [], [value["b"]])
+        outer = helper.make_node("If", ["flag"], ["y"], name="outer", then_branch=branch, else_branch=branch)
+    elif kind == "Loop":
+        keep = helper.make_node("Identity", ["go"], ["gone"])
+        flags = [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("go", "gone")]
+        turn = helper.make_tensor_value_info("turn", TensorProto.INT64, [])
+        outer = helper.make_node("Loop", ["count", "flag", "x"], ["y"], name="outer",
+                                 body=helper.make_graph([*inner, keep], "body", [turn, flags[0], value["a"]], [flags[1], value["b"]]))
+    else:
+        outer = helper.make_node("Scan", ["x"], ["y"], name="outer", num_scan_inputs=1,
+                                 body=helper.make_graph(inner, "body", [helper.make_tensor_value_info("a", TensorProto.FLOAT, [])],
+                                                        [helper.make_tensor_value_info("b", TensorProto.FLOAT, [])]))
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("workbook", 1)]
+    model = helper.make_model(helper.make_graph([outer], "g", [value["x"], flag, count], [value["y"]]), opset_imports=opsets, ir_version=8,
+                              functions=list(functions))
+    path = tmp_path / f"{kind}.onnx"
+    onnx.save(model, path)
+    return export.load(path)
+
+
+STRANGE = helper.make_node("Strange", ["a"], ["b"], name="norm", domain="workbook")
+
+
+@pytest.mark.parametrize("kind", ["If", "Loop", "Scan"])
+def test_an_unknown_operator_in_a_body_is_found(tmp_path, kind):
+    assert plugins.unknown_operators(nested(tmp_path, [helper.make_node("Relu", ["a"], ["b"])], kind=kind)) == ()
+    found = plugins.unknown_operators(graph := nested(tmp_path, [STRANGE], kind=kind))
+    assert {(each.node, each.op_type, each.inside, each.has_body) for each in found} == {("norm", "Strange", "outer", False)}
+    assert len(found) == (2 if kind == "If" else 1) and "norm (in the body of outer): workbook::Strange" in repr(found[0])
+    with pytest.raises(BadInput, match="has 'Strange' in the body of an If, Loop or Scan, where this does not reach; plugins.with_body does"):
+        plugins.rewritten(graph, "Strange", decomposed)
+
+
+def test_an_unknown_operator_in_a_function_is_found_once(tmp_path):
+    def function(name, operator):
+        node = helper.make_node(operator, ["p"], ["q"], name="inner", domain="workbook")
+        return helper.make_function("workbook", name, ["p"], ["q"], [node], [helper.make_opsetid("", 17), helper.make_opsetid("workbook", 1)])
+
+    calls = [helper.make_node("Outer", ["a"], ["m"], name="one", domain="workbook"), helper.make_node("Outer", ["m"], ["b"], name="two", domain="workbook")]
+    graph = nested(tmp_path, calls, [function("Outer", "Inner"), function("Inner", "Strange"), function("Unused", "Other")])
+    told = [(each.op_type, each.inside, each.has_body) for each in plugins.unknown_operators(graph)]
+    assert told == [("Outer", "outer", True), ("Inner", "function Outer", True), ("Strange", "function Inner", False), ("Outer", "outer", True)]
+
+
+def test_a_body_reaches_a_node_in_a_loop_and_leaves_other_bodies_alone(tmp_path):
+    def function(name):
+        return helper.make_function("workbook", name, ["p"], ["q"], [helper.make_node("Relu", ["p"], ["q"])], [helper.make_opsetid("", 17)])
+
+    graph = nested(tmp_path, [STRANGE], [function("Other")])
+    known = plugins.with_body(graph, function("Strange"))
+    assert all(each.has_body for each in plugins.unknown_operators(known)) and {f.name for f in known.model().functions} == {"Other", "Strange"}
+    assert plugins.unknown_operators(plugins.inlined(known)) == ()
+    x = np.array([-1, 2], np.float32)
+    with runtimes.OnnxRuntime(plugins.inlined(known)) as run:
+        assert run({"x": x, "flag": np.array(True), "count": np.array(1)})["y"].tolist() == [0, 2]
+
+
 def test_onnx_runtime_refuses_the_node_by_its_name(graph):
     with pytest.raises(BadInput, match="GatedRmsNorm"):
         runtimes.OnnxRuntime(graph)
@@ -132,6 +196,35 @@ def test_the_parser_refuses_the_node_and_reads_the_body(graph):
     assert plugins.refused_by_parser(plugins.with_body(graph, body())) == ()
     with pytest.raises(BuildError, match="has no operator GatedRmsNorm"):
         network.parse(graph)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_body_and_rewrite_are_right_at_odd_sizes_in_both_types_and_on_views(dtype):
+    for known in (lambda g: plugins.rewritten(g, "GatedRmsNorm", decomposed), lambda g: plugins.inlined(plugins.with_body(g, cast_body(dtype)))):
+        run = runtimes.OnnxRuntime(known(plugins.operator_graph("columns", dtype=dtype)))
+
+        def call(x, gate, weight, run=run):
+            return run({"x": x.numpy(), "gate": gate.numpy(), "weight": weight.numpy()})["y"]
+
+        seen = plugins.examine(call, rows=(1, 3), dtypes=[dtype], layouts=plugins.LAYOUTS, columns=(1, 7, 33, 256, 1000, 1025))
+        assert seen.passed, seen.wrong[:3]
+
+
+def cast_body(dtype):
+    """The body, its epsilon in the type of the rest: ONNX adds numbers of one type only."""
+    function = body()
+    if dtype == "float16":
+        at = next(i for i, node in enumerate(function.node) if node.op_type == "Constant")
+        function.node[at].output[0] = "epsilon_32"
+        function.node.insert(at + 1, helper.make_node("CastLike", ["epsilon_32", "x"], ["epsilon"]))
+    return function
+
+
+def test_columns_may_be_free():
+    graph = plugins.operator_graph("columns", epsilon=0.5)
+    assert [shape for shape, _ in graph.inputs.values()][2] and graph.model().graph.node[0].attribute[0].f == 0.5
+    shaped = plugins.with_shapes(graph, "GatedRmsNorm", plugins.output_shape).model().graph.output[0].type.tensor_type.shape.dim
+    assert [axis.dim_param for axis in shaped] == ["rows", "columns"]
 
 
 def test_body_inlined_and_rewritten_answer_as_the_module(graph, block, expected):
@@ -172,7 +265,8 @@ def test_an_onnxscript_function_is_a_body_too(graph, block, expected):
     (lambda g: plugins.rewritten(g, "GatedRmsNorm", lambda surgeon, node: node.inputs), r"make\(\) gave 3 value\(s\)"),
     (lambda g: plugins.rewritten(g, "GatedRmsNorm", lambda surgeon, node: node.inputs[2]), "which no node computes.*Identity"),
     (lambda g: plugins.part(g, inputs=["tokens"], outputs=["nothing"]), "has no tensor 'nothing' of known shape"),
-    (lambda g: plugins.operator_graph(0), "columns=0"), (lambda g: plugins.operator_graph(8, dtype="int8"), "dtype='int8'"),
+    (lambda g: plugins.operator_graph(0), "columns=0"), (lambda g: plugins.operator_graph("rows"), "or a name for a free axis"),
+    (lambda g: plugins.operator_graph("4 6"), "columns='4 6'"), (lambda g: plugins.operator_graph(8, dtype="int8"), "dtype='int8'"),
     (lambda g: plugins.unknown_operators("nothing.onnx"), "no such file"),
 ])
 def test_what_cannot_be_done_to_a_graph_is_said(graph, call, message):
