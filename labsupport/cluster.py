@@ -16,6 +16,7 @@ from labsupport.workers import leave_interrupts_to_the_parent
 
 FEEDS = ("host", "device")
 START_S = 120  # CUDA, TensorRT and the engine are loaded by every process before it answers
+LONGEST_S = 3600
 
 
 def devices() -> tuple[str, ...]:
@@ -37,7 +38,7 @@ def choose(wanted) -> tuple[str, ...]:
     wanted = list(range(len(here))) if wanted is None else list(wanted)
     for index in wanted:
         if type(index) is not int or not 0 <= index < len(here):
-            raise BadInput(f"device {index!r}: this machine has {len(here)} GPU(s), numbered 0 to {len(here) - 1}")
+            raise BadInput(f"device {index!r}: this machine has {len(here)} GPU{'s' * (len(here) != 1)}, numbered from 0")
     if not wanted or len(set(wanted)) != len(wanted):
         raise BadInput(f"devices={wanted}; give each GPU once, and one at least")
     return tuple(here[index] for index in wanted)
@@ -96,24 +97,26 @@ class GpuWorkers:
         """Throughput of the first ``gpus`` workers running at once; "host" copies every batch in and its answer out."""
         if feed not in FEEDS:
             raise BadInput(f"feed={feed!r} is not known; choose one of {list(FEEDS)}")
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST_S:
+            raise BadInput(f"seconds={seconds!r}; give a time above 0 and up to {LONGEST_S} s")
         gpus = len(self._workers) if gpus is None else gpus
         if type(gpus) is not int or not 1 <= gpus <= len(self._workers):
-            raise BadInput(f"gpus={gpus!r}; {len(self._workers)} worker(s) were started")
+            raise BadInput(f"gpus={gpus!r}; give 1 to {len(self._workers)}, as many as were started")
         begin = time.time() + 0.1  # one wall clock for all processes of this machine
         for _, pipe in self._workers[:gpus]:
             with contextlib.suppress(OSError):  # it died; whoever listens to it below says so
                 pipe.send((feed, begin, seconds))
-        told = [self._hear(name, pipe) for name, (_, pipe) in zip(self.names[:gpus], self._workers[:gpus], strict=True)]
+        told = [self._hear(name, pipe, seconds + START_S) for name, (_, pipe) in zip(self.names[:gpus], self._workers[:gpus], strict=True)]
         start, stop = min(t["start"] for t in told), max(t["stop"] for t in told)
         each = tuple(t["batches"] * self.batch / (t["stop"] - t["start"]) for t in told)
         apart = max(float(np.abs(answer - self._answers[0]).max()) for answer in self._answers[:gpus])
         return GpuRate(feed, self.batch, sum(t["batches"] for t in told) * self.batch / (stop - start), each, apart)
 
-    def _hear(self, name: str, pipe):
+    def _hear(self, name: str, pipe, patience_s: float = START_S):
         try:
-            if not pipe.poll(START_S):
+            if not pipe.poll(patience_s):
                 self.close()  # or what it says later would pass for the answer to another question
-                raise LabError(f"the worker on GPU {name} has been silent for {START_S} s; is the GPU busy? Close "
+                raise LabError(f"the worker on GPU {name} has been silent for {patience_s:g} s; is the GPU busy? Close "
                                "other programs on it")
             said = pipe.recv()
         except (EOFError, OSError) as error:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from labsupport import benchmarking, comparing, export, fusion
 from labsupport.errors import BadInput
-from labsupport.measurements import one_of
+from labsupport.measurements import at_least, one_of
 from labsupport.onnx_nodes import nodes_of
 
 OBJECTIVES = ("latency", "interval")
@@ -110,12 +111,38 @@ class Placed:
                 part.close()
 
 
-def stages(graph, at, make_first: Callable, make_second: Callable) -> dict[str, Callable]:
-    """The parts of a cut as stages for pipeline.run, each on its own device; a cut at an end gives one stage."""
+def placed(graph, at, make_first: Callable, make_second: Callable, *, cross: Callable | None = None) -> Placed:
+    """A graph cut in two, each part loaded on its device; where the second cannot be loaded the first is closed."""
     head, tail = split(graph, at)
-    made = {"first": head and make_first(head), "second": tail and make_second(tail)}
-    return {name: Placed(run, None) if name == "first" else Placed(None, run)
-            for name, run in made.items() if run is not None}
+    first = head and make_first(head)
+    try:
+        return Placed(first, tail and make_second(tail), cross=cross, name=short(getattr(at, "name", at)))
+    except BaseException:
+        if first is not None:
+            first.close()
+        raise
+
+
+class Stages(dict):
+    """Stages for pipeline.run by name, and what frees them: use it with ``with``, or call ``close``."""
+
+    def close(self) -> None:
+        """Close every stage; calling it again does nothing."""
+        for stage in self.values():
+            stage.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def stages(graph, at, make_first: Callable, make_second: Callable) -> Stages:
+    """The parts of a cut as stages for pipeline.run, each on its own device; a cut at an end gives one stage."""
+    both = placed(graph, at, make_first, make_second)
+    parts = {"first": both.head and Placed(both.head, None), "second": both.tail and Placed(None, both.tail)}
+    return Stages({name: part for name, part in parts.items() if part is not None})
 
 
 @dataclass(frozen=True, repr=False)
@@ -154,6 +181,14 @@ class CostModel:
         """Time between two answers when both devices work on different requests: the slower part sets the pace."""
         first, cross, second = self.parts_ms(cut)
         return max(first, cross + second)
+
+    def slowed(self, first: float, second: float = 1.0) -> CostModel:
+        """The same model where the devices take that many times as long as when it was made, such as a core beside busy ones."""
+        if not (first > 0 and second > 0 and math.isfinite(first) and math.isfinite(second)):
+            raise BadInput(f"first={first!r}, second={second!r}; give factors above 0, 1 for an unchanged device")
+        times = {"first_ms": (self.first_ms, first), "second_ms": (self.second_ms, second), "cross_ms": (self.cross_ms, second)}
+        scaled = {name: tuple(factor * ms for ms in each) for name, (each, factor) in times.items()}
+        return dataclasses.replace(self, **scaled, fixed_ms=second * self.fixed_ms)
 
     def choose(self, objective: str = "latency") -> Cut:
         """The cut with the least predicted "latency", or the least "interval" between answers."""
@@ -213,25 +248,35 @@ def cost_model(graph, first, second, feed, cross_ms: Callable[[float], float], *
 
 
 def measure(graph, cuts: Sequence[Cut], make_first: Callable, make_second: Callable, feed, *,
-            cross: Callable | None = None, runs: int = 20, seconds: float = math.inf) -> list[dict]:
+            cross: Callable | None = None, beside=None, runs: int = 20, seconds: float = math.inf) -> Iterator[dict]:
     """Really cut at each place: a row with the cut, its Latency and how far its answer lies from the first cut's.
 
-    No further cut is begun after ``seconds``: on a GPU each takes an engine of its own.
+    With ``beside``, a runtime of the whole graph on the first device, it is timed in turn with each cut, A/B/B/A, and its
+    Latency stands in the row: it tells how fast that device was meanwhile. No further cut is begun after ``seconds``: on
+    a GPU each takes an engine of its own. A row comes as soon as it is measured.
     """
-    rows, reference, begin = [], None, time.perf_counter()
+    at_least("runs", runs, 1)
+    reference, begin = None, time.perf_counter()
     for cut in cuts:
-        if rows and time.perf_counter() - begin > seconds:
+        if reference is not None and time.perf_counter() - begin > seconds:
             break
-        head, tail = split(graph, cut)
-        placed = Placed(head and make_first(head), tail and make_second(tail), cross=cross, name=short(cut.name))
+        run = placed(graph, cut, make_first, make_second, cross=cross)
         try:
-            answer = placed(feed)
+            answer = run(feed)
             reference = answer if reference is None else reference
-            rows.append({"cut": cut, "latency": benchmarking.latency(placed, feed, runs=runs),
-                         "relative error": comparing.relative_error(reference, answer)})
+            yield {"cut": cut, **_timed_beside(run, beside, feed, runs), "relative error": comparing.relative_error(reference, answer)}
         finally:
-            placed.close()
-    return rows
+            run.close()
+
+
+def _timed_beside(run, beside, feed, runs: int) -> dict:
+    if beside is None:
+        return {"latency": benchmarking.latency(run, feed, runs=runs)}
+    rounds = math.ceil(runs / 4)  # a round takes two times two samples of each
+    pair = benchmarking.paired(beside, run, feed, rounds=rounds, runs_per_round=2, warmup=3)
+    return {"latency": pair.after, "beside": pair.before}
+
+
 
 
 def short(name: str) -> str:
@@ -262,8 +307,6 @@ def _segments(run, graph, cuts, feed, total_ms: float) -> tuple[float, ...]:
 
 def _steps(graph):
     """The nodes of a graph without its constants, and the names that are constant."""
-    import dataclasses
-
     nodes = nodes_of(graph)
     constants = set(nodes.constants)
     for node in nodes.nodes:

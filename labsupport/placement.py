@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from labsupport import environment
 from labsupport.errors import BadInput, NotAvailable
 
+LOOKS_BACK_S = 1.0  # NVML's sample period is between 1/6 s and 1 s, by product
+
 
 @dataclass(frozen=True)
 class Processors:
@@ -28,11 +30,15 @@ class Processors:
     dla_cores: int
 
     def __repr__(self) -> str:
-        gpu = "no GPU" if not self.gpus else f"{self.gpus} GPU{'s' * (self.gpus != 1)}"
+        gpu = _count(self.gpus, "GPU") if self.gpus else "no GPU"
         if self.multiprocessors:
             gpu += f" of {self.multiprocessors} multiprocessors"
             gpu += f" and {self.copy_engines} copy engines" if self.copy_engines else ""
-        return f"{self.cores} CPU cores, {gpu}, {self.dla_cores or 'no'} DLA cores"
+        return f"{_count(self.cores, 'CPU core')}, {gpu}, {_count(self.dla_cores, 'DLA core')}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'s' * (number != 1)}"
 
 
 def processors() -> Processors:
@@ -73,7 +79,7 @@ def on_dla(core: int = 0, *, fallback: bool = True) -> Callable:
 
     def configure(trt, builder, network, config):
         if core >= builder.num_DLA_cores:
-            raise NotAvailable(f"this machine has {builder.num_DLA_cores or 'no'} DLA cores, and core {core} was asked "
+            raise NotAvailable(f"this machine has {_count(builder.num_DLA_cores, 'DLA core')}, and core {core} was asked "
                                "for; DLAs are part of Jetson "
                                "modules such as Orin: leave configure out and the GPU does the work")
         config.default_device_type = trt.DeviceType.DLA
@@ -118,7 +124,9 @@ class Watch:
     """Measures the load while its ``with`` block runs; ``load`` holds it afterwards.
 
     Cores by psutil, all programs included; the GPU by NVML, whose percentage says for how much of the time any kernel
-    ran, not how many multiprocessors it filled. Raises BadInput.
+    ran, not how many multiprocessors it filled. It looks back over up to a second, so what is read in the first second of
+    a longer block is left out. Raises BadInput.
+    Source: https://docs.nvidia.com/deploy/nvml-api/structnvmlUtilization__t.html
     """
 
     load: Load | None = None
@@ -143,14 +151,21 @@ class Watch:
     def _sample(self) -> None:
         while not self._stop.wait(self.every_s):
             if self._read_gpu:
-                self._gpu.append(self._read_gpu())
+                self._gpu.append((time.perf_counter() - self._begin, self._read_gpu()))
 
     def __exit__(self, *_):
         self._stop.set()
         self._thread.join()
         cores = tuple(self._psutil.cpu_percent(percpu=True))
-        gpu = statistics.fmean(self._gpu) if self._gpu else None
-        self.load = Load(time.perf_counter() - self._begin, cores, gpu, max(1, len(self._gpu)))
+        readings = _of_the_block(self._gpu)
+        gpu = statistics.fmean(readings) if readings else None
+        self.load = Load(time.perf_counter() - self._begin, cores, gpu, max(1, len(readings)))
+
+
+def _of_the_block(readings) -> list[float]:
+    """Percentages out of (seconds since the block began, percent); those that look back before it only where there are no others."""
+    later = [percent for seconds, percent in readings if seconds >= LOOKS_BACK_S]
+    return later or [percent for _, percent in readings]
 
 
 def _gpu_reader():

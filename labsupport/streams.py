@@ -74,6 +74,11 @@ class Lane:
             with torch.cuda.stream(self.stream):
                 self._graph.replay()
 
+    @property
+    def launcher(self):
+        """The bare call behind :meth:`compute`, for a caller on the lane's stream, where a graph's replay belongs."""
+        return self._launch if self._graph is None else self._graph.replay
+
     def download(self) -> None:
         """Copy the outputs to pinned host memory and mark the lane's work as done."""
         import torch

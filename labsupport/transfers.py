@@ -122,13 +122,14 @@ def cpu_pass(buffer: np.ndarray, *, write: bool, runs: int = 3) -> float:
 def link(run, sizes_mib, *, runs: int = 10) -> Callable[[float], float]:
     """Measured ms to bring ``MiB`` of NumPy to the device as ``run`` does it, as a function, linear between the sizes.
 
+    Below the least size it costs what that one costs; beyond the largest, bytes travel at the bandwidth measured there.
     ``run`` a runtimes.TensorRt: through a pinned buffer to the device. On a CPU runtime: one copy in memory.
     """
     points = sorted({float(mib) for mib in sizes_mib})
     if not points or points[0] <= 0:
         raise BadInput(f"sizes_mib={list(sizes_mib)}; give sizes above 0 MiB")
     times = [statistics.median(_timed(_crossing(run.device, mib), runs)) for mib in points]
-    return lambda mib: float(np.interp(mib, points, times)) if mib >= points[0] else times[0]
+    return lambda mib: float(np.interp(mib, points, times)) * max(1.0, mib / points[-1])
 
 
 def _crossing(device: str, mib: float) -> Callable[[], object]:

@@ -114,20 +114,72 @@ def test_a_cost_model_wants_both_ends(graph, image):
 
 def test_cuts_are_measured_with_their_error(graph, image):
     chosen = [cuts.natural(graph)[place] for place in (0, 4, -1)]
-    rows = cuts.measure(graph, chosen, runtimes.OnnxRuntime, runtimes.OnnxRuntime, image, runs=2)
+    rows = list(cuts.measure(graph, chosen, runtimes.OnnxRuntime, runtimes.OnnxRuntime, image, runs=2))
     assert [row["cut"] for row in rows] == chosen and all(row["relative error"] < 1e-4 and row["latency"].median_ms > 0 for row in rows)
 
 
 def test_no_cut_is_begun_after_the_time(graph, image):
-    rows = cuts.measure(graph, cuts.natural(graph)[:3], runtimes.OnnxRuntime, runtimes.OnnxRuntime, image, runs=1, seconds=0)
+    rows = list(cuts.measure(graph, cuts.natural(graph)[:3], runtimes.OnnxRuntime, runtimes.OnnxRuntime, image, runs=1, seconds=0))
     assert len(rows) == 1
 
 
+def test_the_first_device_is_timed_beside_each_cut(graph, image):
+    whole = runtimes.OnnxRuntime(graph, name="whole")
+    rows = list(cuts.measure(graph, [cuts.natural(graph)[4]], runtimes.OnnxRuntime, runtimes.OnnxRuntime, image, beside=whole, runs=6))
+    assert rows[0]["beside"].name == "whole" and rows[0]["latency"].name == "layer1.1/Relu_1"
+    assert len(rows[0]["beside"].samples_ms) == len(rows[0]["latency"].samples_ms) == 8  # whole rounds of A/B/B/A
+    assert not whole.closed
+    with pytest.raises(BadInput, match="runs=0"):
+        list(cuts.measure(graph, cuts.natural(graph)[:1], runtimes.OnnxRuntime, runtimes.OnnxRuntime, image, runs=0))
+
+
+def test_a_row_comes_as_soon_as_it_is_measured(graph, image):
+    made = []
+
+    def make(part):
+        made.append(runtimes.OnnxRuntime(part))
+        return made[-1]
+
+    rows = cuts.measure(graph, cuts.natural(graph)[:3], make, make, image, runs=1)
+    first = next(rows)
+    assert first["cut"].name == "images" and len(made) == 1
+    rows.close()  # whoever stops here leaves nothing open
+    assert made[0].closed
+
+
+def test_a_slower_device_takes_longer_by_the_model():
+    model = CostModel(places(4, 1, 2), (10.0, 5.0), (2.0, 1.0), (8.0, 2.0, 4.0), fixed_ms=0.5)
+    assert model.slowed(2).parts_ms("c1") == (20.0, 2.0, 1.5) and model.slowed(2, 3).parts_ms("c1") == (20.0, 6.0, 4.5)
+    assert model.slowed(1) == model and model.parts_ms("c1") == (10.0, 2.0, 1.5)
+    for bad in ((0, 1), (1, -1), (float("nan"), 1), (1, float("inf"))):
+        with pytest.raises(BadInput, match="give factors above 0"):
+            model.slowed(*bad)
+
+
 def test_a_cut_becomes_two_stages(graph, image):
-    stages = cuts.stages(graph, cuts.natural(graph)[6], runtimes.OnnxRuntime, runtimes.OnnxRuntime)
-    answer = pipeline.run([image] * 3, stages, bound=1).outputs[-1]["logits"]
+    with cuts.stages(graph, cuts.natural(graph)[6], runtimes.OnnxRuntime, runtimes.OnnxRuntime) as stages:
+        answer = pipeline.run([image] * 3, stages, bound=1).outputs[-1]["logits"]
+    assert list(stages) == ["first", "second"] and stages["first"].head.closed and stages["second"].tail.closed
+    stages.close()  # a second time does nothing
     np.testing.assert_allclose(answer, runtimes.OnnxRuntime(graph)(image)["logits"], rtol=1e-4, atol=1e-5)
     assert list(cuts.stages(graph, "images", runtimes.OnnxRuntime, runtimes.OnnxRuntime)) == ["second"]
+
+
+def test_a_second_part_that_cannot_be_made_leaves_no_first_one(graph):
+    made = []
+
+    def first(part):
+        made.append(runtimes.OnnxRuntime(part))
+        return made[-1]
+
+    def second(part):
+        raise BadInput("no room")
+
+    for work in (lambda: cuts.stages(graph, cuts.natural(graph)[6], first, second),
+                 lambda: list(cuts.measure(graph, cuts.natural(graph)[6:7], first, second, None))):
+        with pytest.raises(BadInput, match="no room"):
+            work()
+    assert len(made) == 2 and all(run.closed for run in made)
 
 
 def test_names_are_shortened():

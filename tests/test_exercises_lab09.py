@@ -188,7 +188,7 @@ def test_survivor():
 
     base.assert_checker(
         lab09.survivor, wrong=[
-            (in_turns, "came out of serve"), (skips, "are lost"), (asks_again, "asked"), (gives_up_quietly, "no error"), (waits_for_ever, "has not come back"),
+            (in_turns, "came out of serve_all"), (skips, "are lost"), (asks_again, "asked"), (gives_up_quietly, "no error"), (waits_for_ever, "has not come back"),
             (lambda r, w: first_living(r, w)[::-1], "not in their order"), (twice, "computed twice"), (lambda r, w: None, "forget its `return`"),
             (5, "hand in the function"),
         ], right=[first_living, lambda requests, workers: first_living(list(requests), list(workers)[::-1])], namespace=namespace())

@@ -64,7 +64,9 @@ def test_a_link_is_linear_between_measured_sizes(monkeypatch):
     cpu = type("Run", (), {"device": "cpu"})
     monkeypatch.setattr(transfers, "_crossing", lambda device, mib: lambda: bytes(int(mib * 2**20)))
     line = transfers.link(cpu, [1, 2, 4])
-    assert (line(1), line(3), line(0.5), line(9)) == (2.0, 6.0, 2.0, 8.0)
+    assert (line(1), line(3), line(0.5)) == (2.0, 6.0, 2.0)
+    assert (line(4), line(9), line(40)) == (8.0, 18.0, 80.0)  # beyond the largest, at its bandwidth
+    assert transfers.link(cpu, [2])(6) == 12.0
 
 
 def test_a_link_on_the_processor_copies():

@@ -1,11 +1,18 @@
 """Record of lab 09 what takes too long for a notebook: every cut of a network measured, and auxiliary streams.
 
-`python3 tools/record_lab09.py` on a GPU machine, about a minute and a half: an engine for every cut. With LABSUPPORT_METRICS
-set to a folder the metrics are left there; without, they go into data/recordings/.
+`python3 tools/record_lab09.py` on a GPU machine, about a minute: an engine for every cut. With LABSUPPORT_METRICS set to a
+folder the metrics are left there, each at once and those of the cuts anew after every cut, with the number of cuts so far
+as their samples; without, each of the two parts goes into data/recordings/ when it ends, also when it is ended by Ctrl-C or
+a SIGTERM, as of `timeout`.
+
+The error of the cost model is recorded in two ways. As predicted beforehand, `cost_model_error` is its median and
+`cost_model_worst_error` its worst. `…_same_speed` are the same after the first device's part was scaled by what that device
+took for the whole network, timed in turn with each cut: what is left is the model's own, and not a core that slowed down.
 """
 
 from __future__ import annotations
 
+import signal
 import statistics
 import sys
 import time
@@ -14,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 LAB = "09_placement"
+COMMAND = "python3 tools/record_lab09.py"
 ENOUGH_S = 80  # no further cut is begun after this
 CROP = (slice(None), slice(None), slice(428, 652), slice(848, 1072))
 
@@ -53,26 +61,58 @@ def cuts_of_the_camera(book, started: float) -> None:
     def on_gpu(part):
         return runtimes.TensorRt(build.engine(part, precision="fp32", optimization_level=1, name="camera", progress=False), cuda_graph=True)
 
-    whole = on_gpu(graph)
+    core, whole = on_core(graph), on_gpu(graph)
     crossing = transfers.link(whole, [0.002, 0.1, 0.6, 4, 24])
-    model = cuts.cost_model(graph, on_core(graph), whole, frame, crossing, cuts=places)
-    chosen = model.choose("latency")
+    model = cuts.cost_model(graph, core, whole, frame, crossing, cuts=places)
     print(f"{time.perf_counter() - started:.1f} s: {model}, fixed {model.fixed_ms:.3f} ms", flush=True)
-    measured = {}
-    for place in sorted(places, key=lambda cut: model.latency_ms(cut)):  # the likeliest best ones first
-        if time.perf_counter() - started > ENOUGH_S:
-            print(f"no time left for {place.name}", flush=True)
-            continue
-        row = cuts.measure(graph, [place], on_core, on_gpu, frame, runs=30)[0]
-        measured[place.name] = row["latency"].median_ms
+    likely = sorted(places, key=model.latency_ms)  # the likeliest best ones first
+    rows = []
+    for row in cuts.measure(graph, likely, on_core, on_gpu, frame, beside=core, runs=24, seconds=ENOUGH_S - (time.perf_counter() - started)):
+        rows.append(row)
+        place, slowed = row["cut"], row["beside"].median_ms / sum(model.first_ms)
         parts = ", ".join(f"{ms:.3f}" for ms in model.parts_ms(place))
         print(f"{time.perf_counter() - started:.1f} s: {cuts.short(place.name):16} predicted {model.latency_ms(place):.3f} ({parts}), "
-              f"measured {measured[place.name]:.3f} ms", flush=True)
-    off = [abs(model.latency_ms(name) / ms - 1) for name, ms in measured.items()]
-    print(book.record("placement.chosen_cut_over_best", min(measured.values()) / measured[chosen.name], "fraction", samples=len(measured)))
-    print(book.record("placement.cost_model_error", statistics.median(off), "fraction", samples=len(off)))
-    print(book.record("placement.cost_model_worst_error", max(off), "fraction", samples=len(off)))
-    print(book.record("placement.chosen_cut_over_all_on_gpu", measured[places[0].name] / measured[chosen.name], "×", samples=30), flush=True)
+              f"measured {row['latency'].median_ms:.3f} ms, the core took {slowed:.2f} times as long as before: then "
+              f"{model.slowed(slowed).latency_ms(place):.3f} ms", flush=True)
+        told = record(book, model, rows)
+    print(*told, sep="\n", flush=True)
+    best = min(rows, key=lambda row: row["latency"].median_ms)["cut"]
+    if best != model.choose("latency"):
+        print(book.record("placement.chosen_cut_over_best", **against(graph, model.choose("latency"), best, on_core, on_gpu, frame)), flush=True)
+    if len(rows) < len(places):
+        print(f"no time was left for {len(places) - len(rows)} of {len(places)} cuts", flush=True)
+
+
+def against(graph, chosen, best, on_core, on_gpu, frame) -> dict:
+    """The best cut's time over the chosen one's, in turns: they were measured minutes apart, and the core may have changed its speed."""
+    from labsupport import benchmarking, cuts
+
+    sides = [cuts.placed(graph, cut, on_core, on_gpu) for cut in (best, chosen)]
+    try:
+        ratio = benchmarking.paired(*sides, frame, rounds=15, runs_per_round=2)
+    finally:
+        for side in sides:
+            side.close()
+    print(f"in turns with the best, {cuts.short(best.name)}: {ratio}", flush=True)
+    return {"value": min(1.0, ratio.median), "unit": "fraction", "samples": len(ratio.samples), "spread": ratio.iqr / ratio.median}
+
+
+def record(book, model, rows) -> list:
+    """The figures of the cuts measured so far, in the book at once: a tool that is ended keeps them."""
+    measured = {row["cut"].name: row["latency"].median_ms for row in rows}
+    slowed = {row["cut"].name: row["beside"].median_ms / sum(model.first_ms) for row in rows}
+    before = [abs(model.latency_ms(name) / ms - 1) for name, ms in measured.items()]
+    beside = [abs(model.slowed(slowed[name]).latency_ms(name) / ms - 1) for name, ms in measured.items()]
+    chosen, figures = measured[model.choose("latency").name], {
+        "cost_model_error": statistics.median(before), "cost_model_worst_error": max(before),
+        "cost_model_error_same_speed": statistics.median(beside), "cost_model_worst_error_same_speed": max(beside)}
+    figures["chosen_cut_over_best"] = min(measured.values()) / chosen
+    told = [book.record(f"placement.{name}", value, "fraction", samples=len(rows)) for name, value in figures.items()]
+    told.append(book.record("placement.core_slowed_at_most", max(slowed.values()), "×", samples=len(rows)))
+    all_on_gpu = measured.get(model.cuts[0].name)
+    if all_on_gpu:
+        told.append(book.record("placement.chosen_cut_over_all_on_gpu", all_on_gpu / chosen, "×", samples=len(rows[0]["latency"].samples_ms)))
+    return told
 
 
 def auxiliary_streams(book) -> None:
@@ -110,11 +150,13 @@ def main() -> None:
 
     started = time.perf_counter()
     environment.require("engine execution")
-    with recordings.session(LAB, command="python3 tools/record_lab09.py") as book:
+    with recordings.session(LAB, command=COMMAND) as book:
         auxiliary_streams(book)
+    with recordings.session(LAB, command=COMMAND) as book:  # one of its own, so that the first part is stored already
         cuts_of_the_camera(book, started)
     print(f"{time.perf_counter() - started:.1f} s")
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside; what was measured is kept"))
     main()

@@ -237,7 +237,7 @@ class Ideal(Exercise):
 
 
 class Survivor(Exercise):
-    question = ("Write `serve(requests, workers)`: workers are functions, and one that has died raises `lab09.Died`, "
+    question = ("Write `serve_all(requests, workers)`: workers are functions, and one that has died raises `lab09.Died`, "
                 "from then on every "
                 "time. Return all answers in order; give a request that failed to another worker, and do not ask the "
                 "dead again.")
@@ -247,7 +247,7 @@ class Survivor(Exercise):
         "nobody left, raise.",
     )
     solution_source = """
-        def serve(requests, workers):
+        def serve_all(requests, workers):
             living, answers = list(workers), []
             for number, request in enumerate(requests):
                 while True:
@@ -261,21 +261,21 @@ class Survivor(Exercise):
                         living.remove(worker)
             return answers
 
-        lab09.survivor.check(serve)
+        lab09.survivor.check(serve_all)
     """
     answer = "A request belongs to the dispatcher until its answer is there; a worker only borrows it."
 
-    def judge(self, serve: Callable) -> str:
-        needs_function(serve, "serve")
+    def judge(self, serve_all: Callable) -> str:
+        needs_function(serve_all, "serve_all")
         requests = list(range(40))
         crew = [Mortal(after) for after in (7, 1000, 12)]
         try:
-            got = returned(lambda: serve(requests, list(crew)), "serve")
+            got = returned(lambda: serve_all(requests, list(crew)), "serve_all")
         except Died:
-            raise Wrong("a worker died, and its error came out of serve; the requests behind it are lost. Catch "
+            raise Wrong("a worker died, and its error came out of serve_all; the requests behind it are lost. Catch "
                         "`lab09.Died`.") from None
         if got is None:
-            raise Wrong("serve gave None. Did it forget its `return`?")
+            raise Wrong("serve_all gave None. Did it forget its `return`?")
         got = list(got)
         if len(got) != len(requests) or None in got:
             raise Wrong(f"{sum(each is not None for each in got)} of {len(requests)} requests were answered; the ones "
@@ -288,17 +288,17 @@ class Survivor(Exercise):
                         "alone.")
         if sum(worker.calls for worker in crew) > len(requests):
             raise Wrong("some requests were computed twice, though they had been answered.")
-        self._judge_all_dead(serve)
+        self._judge_all_dead(serve_all)
         return "Two of three workers died, 40 of 40 requests were answered once, in order; and with all dead the caller is told."
 
-    def _judge_all_dead(self, serve: Callable) -> None:
+    def _judge_all_dead(self, serve_all: Callable) -> None:
         try:
-            got = returned(lambda: serve(list(range(10)), [Mortal(2), Mortal(3)]), "serve, when every worker has died,")
+            got = returned(lambda: serve_all(list(range(10)), [Mortal(2), Mortal(3)]), "serve_all, when every worker has died,")
         except Wrong:
             raise
         except Exception:
             return
-        raise Wrong(f"when every worker had died, serve gave {str(got)[:40]} and no error; the caller takes that for "
+        raise Wrong(f"when every worker had died, serve_all gave {str(got)[:40]} and no error; the caller takes that for "
                     "the whole answer.")
 
 
