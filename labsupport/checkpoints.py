@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import os
-import tempfile
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from labsupport import files
 from labsupport.errors import BadInput, LabError
 
 if TYPE_CHECKING:
@@ -35,6 +35,33 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.path.name}: {self.epoch} epoch{'s' * (self.epoch != 1)} done)"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the checkpoint of one training lies, and those beside it of trainings that began from other weights."""
+
+    path: Path
+    others: tuple[Path, ...] = ()
+
+    def __repr__(self) -> str:
+        if self.path.is_file():
+            return f"goes on from {self.path.name}"
+        names = ", ".join(other.name for other in self.others)
+        return "starts from the beginning" + (f"; {names} began from other weights and can be deleted" if names else "")
+
+
+def place(folder: str | os.PathLike, stem: str, model: torch.nn.Module) -> Place:
+    """A path for the checkpoint of a training that begins from exactly these weights: folder/stem-<fingerprint>.pt.
+
+    For a model that is itself trained anew in every kernel, and on a GPU never comes out the same to the last bit: what
+    began from other weights is left alone, and the training starts over. Raises BadInput for a stem that is no name.
+    """
+    if not isinstance(stem, str) or not re.fullmatch(r"\w[\w.-]*", stem):
+        raise BadInput(f"stem={stem!r:.60}; it begins a file's name: letters, digits, '.', '_' and '-'")
+    path = Path(folder) / f"{stem}-{fingerprint(model)}.pt"
+    beside = sorted(Path(folder).glob(f"{stem}-*.pt"))
+    return Place(path, tuple(p for p in beside if p != path and re.fullmatch(r"[0-9a-f]{12}", p.stem[len(stem) + 1:])))
 
 
 def save(path: str | os.PathLike, *, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None, epoch: int,
@@ -107,19 +134,10 @@ def _as_text(facts: Mapping[str, Any]) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        files.replace(path, data)
     except OSError as error:
-        if temporary:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
         kept = "the one before it is still there" if path.is_file() else "nothing was written"
         raise LabError(f"the checkpoint {path} could not be written ({error.strerror or error}); {kept}. "
                        "Make room, or give a path in a folder that can be written") from error

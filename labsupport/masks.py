@@ -141,6 +141,9 @@ def fine_tune(pruned: Masked, split: Split, *, epochs: int = 2, learning_rate: f
               checkpoint: str | Path | None = None, **options) -> Masked:
     """Train on with the zeros held at zero; the options, and what is raised, are those of training.fit.
 
+    Give a rate well below that of the training before: Adam's steps are as large as the rate, however near the minimum
+    is, and a network that needs little repair loses by large ones.
+
     The weight that the network computes with is the trained one times the mask, so no gradient reaches a zero.
     """
     if not isinstance(pruned, Masked):

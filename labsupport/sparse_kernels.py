@@ -22,14 +22,18 @@ SPARSE_TACTIC = re.compile(r"spars|spgemm|spmma", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class SparseChoice:
-    """Layers whose weights obey 2:4, layers that got a sparse kernel, and the kernel's name for each of the latter."""
+    """Layers that the builder calls eligible, layers that got a sparse kernel, and the kernel's name for each of these.
+
+    Eligible takes more than weights that are 2:4, which `report24` sees: a sparse kernel for the layer on this GPU.
+    """
 
     eligible: tuple[str, ...]
     chosen: tuple[str, ...]
     tactics: Mapping[str, str]
 
     def __repr__(self) -> str:
-        return f"{len(self.chosen)} sparse kernels, for {len(self.eligible)} layers whose weights are 2:4"
+        count = max(len(self.chosen), len(self.tactics))
+        return f"sparse kernels: {count}; layers that the builder calls eligible: {len(self.eligible)}"
 
 
 def with_sparse_kernels(trt, builder, network, config) -> None:
@@ -67,6 +71,9 @@ def gemm(weight: np.ndarray, rows: int, *, form: str = "pixels"):
         raise BadInput(f"a weight of shape {weight.shape} and rows={rows!r} came; "
                        "wanted are a matrix (N, K) and a whole number of rows")
     outputs, inputs = weight.shape
+    # 8.6 gets a convolution's weights in FP32, as from an ONNX file, and rounds them itself; TensorRT reads the array
+    # when it builds, so the network's function holds it
+    given = weight.astype(np.float32) if environment.generation() == "8.6" and form != "matmul" else weight
     shape = {"pixels": (rows, inputs, 1, 1), "image": (1, inputs, rows // 64, 64), "matmul": (rows, inputs)}[form]
     if form == "image" and rows % 64:
         raise BadInput(f"rows={rows}; as an image they are 64 to a line, so give a multiple of 64")
@@ -77,7 +84,7 @@ def gemm(weight: np.ndarray, rows: int, *, form: str = "pixels"):
             constant = network.add_constant((outputs, inputs), trt.Weights(weight)).get_output(0)
             layer = network.add_matrix_multiply(x, trt.MatrixOperation.NONE, constant, trt.MatrixOperation.TRANSPOSE)
         else:
-            kernel = weight.reshape(outputs, inputs, 1, 1)
+            kernel = given.reshape(outputs, inputs, 1, 1)
             layer = network.add_convolution_nd(x, outputs, (1, 1), trt.Weights(kernel), trt.Weights())
         layer.name = "gemm"
         y = layer.get_output(0)

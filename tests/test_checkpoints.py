@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from labsupport import checkpoints
+from labsupport import checkpoints, data
 from labsupport.errors import BadInput, LabError
 
 FACTS = {"epochs": 8, "seed": 0, "teacher": "0123456789ab"}
@@ -158,3 +159,43 @@ def test_a_folder_and_a_foreign_file_of_the_same_format_are_refused(tmp_path):
     torch.save({"format": checkpoints.FORMAT}, tmp_path / "half.pt")
     with pytest.raises(LabError, match=r"half\.pt holds a dict that checkpoints.save did not write; delete it"):
         checkpoints.load(tmp_path / "half.pt", model=small())
+
+
+def test_a_place_is_that_of_the_weights_a_training_begins_with(tmp_path):
+    first, second = small(), small()
+    with torch.no_grad():
+        second[0].weight[0, 0] += 1e-6
+    here, there = checkpoints.place(tmp_path, "slim8", first), checkpoints.place(tmp_path, "slim8", second)
+    assert here.path.parent == tmp_path and here.path == checkpoints.place(tmp_path, "slim8", small()).path != there.path
+    assert repr(here) == "starts from the beginning"
+    checkpoints.save(here.path, model=first, epoch=1, facts={})
+    (tmp_path / "slim8-notes.pt").write_text("")
+    (tmp_path / "slim80-0123456789ab.pt").write_text("")
+    assert repr(checkpoints.place(tmp_path, "slim8", first)) == f"goes on from {here.path.name}"
+    other = checkpoints.place(tmp_path, "slim8", second)
+    assert other.others == (here.path,)
+    assert repr(other) == f"starts from the beginning; {here.path.name} began from other weights and can be deleted"
+    assert here.path.is_file(), "looking for a place deletes nothing"
+
+
+def test_a_restarted_kernel_whose_network_came_out_differently_starts_over(tmp_path):
+    from labsupport import training
+
+    split = data.Split(np.zeros((8, 8, 8, 1), np.uint8), np.arange(8) % 2, ("a", "b"))
+    options = {"epochs": 2, "batch_size": 4, "shift_pixels": 0, "progress": False}
+    for offset in (0.0, 1e-6):  # the second time with slightly other weights
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+        with torch.no_grad():
+            model[1].weight += offset
+        place = checkpoints.place(tmp_path, "slim", model)
+        assert not place.path.exists() and len(place.others) == bool(offset)
+        training.fit(model, split, checkpoint=place.path, **options)
+        assert repr(checkpoints.place(tmp_path, "slim", model)).startswith("goes on from slim-")
+
+
+@pytest.mark.parametrize("stem", ["", "a/b", "*", None, "-x"])
+def test_a_stem_that_is_no_name_is_refused(tmp_path, stem):
+    with pytest.raises(BadInput, match=r"stem=.*; it begins a file's name"):
+        checkpoints.place(tmp_path, stem, small())

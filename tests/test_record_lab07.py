@@ -18,6 +18,12 @@ BETTER = Ratio((1.5, 1.5), Latency("dense", "device", (1.5,), 1, "a GPU"), Laten
 CHOICE = SparseChoice(("gemm",), ("gemm",), {"gemm": "a_sparse_kernel"})
 
 
+class Kept(dict):
+    def __init__(self):
+        super().__init__()
+        self.after = []
+
+
 @pytest.fixture
 def tool(monkeypatch):
     path = Path(__file__).resolve().parents[1] / "tools" / "record_lab07.py"
@@ -32,10 +38,12 @@ def tool(monkeypatch):
 
 @pytest.fixture
 def stored(monkeypatch):
-    kept = {}
+    """What the recordings hold; ``stored.after`` how many metrics it was after each time something was put there."""
+    kept = Kept()
 
     def store(lab, folder, **facts):
         kept.update(provenance.read_json(Path(folder) / f"{lab}.json")["metrics"])
+        kept.after.append(len(kept))
         return Path(f"{lab}.json")
 
     monkeypatch.setattr(recordings, "store", store)
@@ -84,13 +92,46 @@ def test_everything_is_recorded_under_the_names_that_the_lab_reads(measured, sto
     assert {"gemm.sparse24_over_dense", "resnet50_b64.sparse24_over_dense", "resnet50_b64.sparse_kernels",
             "resnet50_b64.sparse_candidates", "gemm_n4096_m4096.sparse24_over_dense",
             "gemm_torch_n4096_m4096.sparse24_over_dense", "gemm_torch_n8192_m4096.sparse24_over_dense"} < stored.keys()
-    assert {f"gemm_n{width}_m{rows}.sparse24_over_dense" for width, rows in measured.PRODUCTS} < stored.keys()
-    assert stored["gemm.sparse24_over_dense"]["value"] == pytest.approx(1.25)
+    for library in ("gemm", "gemm_torch"):
+        assert {f"{library}_n{width}_m{rows}.sparse24_over_dense" for width, rows in measured.PRODUCTS} < stored.keys()
+    assert stored["gemm.sparse24_over_dense"]["value"] == pytest.approx(1.25), "TensorRT's, since it has a sparse kernel"
 
 
-def test_resnet_50_comes_before_the_sweep_and_after_one_product_of_each_library(measured, stored):
+def test_beside_each_ratio_stand_the_dense_time_and_the_error(measured, stored):
     measured.main()
-    assert measured.steps[:4] == [("TensorRT", 4096, 4096), ("PyTorch", 4096, 4096), ("PyTorch", 8192, 4096), "resnet50"]
+    measured_names = {name.split(".")[0] for name in stored if name.endswith(".sparse24_over_dense")} - {"gemm"}
+    assert measured_names == {name.split(".")[0] for name in stored if name.endswith(".dense_ms")}
+    assert measured_names == {name.split(".")[0] for name in stored if name.endswith(".relative_error")}
+    assert stored["resnet50_b64.dense_ms"]["unit"] == "ms" and stored["resnet50_b64.relative_error"]["value"] == 0
+
+
+def test_a_wrong_answer_is_not_recorded(measured, stored, monkeypatch):
+    monkeypatch.setattr(measured, "in_torch", lambda width, rows: (BETTER, float("nan") if width == 8192 else 0.5))
+    with pytest.raises(SystemExit, match="failed: torch_product, torch_product"):
+        measured.main()
+    assert not [name for name in stored if "torch" in name] and "resnet50_b64.sparse24_over_dense" in stored
+
+
+def test_resnet_50_comes_first_then_the_sweep_in_pytorch_then_tensorrt(measured, stored):
+    measured.main()
+    steps = measured.steps
+    assert steps[0] == "resnet50" and [step[0] for step in steps[1:]] == ["PyTorch"] * 6 + ["TensorRT"] * 6
+    assert [step[1:] for step in steps[1:7]] == [step[1:] for step in steps[7:]] == list(measured.PRODUCTS)
+
+
+def test_each_figure_is_stored_as_soon_as_it_is_measured(measured, stored):
+    measured.main()
+    assert stored.after[0] == 5 and len(stored.after) >= 13 and stored.after == sorted(stored.after)
+
+
+def test_with_a_folder_of_metrics_given_nothing_is_stored(measured, stored, monkeypatch, tmp_path):
+    monkeypatch.setenv("LABSUPPORT_METRICS", str(tmp_path))
+    measured.main()
+    assert not stored and "gemm.sparse24_over_dense" in provenance.read_json(tmp_path / "07_pruning.json")["metrics"]
+
+
+def test_the_seconds_add_up(tool):
+    assert tool.NEEDS_S["ResNet-50"] + len(tool.PRODUCTS) * tool.NEEDS_S["PyTorch"] < tool.BUDGET_S
 
 
 @pytest.mark.usefixtures("no_sparse_kernel")
@@ -104,8 +145,7 @@ def test_where_tensorrt_has_no_sparse_kernel_the_best_of_pytorch_counts_and_is_s
 
 @pytest.mark.usefixtures("no_sparse_kernel")
 def test_the_best_of_a_library_is_that_of_a_large_product(measured, stored, monkeypatch):
-    monkeypatch.setattr(measured, "IN_TORCH", ((4096, 4096),))
-    monkeypatch.setattr(measured, "PRODUCTS", ((4096, 128),))
+    monkeypatch.setattr(measured, "PRODUCTS", ((4096, 4096), (4096, 128)))
     measured.main()
     assert stored["gemm_torch_n4096_m128.sparse24_over_dense"]["value"] == pytest.approx(1.5)
     assert stored["gemm.sparse24_over_dense"]["value"] == pytest.approx(1.25)
@@ -123,10 +163,10 @@ def test_what_was_measured_beside_a_failure_is_kept_and_the_failure_is_told(meas
 
 
 def test_no_step_is_begun_that_would_pass_the_budget(measured, stored, monkeypatch, capsys):
-    monkeypatch.setattr(measured, "BUDGET_S", 40)
+    monkeypatch.setattr(measured, "STARTED", measured.STARTED - 90)
     measured.main()
     assert "no time for resnet50_b64()" in capsys.readouterr().out
-    assert "gemm.sparse24_over_dense" in stored
+    assert "gemm.sparse24_over_dense" in stored and len(measured.steps) == 12
 
 
 def test_both_libraries_get_the_same_rows(tool):

@@ -37,7 +37,7 @@ def test_the_builders_log_is_read(log, eligible, chosen, tmp_path):
     found = pruning.chosen(Built(tuple(log), LAYERS, tmp_path / "x.plan"))
     assert (found.eligible, found.chosen) == (eligible, chosen)
     assert found.tactics == {"gemm": "sm80_xmma_gemm_sparse_f16f16_f16f32"}
-    assert repr(found) == f"{len(chosen)} sparse kernels, for {len(eligible)} layers whose weights are 2:4"
+    assert repr(found) == f"sparse kernels: 1; layers that the builder calls eligible: {len(eligible)}"
 
 
 def test_the_log_of_an_engine_found_again_is_read_from_its_file(tmp_path):
@@ -64,6 +64,21 @@ def test_the_product_and_the_staircase_build(tmp_path, monkeypatch):
         assert engine.precisions["fp16"] and pruning.chosen(engine).tactics == {}
     fan = build.engine(pruning.staircase._fan([8, 16], 16, 8, 2), precision="fp16", strict=True, name="fan", progress=False)
     assert fan.precisions["fp16"] >= 2
+
+
+@pytest.mark.parametrize("generation, form, wanted", [("8.6", "pixels", np.float32), ("8.6", "image", np.float32), ("8.6", "matmul", np.float16),
+                                                      ("10", "pixels", np.float16), ("11", "matmul", np.float16)])
+def test_the_weights_are_given_as_the_builder_likes_them(monkeypatch, generation, form, wanted):
+    given = []
+    tensor = SimpleNamespace(name="", dtype=None)
+    layer = SimpleNamespace(name="", get_output=lambda place: tensor)
+    trt = SimpleNamespace(Weights=lambda array=None: given.append(array), float16="half", MatrixOperation=SimpleNamespace(NONE=0, TRANSPOSE=1))
+    network = SimpleNamespace(add_input=lambda *a: tensor, add_constant=lambda *a: layer, add_matrix_multiply=lambda *a: layer,
+                              add_convolution_nd=lambda *a: layer, mark_output=lambda y: None)
+    monkeypatch.setattr(environment, "generation", lambda: generation)
+    weight = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float16)
+    pruning.gemm(weight, 64, form=form)(trt, network)
+    assert given[0].dtype == wanted and (given[0].reshape(8, 4) == weight).all()
 
 
 def test_a_product_that_is_none_is_refused():
