@@ -8,13 +8,15 @@ from collections.abc import Iterable
 import numpy as np
 
 from labsupport import export
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, LabError
 
 LOW = ("fp16", "bf16")
 OLDEST_OPSET = 13  # the first in which every common operator takes BF16 as well as FP16
+NARROW_SCALES_OPSET = 19  # the first whose Q/DQ nodes take narrow tensors and scales
+QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 # They describe, create or scale data, and take FP32 whatever their neighbors do.
-ALWAYS_WIDE = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Range", "Resize", "RandomNormal", "RandomUniform",
+ALWAYS_WIDE = ("DynamicQuantizeLinear", "Range", "Resize", "RandomNormal", "RandomUniform",
                "RandomNormalLike", "RandomUniformLike", "EyeLike", "NonMaxSuppression", "RoiAlign")  # fmt: skip
 
 
@@ -64,6 +66,19 @@ def low_type(to: str):
     return (onnx.TensorProto.FLOAT16, np.float16) if to == "fp16" else (onnx.TensorProto.BFLOAT16, ml_dtypes.bfloat16)
 
 
+def _at_opset(model, opset: int, name: str):
+    """The model rewritten for a newer opset; as it is, where it has that or one beyond."""
+    import onnx
+
+    if next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0) >= opset:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, opset)
+    except Exception as error:  # the converter's own types
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise LabError(f"{name} cannot be rewritten for opset {opset}, in which Q/DQ nodes take narrow scales: {said}; export it at that opset") from error
+
+
 def _constant(node):
     """The tensor in a Constant node, whichever attribute holds it; None for a sparse one and for text."""
     import onnx
@@ -80,12 +95,17 @@ def _constant(node):
 class Walk:
     """One pass over a graph's nodes that writes the nodes of a new graph; a subclass says what a change of type is."""
 
+    scales: Iterable[str] = ()
+
     def __init__(self, graph, to: str, keep_wide: Iterable[str] = ()):
         import onnx
 
         self.low, self.dtype = low_type(to)
         self.graph, self.model = model_of(graph)
         self.suffix, self.wide = to, known(keep_wide, self.graph, self.model)
+        if any(self.graph.ops.get(op) for op in QDQ):  # a Cast between a DequantizeLinear and its layer would part them
+            self.model = _at_opset(self.model, NARROW_SCALES_OPSET, self.graph.path.name)
+            self.scales = {node.input[1] for node in self.model.graph.node if node.op_type in QDQ}
         self._lift_constants()
         self.weights = {w.name: w for w in self.model.graph.initializer if w.data_type == onnx.TensorProto.FLOAT}
         inferred = onnx.shape_inference.infer_shapes(self.model)
@@ -120,8 +140,12 @@ class Walk:
 
         key = (name, True)
         if key not in self.made:
+            exact = onnx.numpy_helper.to_array(self.weights[name])
             with np.errstate(over="ignore"):
-                values = onnx.numpy_helper.to_array(self.weights[name]).astype(self.dtype)
+                values = exact.astype(self.dtype)
+            if name in self.scales and not (values.all() and np.isfinite(values.astype(np.float32)).all()):
+                raise BadInput(f"{self.graph.path.name}: the scale {name} runs from {np.abs(exact).min():.2g} to {np.abs(exact).max():.2g}, "
+                               f"which {self.suffix} does not hold; quantize with that layer in exclude, or cast to='bf16'")
             self.made[key] = f"{name}.{self.suffix}"
             self.new_weights.append(onnx.numpy_helper.from_array(values, self.made[key]))
         return self.made[key]

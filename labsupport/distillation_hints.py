@@ -23,7 +23,8 @@ class Hint:
     """Which layer of the student follows which of the teacher, in what, and how much it counts beside the other losses.
 
     "features": the activations, through a 1×1 convolution that is trained along and thrown away (Romero et al. 2015,
-    arXiv:1412.6550). "attention": only where they are large (Zagoruyko and Komodakis 2017, arXiv:1612.03928).
+    arXiv:1412.6550, who trained on the hint first and on the answers afterward; here the losses are added). "attention": only
+    where they are large (Zagoruyko and Komodakis 2017, arXiv:1612.03928).
     """
 
     student: str
@@ -46,7 +47,10 @@ def attention_map(features: Tensor) -> Tensor:
 
 
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over the batch of ‖map of student − map of teacher‖²; the channels may differ, height and width may not."""
+    """Mean over the batch of ‖map of student − map of teacher‖²; the channels may differ, height and width may not.
+
+    A sum over the positions: the authors' code takes their mean, so a weight of theirs is divided by H·W here.
+    """
     _check_same_size(student, teacher)
     return (attention_map(student) - attention_map(teacher.detach())).square().sum(dim=1).mean()
 

@@ -20,7 +20,8 @@ def softened(logits: Tensor, temperature: float = 4.0) -> Tensor:
 def soft_loss(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
     """T² · KL(p ‖ q), mean over the batch: p, q are the softened logits (N, classes) of teacher and student.
 
-    No gradient reaches the teacher. T² keeps the gradient's size when T changes. Hinton et al. 2015, arXiv:1503.02531.
+    No gradient reaches the teacher. For high T the gradient fades as 1 / T²; the factor T² takes that back. The teacher stands
+    first, so a class that it finds likely and the student does not costs most. Hinton et al. 2015, arXiv:1503.02531.
     """
     check_weights(temperature)
     _check_logits(student, teacher)

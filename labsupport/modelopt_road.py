@@ -36,24 +36,16 @@ def quantize_graph(graph, batches, *, format: str = "int8", method: str = "entro
     LabError when no node was placed: for layers of few channels modelopt reports success and quantizes nothing.
     Source: https://nvidia.github.io/Model-Optimizer/guides/_onnx_quantization.html
     """
-    _require()
-    qdq._check_choice("format", format, FORMATS)
-    qdq._check_choice("method", method, METHODS[format])
-    graph = qdq._fit_for_quantization(graph)
-    exclude = sorted(qdq._kept_wide(graph.model(), exclude))
-    feeds = list(calibration.feeds(graph, batches))
-    out = export.another_file(path or export.fresh_folder() / f"{graph.path.stem}.modelopt.{format}.onnx", graph)
-    folder = export.fresh_folder()  # it leaves files beside its result
-    copied = export.save(graph.model(), folder / graph.path.name)  # and writes shapes into the file that it is given
-    _in_a_child(folder, feeds, {
-        "onnx_path": str(copied.path), "quantize_mode": format, "calibration_method": method, "calibration_eps": ["cpu"],
-        "high_precision_dtype": "fp32", "nodes_to_exclude": exclude or None, "output_path": str(folder / "made.onnx"),
-    }, graph.path.name)  # fmt: skip
-    import onnx
+    return _quantized(graph, batches, (format,), method, exclude, {format: path})[format]
 
-    made = onnx.load(str(folder / "made.onnx"))
-    saved = export.save(_at_opset(made, graph.opset) if format == "int8" else made, out)
-    return _demand(saved, format)
+
+def quantize_graphs(graph, batches, *, formats: Iterable[str] = FORMATS, method: str = "entropy",
+                    exclude: Iterable[str] = ()) -> dict[str, export.OnnxGraph]:
+    """``quantize_graph`` for several formats at the price of one start of modelopt: format → new graph."""
+    formats = (formats,) if isinstance(formats, str) else tuple(formats)
+    if not formats:
+        raise BadInput(f"formats is empty; choose from {list(FORMATS)}")
+    return _quantized(graph, batches, formats, method, exclude, {})
 
 
 def quantize_module(model, images, *, format: str = "int8"):
@@ -90,6 +82,28 @@ def to_onnx(model, example, *, path: str | Path | None = None) -> export.OnnxGra
     return _demand(graph, "int8")
 
 
+def _quantized(graph, batches, formats, method, exclude, paths) -> dict[str, export.OnnxGraph]:
+    _require()
+    for format in formats:
+        qdq._check_choice("format", format, FORMATS)
+        qdq._check_choice("method", method, METHODS[format])
+    graph = qdq._fit_for_quantization(graph)
+    exclude = sorted(qdq._kept_wide(graph.model(), exclude))
+    feeds = list(calibration.feeds(graph, batches))
+    outs = {f: export.another_file(paths.get(f) or export.fresh_folder() / f"{graph.path.stem}.modelopt.{f}.onnx", graph) for f in formats}
+    folder = export.fresh_folder()  # it leaves files beside its result
+    jobs = [{
+        "onnx_path": str(export.save(graph.model(), folder / format / graph.path.name).path),  # it writes shapes into the file that it is given
+        "quantize_mode": format, "calibration_method": method, "calibration_eps": ["cpu"], "high_precision_dtype": "fp32",
+        "nodes_to_exclude": exclude or None, "output_path": str(folder / format / "made.onnx"),
+    } for format in formats]  # fmt: skip
+    _in_a_child(folder, feeds, jobs, graph.path.name)
+    import onnx
+
+    made = {format: onnx.load(job["output_path"]) for format, job in zip(formats, jobs, strict=True)}
+    return {f: _demand(export.save(_at_opset(m, graph.opset) if f == "int8" else m, outs[f]), f) for f, m in made.items()}
+
+
 # In a process of its own: modelopt.onnx replaces parts of onnxruntime.quantization, after which quantize_static fails there.
 # Without TensorRT: it would parse the graph into an implicit-batch network of 8.6, which has no such graphs.
 CHILD = """
@@ -97,19 +111,20 @@ import json, sys
 sys.modules["tensorrt"] = None
 import numpy as np
 from modelopt.onnx.quantization import quantize
-with np.load(sys.argv[1], allow_pickle=False) as data:
-    quantize(**json.loads(sys.argv[2]), calibration_data=dict(data))
+for job in json.loads(sys.argv[2]):
+    with np.load(sys.argv[1], allow_pickle=False) as data:
+        quantize(**job, calibration_data=dict(data))
 """
 
 
-def _in_a_child(folder: Path, feeds: list, options: dict, name: str) -> None:
+def _in_a_child(folder: Path, feeds: list, jobs: list[dict], name: str) -> None:
     import numpy as np
 
     np.savez(folder / "feeds.npz", **{key: np.concatenate([feed[key] for feed in feeds]) for key in feeds[0]})
-    ran = subprocess.run([sys.executable, "-c", CHILD, str(folder / "feeds.npz"), json.dumps(options)], cwd=folder,
+    ran = subprocess.run([sys.executable, "-c", CHILD, str(folder / "feeds.npz"), json.dumps(jobs)], cwd=folder,
                          env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
                          stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)  # fmt: skip
-    if ran.returncode or not Path(options["output_path"]).is_file():
+    if ran.returncode or not all(Path(job["output_path"]).is_file() for job in jobs):
         lines = [line.strip() for line in ran.stderr.splitlines() if line.strip()]
         last = lines[-1][:300] if lines else f"exit status {ran.returncode} without a word"
         raise LabError(f"modelopt could not quantize {name}: {last}; quantization.to_qdq does it without this package")

@@ -38,8 +38,9 @@ def cast(graph, to: str = "fp16", *, keep_wide: Iterable[str] = (), keep_io: boo
 
     ``to``: "fp16" or "bf16". ``keep_wide`` names the nodes that stay FP32, with Cast nodes around them; a node that reads
     what one of them writes gets it narrowed, so name the readers too until the numbers are small again. ``keep_io``
-    leaves inputs and outputs FP32. Returns a new graph. Raises BadInput for a graph that is narrow already, an opset
-    below 13, branches and loops, and names that are not there.
+    leaves inputs and outputs FP32. A graph with Q/DQ nodes keeps its codes; its scales, and whatever is not INT8, become
+    narrow, which takes opset 19. Returns a new graph. Raises BadInput for a graph that is narrow already, an opset
+    below 13, branches and loops, names that are not there, and a scale that the narrow type does not hold.
     """
     return casting.Typed(graph, to, keep_wide).walk(keep_io).saved(path)
 

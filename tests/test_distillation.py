@@ -233,6 +233,19 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, teacher, spl
     assert same(straight.model, again.model)
 
 
+def test_a_teacher_kept_before_names_had_fingerprints_is_not_found_and_an_interrupted_one_goes_on(tmp_path, split):
+    old = tmp_path / "teacher_cpu.pt"
+    old.write_bytes(b"of last year")
+    start = net(6)
+    file = checkpoints.place(tmp_path, "teacher_cpu", start).path
+    with pytest.raises(KeyboardInterrupt):   # one call looks at the data, three batches an epoch: this is in epoch 2
+        training.fit(start, split, checkpoint=file, preprocess=Interrupts(6), **OPTIONS)
+    assert checkpoints.place(tmp_path, "teacher_cpu", net(6)).path == file and file.is_file()
+    resumed = training.fit(net(6), split, checkpoint=file, **OPTIONS)
+    assert same(resumed.model, training.fit(start, split, **OPTIONS).model) and old.read_bytes() == b"of last year"
+    assert checkpoints.place(tmp_path, "teacher_cpu", net(6, seed=1)).path != file
+
+
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, teacher, split):
     file = tmp_path / "student.pt"
     distillation.distill(net(), teacher, split, checkpoint=file, **OPTIONS)

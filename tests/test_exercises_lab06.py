@@ -97,6 +97,7 @@ def test_converts():
     assert_checker(lab06.converts, wrong=[
         (0, "somebody has to turn the FP32 picture"), (len(plan.launched), "kernels run in all"), (5, "not 5. Look at the column"), (1.5, "a whole number"),
     ], right=[right, float(right)], namespace={})
+    assert "fp32 → int8 at the entrance" in str(said := lab06.converts.check(right)) and f"takes {quantization.conversions(plan)[0].share:.1%} of" in str(said)
 
 
 @pytest.mark.skipif(not environment.has("engine building"), reason="no TensorRT that builds here")

@@ -82,9 +82,20 @@ def test_fp8_is_built_in_fp8(plain):
     assert made.opset >= 19 and engine.precisions["fp8"] == made.ops["QuantizeLinear"] > 10
 
 
+def test_two_formats_of_one_start_are_those_of_two_starts(plain, on_onnx):
+    both = modelopt_road.quantize_graphs(plain[1], [plain[2]])
+    alone = {"int8": on_onnx, "fp8": modelopt_road.quantize_graph(plain[1], [plain[2]], format="fp8")}
+    assert list(both) == ["int8", "fp8"] and both["int8"].path != both["fp8"].path
+    for format, graph in alone.items():
+        mine, theirs = both[format].model().graph, graph.model().graph
+        assert [n.SerializeToString() for n in mine.node] == [n.SerializeToString() for n in theirs.node]
+        assert {w.name: w.raw_data for w in mine.initializer} == {w.name: w.raw_data for w in theirs.initializer}
+
+
 def test_success_without_a_node_is_caught(plain, monkeypatch):
-    def nothing(folder, feeds, options, name):
-        export.save(plain[1].model(), options["output_path"])
+    def nothing(folder, feeds, jobs, name):
+        for job in jobs:
+            export.save(plain[1].model(), job["output_path"])
 
     monkeypatch.setattr(modelopt_road, "_in_a_child", nothing)
     with pytest.raises(LabError, match="reported success and quantized no layer of .* to fp8 .0 Q/DQ nodes"):
@@ -102,6 +113,9 @@ def test_bad_input_is_named(plain, on_onnx, monkeypatch):
     ]:
         with pytest.raises(BadInput, match=message):
             modelopt_road.quantize_graph(given[0], given[1], **given[2])
+    for formats, message in [((), "formats is empty; choose from"), (["int8", "int3"], "format='int3' is not one; choose")]:
+        with pytest.raises(BadInput, match=message):
+            modelopt_road.quantize_graphs(graph, [images], formats=formats)
     with pytest.raises(BadInput, match="format='fp8' is not one"):
         modelopt_road.quantize_module(model, images, format="fp8")
     with pytest.raises(LabError, match="quantized no layer"):

@@ -14,7 +14,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from labsupport import build, comparing, data, environment, export, precision, raw_pixels, runtimes
+from labsupport import build, comparing, data, environment, export, models, precision, quantization, raw_pixels, runtimes
 from labsupport.errors import BadInput, LabError, NotAvailable
 
 
@@ -107,6 +107,64 @@ def test_cast_agrees_with_onnxconverter_common(small):
     ours, theirs = precision.rounded(precision.cast(graph)), precision.rounded(export.to_half(graph))
     with runtimes.OnnxRuntime(ours) as a, runtimes.OnnxRuntime(theirs) as b:
         assert comparing.max_error(a(feed), b(feed)) < 1e-3
+
+
+@pytest.fixture(scope="module")
+def quantized():
+    """(Q/DQ graph of a residual network, FP32 graph, images)."""
+    model = models.resnet18(5, width=8, size=32)
+    images = model.example_input(16)
+    model = models.settle(model, images)
+    graph = export.to_onnx(model, images[:2])
+    return quantization.to_qdq(graph, [images.numpy()], method="max"), graph, images.numpy()
+
+
+@pytest.mark.parametrize("to, dtype", [("fp16", TensorProto.FLOAT16), ("bf16", TensorProto.BFLOAT16)])
+def test_of_a_quantized_graph_everything_else_becomes_narrow(quantized, to, dtype):
+    graph, _, _ = quantized
+    low = precision.cast(graph, to)
+    assert low.opset == 19 and set(precision.types(low)) == {to} and low.inputs == graph.inputs and low.ops["Cast"] == 2
+    assert quantization.placement(low) == quantization.placement(graph)
+    scales = {node.input[1] for node in low.model().graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    assert {w.data_type for w in low.model().graph.initializer if w.name in scales} == {dtype}
+    assert not any("Cast" == node.op_type and "Linear" in node.input[0] for node in low.model().graph.node)
+
+
+def test_a_quantized_graph_errs_no_more_when_the_rest_is_narrow(quantized):
+    graph, exact, images = quantized
+    answers = []
+    for variant in (exact, graph, precision.cast(graph)):
+        with runtimes.OnnxRuntime(variant, optimization="off") as run:
+            answers.append(run(images))
+    before, after = (comparing.relative_error(answers[0], answer) for answer in answers[1:])
+    assert after < 1.3 * before
+
+
+@pytest.mark.skipif(environment.generation() not in ("10", "11", "rtx"), reason="weakly typed builders read opset 17")
+def test_a_strongly_typed_builder_reads_it_with_a_narrow_border(quantized):
+    low = quantization.at_batch(precision.cast(quantized[0], keep_io=False), 4)
+    engine = build.engine(low, precision="int8", optimization_level=0, io_formats={"images": ("HALF", "CHW4")}, progress=False)
+    assert engine.precisions["int8"] == 42 and not engine.precisions["fp32"]
+
+
+def test_a_scale_that_is_too_small_is_told(quantized, tmp_path):
+    model = quantized[0].model()
+    name = next(node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear")
+    weight = next(w for w in model.graph.initializer if w.name == name)
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.float32(1e-9) * np.ones_like(onnx.numpy_helper.to_array(weight)), name))
+    graph = export.save(model, tmp_path / "tiny.onnx")
+    with pytest.raises(BadInput, match=r"tiny.onnx: the scale .* runs from 1e-09 to 1e-09, which fp16 does not hold; quantize with that layer in exclude"):
+        precision.cast(graph)
+    assert set(precision.types(precision.cast(graph, "bf16"))) == {"bf16"}
+
+
+def test_an_opset_that_cannot_be_raised_is_told(quantized, monkeypatch):
+    def fail(model, version):
+        raise RuntimeError("no adapter for Splat")
+
+    monkeypatch.setattr(onnx.version_converter, "convert_version", fail)
+    with pytest.raises(LabError, match="cannot be rewritten for opset 19, in which Q/DQ nodes take narrow scales: no adapter for Splat; export it at that opset"):
+        precision.cast(quantized[0])
 
 
 def test_casts_and_filled_tensors_are_retyped(tmp_path):

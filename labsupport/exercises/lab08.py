@@ -48,12 +48,12 @@ class Factor(Exercise):
         if abs(times - 2) < 0.3:
             raise Wrong("that is the 1 / T of the chain rule alone. Softened more, p and q also come closer to each other.")
         if abs(times - 1) < 0.1:
-            raise Wrong("so it would be with the T², which is what the T² is for. Leave it out.")
+            raise Wrong("so it would be with the T² at high temperatures, which is what the T² is for. Leave it out.")
         if abs(times - 0.25) < 0.05:
             raise Wrong("that is the share that is left; asked is how many times smaller the gradient gets.")
         if abs(times - 4) > 0.3:
             raise Wrong(f"not {times:g} times. Take the closed form (q − p) / T and ask both parts.")
-        return "Four times: T² takes it back exactly, and alpha keeps its meaning when you turn the temperature."
+        return "Four times, in the limit of high temperatures: there T² takes it back, and alpha keeps its meaning when you turn T."
 
 
 class SameGradient(Exercise):
@@ -85,7 +85,7 @@ class SameGradient(Exercise):
         reasons = {
             "no T squared": "at temperature 4 its gradient is 16 times smaller, and the labels would drown it.",
             "mean": "it divides by the number of classes too; with 15 of them the gradient is 15 times smaller.",
-            "reversed": "it asks the student to be sure only where the teacher is, and pulls elsewhere.",
+            "reversed": "it punishes the student for chances that the teacher does not see, and hardly for those it misses itself.",
         }
         for name in names:
             if name in reasons:
