@@ -14,6 +14,7 @@ from labsupport.errors import BadInput, LabError
 
 NOTEBOOKS = environment.REPOSITORY / "notebooks"
 CELL_TIMEOUT_S = 300
+WORTH_NAMING_S = 5.0  # shorter cells are not what makes a lab long
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class LabRun:
     runtime: str
     cell: int | None = None
     error: str | None = None
+    slowest: tuple[tuple[int, float], ...] = ()  # (number of the code cell, seconds), the longest first
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -33,7 +35,8 @@ class LabRun:
     def __repr__(self) -> str:
         where = f" in cell [{self.cell}]" if self.cell else ""
         outcome = "ok" if self.ok else f"FAILED{where}: {self.error}"
-        return f"{self.lab:<24} {outcome}  {self.seconds:.1f} s  {self.runtime}"
+        long = ", ".join(f"[{cell}] {seconds:.0f} s" for cell, seconds in self.slowest if seconds >= WORTH_NAMING_S)
+        return f"{self.lab:<24} {outcome}  {self.seconds:.1f} s  {self.runtime}" + (f"  (longest cells: {long})" if long else "")
 
 
 def labs(folder: Path = NOTEBOOKS) -> list[Path]:
@@ -170,12 +173,14 @@ def execute(notebook, path: Path, *, metrics: Path, timeout_s: int = CELL_TIMEOU
     """Execute every cell of `notebook` in place, in a fresh kernel of this very Python."""
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-    place = {"at": 0}
+    place, took = {"at": 0, "since": 0.0}, {}
 
     def begin(cell, cell_index):
         place["at"] += cell.cell_type == "code"
+        place["since"] = time.monotonic()
 
     def done(cell, cell_index, **_):
+        took[place["at"]] = round(time.monotonic() - place["since"], 2)
         tick(1)
 
     client = _client(notebook, path.parent, timeout_s, begin, done)
@@ -193,7 +198,8 @@ def execute(notebook, path: Path, *, metrics: Path, timeout_s: int = CELL_TIMEOU
         except RuntimeError:
             error = f"NoKernel: the kernel did not start{_last_line(log)}"
     seconds = round(time.monotonic() - started, 2)
-    return LabRun(path.stem, error is None, seconds, environment.runtime_name(), place["at"] if error else None, error)
+    slowest = tuple(sorted(took.items(), key=lambda entry: -entry[1])[:3])
+    return LabRun(path.stem, error is None, seconds, environment.runtime_name(), place["at"] if error else None, error, slowest)
 
 
 def _last_line(log) -> str:
@@ -224,7 +230,7 @@ def _client(notebook, folder: Path, timeout_s: int, begin, done):
     return NotebookClient(notebook, kernel_manager_class=ThisPython, kernel_name="python3", timeout=timeout_s,
                           startup_timeout=120, coalesce_streams=True, store_widget_state=False, record_timing=False,
                           resources={"metadata": {"path": str(folder)}},
-                          on_cell_execute=begin, on_cell_complete=done)
+                          on_cell_execute=begin, on_cell_executed=done)
 
 
 def _variables(metrics: Path) -> dict[str, str]:

@@ -295,3 +295,16 @@ def test_a_result_reads_aloud_and_serializes():
     result = LabRun("01_measuring", True, 12.34, "ONNX Runtime 1.31.1 (CPU)")
     assert repr(result) == "01_measuring             ok  12.3 s  ONNX Runtime 1.31.1 (CPU)"
     assert json.loads(json.dumps(result.as_dict()))["seconds"] == 12.34
+
+
+def test_a_result_names_the_cells_that_make_a_lab_long():
+    result = LabRun("01_measuring", True, 80.0, "a runtime", slowest=((9, 61.2), (4, 7.5), (2, 0.3)))
+    assert repr(result).endswith("a runtime  (longest cells: [9] 61 s, [4] 8 s)")
+
+
+def test_the_time_of_each_cell_is_taken(folder, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    put(folder, "00_cells", "1", "import time; time.sleep(1.5)", "2", "3", "4")
+    only, = running.run([], folder=folder, echo=None)
+    assert len(only.slowest) == 3 and only.slowest[0][0] == 2
+    assert [seconds for _, seconds in only.slowest] == sorted((seconds for _, seconds in only.slowest), reverse=True)
