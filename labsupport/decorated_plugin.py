@@ -1,6 +1,6 @@
 """The operator as a plugin by decorators (``tensorrt.plugin``, from TensorRT 10.6 on): three functions, no class.
 
-Kernels compiled ahead of time came with 10.9. Nobody has run it: no machine at hand has a TensorRT that takes it; only the
+Kernels compiled ahead of time came with 10.9. No engine has run it: no machine at hand has a TensorRT that takes it; only the
 kernel that it hands over has been launched, without TensorRT (lab 10). ``register`` reads the annotations of the functions, so
 this module does not postpone them (no ``from __future__ import annotations``), and they are defined once TensorRT is
 there. Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/pluginGuide.html

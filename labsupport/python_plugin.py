@@ -1,7 +1,8 @@
 """The operator as an IPluginV3 written in Python, for TensorRT 10 and 11: what the builder asks and what the engine calls.
 
-Nobody has run it: TensorRT 8.6 has no plugins in Python, and TensorRT-RTX takes none. It is written to the documented
-interface; its answers about shapes, types and fields are tested, against TensorRT-RTX's own classes where they are.
+No engine has run it: TensorRT 8.6 takes plugins in C++ only (that form has run: ``plugin_library``), and TensorRT-RTX none. It
+is written to the documented interface; its answers about shapes, types and fields are tested, against TensorRT-RTX's own
+classes where they are.
 Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/infer/Plugin/IPluginV3.html
 """
 
