@@ -75,6 +75,7 @@ def distill(student: nn.Module, teacher: nn.Module, split: Split, *, temperature
     training._check_device(device)
     examples = torch.from_numpy(preprocess(split.images[:2]))
     check_pair(student, teacher, examples)
+    training._check_fits(student, split, preprocess)  # here the message names the student, in `fit` it would name the Pupil
     known = checkpoints.fingerprint(teacher)
     answering = copy.deepcopy(teacher).to(device)  # moving the teacher that came would change it
     pupil = Pupil(student, answering, hints, examples.to(device), seed)

@@ -78,6 +78,7 @@ def audit(step: Callable[[nn.Module, nn.Module, Tensor, Tensor], Tensor], studen
     """Run `step(student, teacher, images, labels) -> loss` twice on copies, the second time with the teacher misled.
 
     Misled: for each image it is shown the negative of another one, so all it says, logits or features, is beside the point.
+    Only calls of the teacher itself are seen, not answers computed before, nor calls of its layers one by one.
     Wants at least two different images (N, C, H, W). Raises BadInput, LabError for a loss that nothing can learn from.
     """
     if not isinstance(images, Tensor) or len(images) < 2 or torch.equal(images[0], images[1]):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -97,11 +98,18 @@ def keep_largest(weight: Tensor, sparsity: float) -> Tensor:
     sizes = weight.detach().abs().flatten()
     if not zeros:
         return torch.ones_like(weight, dtype=torch.bool)
-    threshold = sizes.kthvalue(zeros).values  # in a large network much faster than sorting
+    threshold = _smallest(sizes, zeros)
     mask = sizes > threshold
     equal = (sizes == threshold).nonzero().flatten()  # as many of them stay as it takes
     mask[equal[: weight.numel() - zeros - int(mask.sum())]] = True
     return mask.view(weight.shape)
+
+
+def _smallest(sizes: Tensor, count: int) -> Tensor:
+    """The largest of the ``count`` smallest values; NumPy finds it in a fraction of the time that a sort, or kthvalue, takes."""
+    if sizes.dtype in (torch.float16, torch.bfloat16):
+        return _smallest(sizes.float(), count).to(sizes.dtype)
+    return torch.from_numpy(np.partition(sizes.cpu().numpy(), count - 1)[count - 1:count]).to(sizes.device)[0]
 
 
 def magnitude(model: nn.Module, sparsity: float, *, scope: str = "global",
@@ -133,7 +141,7 @@ def masked(model: nn.Module, masks: Mapping[str, Tensor], skipped: Mapping[str, 
             raise BadInput(f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}; wanted is torch.bool of the "
                            f"weight's shape {tuple(weight.shape)}")
         with torch.no_grad():
-            weight[~mask.to(weight.device)] = 0
+            weight.masked_fill_(~mask.to(weight.device), 0)
     return Masked(pruned, dict(masks), dict(skipped or {}))
 
 
@@ -157,7 +165,7 @@ def fine_tune(pruned: Masked, split: Split, *, epochs: int = 2, learning_rate: f
         module = layer(trained, name)
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         with torch.no_grad():
-            module.weight[~mask.to(module.weight.device)] = 0  # the product left -0.0 there
+            module.weight.masked_fill_(~mask.to(module.weight.device), 0)  # the product left -0.0 there
     return Masked(trained, pruned.masks, pruned.skipped)
 
 

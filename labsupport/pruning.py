@@ -32,11 +32,11 @@ from labsupport.sparse24 import (
     report24,
     share24,
 )
-from labsupport.sparse_kernels import SparseChoice, chosen, gemm, product, sparse_tactics, with_sparse_kernels
+from labsupport.sparse_kernels import SparseChoice, chosen, gemm, kernel_families, product, sparse_tactics, with_sparse_kernels
 
 __all__ = [
     "CRITERIA", "Cost", "Coupled", "Layer24", "Masked", "Permutation", "Slim", "SparseChoice", "by_modelopt",
     "channel_importance", "chosen", "compressed_rows", "cost", "coupled", "drop_channels", "fine_tune", "gemm",
-    "keep_largest", "magnitude", "magnitude24", "magnitude_kept", "mask24", "masked", "permute", "product",
+    "keep_largest", "kernel_families", "magnitude", "magnitude24", "magnitude_kept", "mask24", "masked", "permute", "product",
     "report24", "share24", "shrink", "slice_pair", "sparse_tactics", "staircase", "with_sparse_kernels", "zeros",
 ]  # fmt: skip

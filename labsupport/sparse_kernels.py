@@ -18,6 +18,8 @@ CHOSEN = re.compile(r"\(Sparsity\) (?:Chose \d+ layer\(s\) using sparse tactics"
                     r"|TRT inference plan picked sparse implementation for layers):?[ \t]*(.*)")
 FORMS = ("pixels", "image", "matmul")
 SPARSE_TACTIC = re.compile(r"spars|spgemm|spmma", re.IGNORECASE)
+MULTIPLIES = re.compile(r"conv|fprop|gemm|matmul", re.IGNORECASE)
+WRITTEN_FOR = re.compile(r"sm_?(\d{2,3})(?!\d)|(volta|turing|ampere|hopper|blackwell)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,22 @@ def sparse_tactics(layers: list) -> dict[str, str]:
     """Layer → kernel, of the inspector's records whose kernel is a sparse one by its name."""
     found = {str(layer.get("Name")): str(layer.get("TacticName", "")) for layer in layers if isinstance(layer, Mapping)}
     return {name: tactic for name, tactic in found.items() if SPARSE_TACTIC.search(tactic)}
+
+
+def kernel_families(layers: list) -> dict[str, int]:
+    """Count the convolutions and products among the inspector's records by their kernels' names: {"sm90 dense": 32, …}.
+
+    The number is the compute capability that a kernel was written for, 80 for Ampere and 90 for Hopper; "unnamed" where
+    the name does not say. The most frequent come first.
+    """
+    counts: dict[str, int] = {}
+    for tactic in (str(layer.get("TacticName") or "") for layer in layers if isinstance(layer, Mapping)):
+        if MULTIPLIES.search(tactic):
+            found = WRITTEN_FOR.search(tactic)
+            target = (f"sm{found[1]}" if found[1] else found[2].lower()) if found else "unnamed"
+            family = f"{target} {'sparse' if SPARSE_TACTIC.search(tactic) else 'dense'}"
+            counts[family] = counts.get(family, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def gemm(weight: np.ndarray, rows: int, *, form: str = "pixels"):

@@ -45,20 +45,21 @@ class History:
 def fit(model: nn.Module, split: Split, *, epochs: int = 5, batch_size: int = 64, learning_rate: float = 3e-3,
         shift_pixels: int = 2, seed: int = 0, device: str = "cpu", progress: bool = True,
         preprocess: Callable[[np.ndarray], np.ndarray] = data.preprocess,
-        checkpoint: str | Path | None = None, objective: Objective | None = None,
+        checkpoint: str | Path | None = None, checkpoint_every: int = 1, objective: Objective | None = None,
         facts: Mapping[str, object] | None = None) -> History:
     """Train a copy of an image classifier with AdamW, the learning rate rising and falling once (Smith 2018).
 
     Each batch is moved by up to `shift_pixels` each way (borders repeated): a few thousand images are soon learned
     by heart, moved ones are not. The model given stays as it was. The same seed on the same CPU gives the same weights.
-    With `checkpoint`, each epoch is saved to that file, and a training that was interrupted goes on where it stood.
+    With `checkpoint`, each epoch is saved to that file, or every `checkpoint_every`-th and the last, and a training that
+    was interrupted goes on where it stood.
     `objective(model, images, labels) -> (logits, loss)` takes the place of cross entropy on the labels; `facts` say in
     the checkpoint what it was, so that nothing goes on with another one.
     Raises BadInput for data the model cannot take, LabError when the loss is no longer a number, and for a checkpoint
     of another model, training or other images.
     """
     _check_options(epochs=epochs, batch_size=batch_size, shift_pixels=shift_pixels, seed=seed,
-                   learning_rate=learning_rate)
+                   learning_rate=learning_rate, checkpoint_every=checkpoint_every)
     if checkpoint is not None and not isinstance(checkpoint, (str, Path)):
         raise BadInput(f"checkpoint={checkpoint!r:.60}; wanted the path of a file to save the training in")
     _check_device(device)
@@ -92,7 +93,7 @@ def fit(model: nn.Module, split: Split, *, epochs: int = 5, batch_size: int = 64
                 bar.update()
             losses.append(loss_sum / len(split))
             accuracies.append(right / len(split))
-            if kept:
+            if kept and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs):
                 kept.save(losses, accuracies)
             bar.set_postfix(loss=f"{losses[-1]:.3f}", accuracy=f"{accuracies[-1]:.1%}")
     return History(student.cpu().eval(), tuple(losses), tuple(accuracies), time.perf_counter() - started)

@@ -84,6 +84,11 @@ def measured(tool, monkeypatch):
 
 @pytest.fixture
 def no_sparse_kernel(measured, monkeypatch):
+    def in_tensorrt(width, rows):
+        measured.steps.append(("TensorRT", width, rows))
+        return GAIN.before, None, SimpleNamespace(log=(), layers=[])
+
+    monkeypatch.setattr(measured, "in_tensorrt", in_tensorrt)
     monkeypatch.setattr(measured.pruning, "chosen", lambda engine: SparseChoice(("gemm",), (), {}))
 
 
@@ -132,6 +137,39 @@ def test_with_a_folder_of_metrics_given_nothing_is_stored(measured, stored, monk
 
 def test_the_seconds_add_up(tool):
     assert tool.NEEDS_S["ResNet-50"] + len(tool.PRODUCTS) * tool.NEEDS_S["PyTorch"] < tool.BUDGET_S
+
+
+@pytest.mark.usefixtures("no_sparse_kernel")
+def test_without_a_sparse_kernel_only_the_time_and_the_counts_are_recorded(measured, stored):
+    measured.main()
+    assert {name for name in stored if name.startswith("gemm_n")} == {
+        f"gemm_n4096_m4096.{what}" for what in ("dense_ms", "sparse_kernels", "sparse_candidates")}
+    assert (stored["gemm_n4096_m4096.sparse_kernels"]["value"], stored["gemm_n4096_m4096.sparse_candidates"]["value"]) == (0, 1)
+
+
+@pytest.mark.parametrize("choice, builds", [(CHOICE, ["gemm_n8_m4_sparse", "gemm_n8_m4_dense"]),
+                                            (SparseChoice(("gemm",), (), {}), ["gemm_n8_m4_sparse"])])
+def test_a_product_without_a_sparse_kernel_is_built_once(tool, monkeypatch, choice, builds):
+    built = []
+
+    class Run:
+        def __init__(self, engine, cuda_graph):
+            self.engine = engine
+
+        def __enter__(self):
+            return lambda feed: {"y": feed[:, :, 0, 0]}
+
+        def __exit__(self, *error):
+            pass
+
+    monkeypatch.setattr(tool.build, "engine", lambda network, name, **options: built.append(name) or name)
+    monkeypatch.setattr(tool.runtimes, "TensorRt", Run)
+    monkeypatch.setattr(tool.pruning, "chosen", lambda engine: choice)
+    monkeypatch.setattr(tool.benchmarking, "paired", lambda *sides, clock: GAIN)
+    monkeypatch.setattr(tool.benchmarking, "device_latency", lambda run, feed: GAIN.before)
+    gain, error, engine = tool.in_tensorrt(8, 4)
+    assert built == builds and engine == "gemm_n8_m4_sparse"
+    assert (gain, error) == ((GAIN, 0.0) if choice is CHOICE else (GAIN.before, None))
 
 
 @pytest.mark.usefixtures("no_sparse_kernel")

@@ -71,7 +71,7 @@ def cells():
 
 def test_every_subject_that_the_lab_replays_is_recorded(tool, tmp_path):
     assert run(tool, AtOnce()) == []
-    asked = {name for source in cells() for call in re.findall(r"(?m)^recorded\((.*)\)", source) for name in ast.literal_eval(f"({call},)")}
+    asked = {name for source in cells() for call in re.findall(r"(?m)^told_by_tool\((.*)\)", source) for name in ast.literal_eval(f"({call},)")}
     assert len(asked) >= 10
     assert asked <= {name.split(".")[0] for name in metrics(tmp_path)}
 

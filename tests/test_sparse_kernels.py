@@ -45,6 +45,14 @@ def test_the_log_of_an_engine_found_again_is_read_from_its_file(tmp_path):
     assert pruning.chosen(Built((), [], tmp_path / "x.plan")).chosen == ("gemm",)
 
 
+def test_kernels_are_counted_by_the_gpus_they_were_written_for():
+    more = [{"TacticName": "sm80_xmma_fprop_sparse_conv_f16f16"}, {"TacticName": "sm90_xmma_gemm_f16f16_f16f16_f16_tn_n"}, {"TacticName": None},
+            {"TacticName": "sm50_xmma_pooling_coalescedC_NHWC_kMAX_3_False"}, {"TacticName": "ampere_h16816gemm_64x64_tn"}, {"TacticName": "matmul_7"}]
+    found = pruning.kernel_families([*LAYERS, *more])
+    assert list(found.items()) == [("sm80 sparse", 2), ("sm90 dense", 2), ("ampere dense", 1), ("unnamed dense", 1)]
+    assert pruning.kernel_families([]) == {}
+
+
 def test_the_flag_is_set():
     flags = []
     trt = SimpleNamespace(BuilderFlag=SimpleNamespace(SPARSE_WEIGHTS="sparse"))

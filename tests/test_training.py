@@ -230,6 +230,23 @@ def test_a_training_that_was_interrupted_goes_on_where_it_stood(tmp_path, monkey
     assert again.losses == whole.losses
 
 
+@pytest.mark.parametrize("every, wanted", [(1, [1, 2, 3]), (2, [2, 3]), (3, [3]), (9, [3])])
+def test_a_checkpoint_is_saved_every_so_many_epochs_and_after_the_last(tmp_path, monkeypatch, every, wanted):
+    from labsupport import checkpoints
+
+    save, epochs = checkpoints.save, []
+
+    def save_and_note(*args, **kwargs):
+        epochs.append(kwargs["epoch"])
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoints, "save", save_and_note)
+    training.fit(tiny(), stripes(), epochs=3, checkpoint=tmp_path / "some.pt", checkpoint_every=every, progress=False)
+    assert epochs == wanted
+    with pytest.raises(BadInput, match="checkpoint_every=0; wanted a whole number of at least 1"):
+        training.fit(tiny(), stripes(), checkpoint_every=0)
+
+
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     path, options = tmp_path / "one.pt", {"epochs": 1, "progress": False}
     training.fit(tiny(), stripes(), checkpoint=path, **options)

@@ -6,7 +6,7 @@ other seeds: the sweeps from which the settings come. Each figure is recorded as
 further seed; what the time does not suffice for is left out, the least telling first.
 
 The students learn on the processor's cores, one on each: networks as small as these leave a GPU waiting. On two cores
-everything takes about five minutes: `--seconds 600`. `--small` tries every step on few images and records nothing.
+everything takes six minutes and more: `--seconds 1200`. `--small` tries every step on few images and records nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from labsupport import data, distillation, environment, errors, recordings, training  # noqa: E402
+from labsupport import data, distillation, environment, errors, recordings, signs, training  # noqa: E402
 from labsupport.distillation import Hint  # noqa: E402
 
 LAB, COMMAND = "08_distillation", "python3 tools/record_lab08.py"
@@ -58,7 +58,8 @@ class Size:
     """How much of everything: as recorded, or for a try. `counts`: labeled images and epochs, about as many steps."""
 
     per_class: int = 250
-    fresh: int = 1000
+    validation: int = 1000  # of each class drawn, 15 % of them for validation
+    test: int = 214
     teacher_epochs: int = 12
     epochs: int = 45
     images: int = 240
@@ -67,7 +68,7 @@ class Size:
     further: int = 2
 
 
-SMALL = Size(per_class=40, fresh=40, teacher_epochs=1, epochs=1, images=60, counts=((30, 1), (120, 1)), seeds=2, further=1)
+SMALL = Size(per_class=40, validation=40, test=40, teacher_epochs=1, epochs=1, images=60, counts=((30, 1), (120, 1)), seeds=2, further=1)
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class OutOfTime(Exception):
 
 
 _material: dict = {}  # of a worker: the splits and the teacher
+_where: list = []  # of a worker: what `prepare` wants
 
 
 def hand_out(path: Path, splits: dict[str, data.Split], teacher: torch.nn.Module) -> None:
@@ -107,9 +109,14 @@ def hand_out(path: Path, splits: dict[str, data.Split], teacher: torch.nn.Module
     np.savez(path, **arrays)
 
 
-def prepare(path: Path, classes: tuple[str, ...], large: dict) -> None:
-    """Once in each worker: read what all its jobs share."""
+def begin(*where) -> None:
+    """First in each worker, when there is nothing to read yet: the imports are what takes seconds."""
     torch.set_num_threads(1)
+    _where[:] = where
+
+
+def prepare(path: Path, classes: tuple[str, ...], large: dict) -> None:
+    """Once in each worker, at its first job: read what all its jobs share."""
     with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
     teacher = distillation.staged_cnn(**large)
@@ -120,6 +127,8 @@ def prepare(path: Path, classes: tuple[str, ...], large: dict) -> None:
 
 def accuracy(job: Job) -> float:
     """Train the student of a job; its share of right answers."""
+    if not _material:
+        prepare(*_where)
     images, start = mislabeled(_material["train"].take(job.images), job), distillation.staged_cnn(seed=job.seed)
     options = dict(epochs=job.epochs, batch_size=50, learning_rate=job.learning_rate, seed=job.seed, progress=False)
     if job.way == "taught":
@@ -243,7 +252,7 @@ def settings(bench: Bench, book) -> dict[str, Iterator[None]]:
     wrong = {"labels": "wrong_labels"}
     tried = {
         "validation_temperature": {f"at_{T:g}": dict(way="taught", temperature=T, alpha=0.9) for T in TEMPERATURES},
-        "validation_alpha": {percent(a): dict(way="taught", alpha=a) for a in ALPHAS},
+        "validation_alpha": {percent(a): dict(way="taught", temperature=CHOSEN["labels"]["temperature"], alpha=a) for a in ALPHAS},
         "validation_smoothing": {percent(s): dict(way="smoothed", smoothing=s) for s in SMOOTHINGS},
         "validation_alpha_wrong": {percent(a): dict(way="taught", alpha=a, **wrong) for a in ALPHAS},
         "validation_smoothing_wrong": {percent(s): dict(way="smoothed", smoothing=s, **wrong) for s in SMOOTHINGS},
@@ -295,18 +304,21 @@ def measure(bench: Bench, book) -> list[str]:
 @contextlib.contextmanager
 def workers(count: int, size: Size, device: str, folder: Path):
     """A pool whose processes hold the splits and a teacher trained here; `folder` is for what is handed to them."""
-    signs, fresh = data.road_signs(24, per_class=size.per_class), data.road_signs(24, per_class=size.fresh, seed=1)
-    tell("signs drawn")
     large = {"width": 32, "depth": 2}
-    history = training.fit(distillation.staged_cnn(**large), signs.train, epochs=size.teacher_epochs, learning_rate=5e-3, device=device,
-                           progress=False)
-    tell(history, f"on validation {training.accuracy(history.model, fresh.validation):.1%}")
-    splits = {"train": signs.train, "validation": fresh.validation, "test": fresh.test}
-    hand_out(folder / "material.npz", splits, history.model)
     # through a file: a large argument would keep each start waiting until the worker before it has imported PyTorch;
     # spawn: what is forked from a process that has used CUDA may hang
-    pool = futures.ProcessPoolExecutor(count, get_context("spawn"), prepare, (folder / "material.npz", signs.classes, large))
+    pool = futures.ProcessPoolExecutor(count, get_context("spawn"), begin, (folder / "material.npz", tuple(signs.FACES), large))
     try:
+        for _ in range(count):
+            pool.submit(int)  # each starts a worker, which imports PyTorch while the teacher learns
+        known = data.road_signs(24, per_class=size.per_class)
+        validation = data.road_signs(24, per_class=size.validation, seed=1).validation
+        test = data.road_signs(24, per_class=size.test, seed=1).train  # another stream of that seed: no image is in both
+        tell("signs drawn")
+        history = training.fit(distillation.staged_cnn(**large), known.train, epochs=size.teacher_epochs, learning_rate=5e-3, device=device,
+                               progress=False)
+        tell(history, f"on validation {training.accuracy(history.model, validation):.1%}")
+        hand_out(folder / "material.npz", {"train": known.train, "validation": validation, "test": test}, history.model)
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
@@ -315,8 +327,8 @@ def workers(count: int, size: Size, device: str, folder: Path):
 def options(arguments: list[str] | None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=82.0, help="no result is waited for longer than this (82)")
-    parser.add_argument("--workers", type=int, default=max(1, min(12, (os.cpu_count() or 1) - 2)), help="students at once")
+    parser.add_argument("--seconds", type=float, default=80.0, help="no result is waited for longer than this (80)")
+    parser.add_argument("--workers", type=int, default=max(1, min(14, (os.cpu_count() or 1) - 2)), help="students at once")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu",
                         help="where the teacher learns")
     parser.add_argument("--small", action="store_true", help="try every step on few images; records nothing")
