@@ -11,6 +11,7 @@ from labsupport.device_runs import device_copy, megabytes
 from labsupport.errors import BadInput
 from labsupport.gated_norm import example, reference
 
+ENQUEUES = 20  # calls between two events: a single short one would be timed with the events themselves
 CHECKED_ROWS = 64  # the reference is computed on the host: enough rows to see an error, few enough to wait for
 
 
@@ -36,7 +37,9 @@ class Point:
 def sweep(runs, *, rows: Iterable[int], columns: int, dtype: str = "float32", device: str = "cpu", samples: int = 20) -> tuple[Point, ...]:
     """Time every runtime with inputs x, gate, weight at every number of rows; on "cuda" beside a copy of as many bytes.
 
-    The clock is the GPU's on "cuda" and the host's elsewhere. Raises BadInput for sizes that are no whole numbers.
+    The clock is the GPU's on "cuda" and the host's elsewhere. On "cuda" what repeats is the bare call, such as a graph's
+    replay, several times between two events: where bytes are few it is launches that are timed, and no more Python than they
+    need. Raises BadInput for sizes that are no whole numbers.
     """
     rows = list(rows)
     if not rows or not all(type(n) is int and n >= 1 for n in rows):
@@ -56,7 +59,6 @@ def sweep(runs, *, rows: Iterable[int], columns: int, dtype: str = "float32", de
 def _point(run, feed, expected, device, samples) -> Point:
     from labsupport import benchmarking
 
-    measure = benchmarking.device_latency if device == "cuda" else benchmarking.latency
     error = None
     if expected is not None:
         y = run(feed)["y"][:CHECKED_ROWS]
@@ -64,7 +66,33 @@ def _point(run, feed, expected, device, samples) -> Point:
         error = float(np.abs(got - expected).max() / np.abs(expected).max())
     size = feed["x"].nbytes if device == "cpu" else feed["x"].numel() * feed["x"].element_size()
     mb = megabytes(feed) if device == "cuda" else 3 * size / 1e6
-    return Point(run.name, mb, measure(run, feed, runs=samples, warmup=3).median_ms, error)
+    latency = _bare_latency(run, feed, samples) if device == "cuda" else benchmarking.latency(run, feed, runs=samples, warmup=3)
+    return Point(run.name, mb, latency.median_ms, error)
+
+
+class _Bare:
+    """A bound runtime whose ``enqueue`` is the bare call, for the stopwatch of a caller on its stream."""
+
+    device = "cuda"
+
+    def __init__(self, run, feed):
+        run.bind(feed)
+        self.name, self.stream, self.synchronize = run.name, run.stream, run.synchronize
+        replays = getattr(run, "_graphs", None)  # of a TensorRT runtime with a CUDA graph
+        self.enqueue = replays.current["replay"] if replays else getattr(run, "launcher", run.enqueue)
+
+    def bind(self, feed) -> None:
+        """Nothing: it is bound."""
+
+
+def _bare_latency(run, feed, samples: int):
+    import torch
+
+    from labsupport import benchmarking
+
+    bare = _Bare(run, feed)
+    with torch.cuda.stream(bare.stream), torch.inference_mode():
+        return benchmarking.device_latency(bare, feed, runs=samples, warmup=3, enqueues=ENQUEUES)
 
 
 def fastest(points: Iterable[Point]) -> dict[float, Point]:

@@ -8,13 +8,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from labsupport import benchmarking, comparing, export, fusion
+import numpy as np
+
+from labsupport import benchmarking, build, comparing, export, fusion
 from labsupport.errors import BadInput
 from labsupport.measurements import at_least, one_of
 from labsupport.onnx_nodes import nodes_of
 
 OBJECTIVES = ("latency", "interval")
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "uint8": 1, "int8": 1, "bool": 1, "int32": 4, "int64": 8, "double": 8}
+LEAST = (1, 512)  # 2 KiB: what the least network reads and writes
 # A cut just before one of these would tear apart what every runtime computes in one kernel, or rename the same bytes.
 STICKS = ("Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSwish", "BatchNormalization", "Flatten", "Reshape", "Squeeze",
           "Unsqueeze", "Identity", "Cast")
@@ -230,19 +233,19 @@ def cost_model(graph, first, second, feed, cross_ms: Callable[[float], float], *
     """Predict every cut from two whole runs: layer times of ``first`` and of ``second``, and ``cross_ms(MiB)``.
 
     Both are runtimes of the whole graph. Profiling slows a network, so its layer times are used as shares of the time
-    measured without it. Of a TensorRT runtime the time is the device's, and what a call from NumPy to NumPy costs beyond
-    that and the crossing is ``fixed_ms``.
+    measured without it: of a TensorRT runtime the device's, elsewhere a call's. What a call of ``second`` costs besides,
+    ``fixed_ms``, is measured with a network of next to nothing; for TensorRT that is one more engine, built in a moment.
     """
     cuts, ends = tuple(cuts or natural(graph)), (*graph.inputs, *graph.outputs)
     if (cuts[0].name, cuts[-1].name) != (ends[0], ends[-1]):
         raise BadInput(f"the cuts run from {cuts[0].name!r} to {cuts[-1].name!r}; begin with {ends[0]!r} and end with {ends[-1]!r}, so "
                        "that every layer lies between two of them")
     here = benchmarking.latency(first, feed, runs=runs).median_ms
-    there, fixed = benchmarking.latency(second, feed, runs=runs).median_ms, 0.0
-    carried = cross_ms(cuts[0].mib)
+    fixed = _fixed_ms(second, cross_ms, runs)
     if second.device == "cuda":
-        computing = benchmarking.device_latency(second, feed, runs=runs).median_ms
-        there, fixed = computing, max(0.0, there - computing - carried)
+        there = benchmarking.device_latency(second, feed, runs=runs).median_ms
+    else:
+        there = max(0.0, benchmarking.latency(second, feed, runs=runs).median_ms - fixed)
     return CostModel(cuts, _segments(first, graph, cuts, feed, here), _segments(second, graph, cuts, feed, there),
                      tuple(cross_ms(cut.mib) for cut in cuts), fixed)
 
@@ -277,12 +280,40 @@ def _timed_beside(run, beside, feed, runs: int) -> dict:
     return {"latency": pair.after, "beside": pair.before}
 
 
-
-
 def short(name: str) -> str:
     """A tensor's name without what the exporter repeats in it: "layer1.0/Relu_1"."""
     parts = name.removesuffix("_output_0").strip("/").split("/")
     return "/".join(parts[-2:])
+
+
+def _fixed_ms(second, cross_ms, runs: int) -> float:
+    """What a call from NumPy to NumPy costs besides layers and crossing: nearly all that the least network takes.
+
+    As a remainder of the whole network's time it would carry the errors of numbers many times as large. The one kernel, a few
+    microseconds, counts with the call: between two events the host would be timed and not the kernel.
+    """
+    x = np.random.default_rng(0).standard_normal(LEAST, dtype=np.float32)
+    with _least_like(second) as least:
+        call = benchmarking.latency(least, x, runs=max(100, runs), warmup=20).median_ms
+    return max(0.0, call - cross_ms(x.nbytes / 2**20)) if second.device == "cuda" else call
+
+
+def _least_like(run):
+    """A runtime of that kind for a network of a single ReLU."""
+    graph = _least_network()
+    if run.device != "cuda":
+        return type(run)(graph)
+    engine = build.engine(graph, precision="as-is", optimization_level=1, name="least", progress=False)
+    return type(run)(engine, cuda_graph=getattr(run, "_graphs", None) is not None)
+
+
+def _least_network():
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(LEAST)) for name in ("x", "y")]
+    node = helper.make_node("Relu", ["x"], ["y"], name="relu")
+    model = helper.make_model(helper.make_graph([node], "least", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return export.save(model, export.fresh_folder() / "least.onnx")
 
 
 def _segments(run, graph, cuts, feed, total_ms: float) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 from labsupport import environment
@@ -72,6 +73,18 @@ class OnDevice(Base):
                 self._graph.replay()
             else:
                 self._last = self._call(**self._feed)
+
+    @property
+    def launcher(self) -> Callable:
+        """The bare call behind :meth:`enqueue`, for a caller on ``stream`` and in inference mode: a graph's replay, or the function itself."""
+        if self._feed is None:
+            raise LabError(f"{self.name} has nothing to launch yet; call bind(feed) first")
+        return functools.partial(self._call, **self._feed) if self._graph is None else self._graph.replay
+
+    def as_graph(self) -> OnDevice:
+        """The same function on the same stream once more, captured as a CUDA graph when it is bound."""
+        name = self.name.removesuffix(" graph")
+        return OnDevice(name, self._call, stream=self.stream, cuda_graph=True, inputs=tuple(self.inputs), output=self._output)
 
     def fetch(self) -> dict:
         """The output of the last call, as a new tensor, after the stream is done."""

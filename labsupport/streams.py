@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import statistics
 import tempfile
 import threading
@@ -15,6 +16,10 @@ import numpy as np
 
 from labsupport import timeline
 from labsupport.errors import BadInput, EngineError, NotAvailable
+from labsupport.measurements import at_least
+
+GATE = "spin_kernel"  # what torch.cuda._sleep is called in a trace
+GATE_CYCLES = 1_000_000  # about half a millisecond for the host to put one traced inference into a queue
 
 
 class Lane:
@@ -244,23 +249,33 @@ class KernelUse:
                 "kernel time ran beside other kernels")
 
 
-def kernel_use(lanes, *, rounds: int = 5, name: str | None = None) -> KernelUse:
+def kernel_use(lanes, *, rounds: int = 30, name: str | None = None) -> KernelUse:
     """How far the lanes' kernels fill the GPU, by PyTorch's profiler (CUPTI), which sees TensorRT's kernels too.
 
-    A kernel of fewer blocks than multiprocessors leaves some idle, whatever else is waiting in its stream. Raises
-    NotAvailable where the profiler saw no kernels (CUPTI may need permission, or another program profiles).
+    A tracer slows every launch, so the lanes wait at a gate, a kernel that only counts cycles, until the host has put most
+    rounds into their queues, in turns; what then runs is what full queues make the GPU do. A kernel of fewer blocks than
+    multiprocessors leaves some idle, whatever else is waiting in its stream. Raises NotAvailable where the profiler saw no
+    kernels (CUPTI may need permission, or another program profiles).
     """
     import torch
     from torch.profiler import ProfilerActivity, profile
 
     lanes = list(lanes)
-    for lane in lanes:
-        lane.compute()
+    at_least("rounds", rounds, 1)
+    if not lanes:
+        raise BadInput("no lanes: give at least one streams.Lane")
+    gate, opened = torch.cuda.Stream(), torch.cuda.Event()
+    _compute(lanes, rounds)
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU], acc_events=True) as seen:
-        for _ in range(rounds):
-            for lane in lanes:
-                lane.compute()
+        _compute(lanes, 1)  # under the tracer the first launch takes longest
+        torch.cuda.synchronize()
+        with torch.cuda.stream(gate):
+            torch.cuda._sleep(GATE_CYCLES * rounds * len(lanes))
+            opened.record(gate)
+        for lane in lanes:
+            lane.stream.wait_event(opened)
+        _compute(lanes, rounds)
         torch.cuda.synchronize()
     with tempfile.TemporaryDirectory(prefix="labsupport-trace-") as folder:
         path = Path(folder) / "trace.json"
@@ -269,8 +284,17 @@ def kernel_use(lanes, *, rounds: int = 5, name: str | None = None) -> KernelUse:
     return _use_of(name or f"{lanes[0].run.name}, {len(lanes)} lanes, batch {lanes[0].batch}", events)
 
 
+def _compute(lanes, rounds: int) -> None:
+    for _ in range(rounds):
+        for lane in lanes:
+            lane.compute()
+
+
 def _use_of(name: str, events) -> KernelUse:
+    """What the kernels of a trace say; where there is a gate among them, those that began when it had opened."""
     kernels = [event for event in events if event.get("cat") == "kernel" and "blocks per SM" in event.get("args", {})]
+    opened = max((event["ts"] + event["dur"] for event in kernels if GATE in event.get("name", "")), default=-math.inf)
+    kernels = [event for event in kernels if event["ts"] >= opened]
     if not kernels:
         raise NotAvailable("the profiler saw no kernels: CUPTI is not usable here; the rates of one lane and of "
                            "several say the same indirectly")
