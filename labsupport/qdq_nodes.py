@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what is worth eight bits, and has INT8 kernels in both runtimes
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what is worth eight bits
 PRODUCTS = ("Gemm", "MatMul")
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 
