@@ -177,7 +177,9 @@ RECORDED = {
     "concat.fp16": (5, 3, {"matmul": 2, "convolution": 1}, 2),
     "mlp.fp16": (3, 1, {"region": 1}, 2),
 }
-EVERY = sorted(path.stem for path in (Path(recordings.__file__).parents[1] / "data/recordings/plans").glob("*.json"))
+PLANS = sorted(path.stem for path in (Path(recordings.__file__).parents[1] / "data/recordings/plans").glob("*.json"))
+BARE = ["resnet50_b64.sparse24"]  # of these the kernels' names alone are recorded: their graphs are made by a tool
+EVERY = [name for name in PLANS if name not in BARE]
 
 
 def recorded(name, **options):
@@ -186,6 +188,14 @@ def recorded(name, **options):
 
 def records_of(name):
     return {record["Name"]: record for record in recordings.load_plan(name).plan["Layers"]}
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_plans_recorded_without_a_graph_tell_their_kernels_and_say_what_they_lack(name):
+    plan = recorded(name)
+    assert len(plan.launched) > 40 and all(kernel.tactic or kernel.layer_type for kernel in plan.launched)
+    with pytest.raises(BadInput, match="read without its ONNX graph.*pass graph="):
+        plan.accounts()
 
 
 @pytest.mark.parametrize("name", EVERY)
