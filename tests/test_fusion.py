@@ -177,9 +177,9 @@ RECORDED = {
     "concat.fp16": (5, 3, {"matmul": 2, "convolution": 1}, 2),
     "mlp.fp16": (3, 1, {"region": 1}, 2),
 }
-PLANS = sorted(path.stem for path in (Path(recordings.__file__).parents[1] / "data/recordings/plans").glob("*.json"))
+COMMITTED = sorted(path.stem for path in (Path(recordings.__file__).parents[1] / "data/recordings/plans").glob("*.json"))
 BARE = ["resnet50_b64.sparse24"]  # of these the kernels' names alone are recorded: their graphs are made by a tool
-EVERY = [name for name in PLANS if name not in BARE]
+EVERY = [name for name in COMMITTED if name not in BARE]
 
 
 def recorded(name, **options):
