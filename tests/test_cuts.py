@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -145,57 +143,6 @@ def test_on_a_gpu_the_fixed_cost_is_without_the_crossing(graph, image, monkeypat
 
     def engine(graph, **options):
         assert dict(graph.ops) == {"Relu": 1} and options == {"precision": "as-is", "optimization_level": 1, "name": "least", "progress": False}
-        return graph
-
-    monkeypatch.setattr(cuts.build, "engine", engine)
-    known_costs(monkeypatch, graph, call_ms={image.size: 20.0, 512: 0.35}, device_ms=0.4)
-    model = cuts.cost_model(graph, runtimes.OnnxRuntime(graph), Gpu(graph), image, lambda mib: 0.05 + mib, runs=4)
-    assert model.fixed_ms == pytest.approx(0.35 - 0.05 - 2048 / 2**20) and sum(model.second_ms) == pytest.approx(0.4)
-    assert len(made) == 2 and made[1][1] is True and made[1][0].closed and not made[0][0].closed
-    known_costs(monkeypatch, graph, call_ms={image.size: 20.0, 512: 0.01}, device_ms=0.4)
-    assert cuts.cost_model(graph, runtimes.OnnxRuntime(graph), Gpu(graph), image, lambda mib: 0.05, runs=4).fixed_ms == 0
-
-
-def test_the_least_network_answers(image):
-    with cuts._least_like(runtimes.OnnxRuntime(cuts._least_network())) as least:
-        assert least(np.full(cuts.LEAST, -1, np.float32))["y"].tolist() == [[0.0] * 512] and type(least) is runtimes.OnnxRuntime
-
-
-def known_costs(monkeypatch, graph, *, call_ms, device_ms=None):
-    """Latencies by the input's size in place of measured ones, and equal segments."""
-    asked = []
-
-    def latency(run, feed, *, runs, warmup=10):
-        asked.append((feed.size, runs, warmup))
-        return SimpleNamespace(median_ms=call_ms[feed.size])
-
-    monkeypatch.setattr(cuts.benchmarking, "latency", latency)
-    monkeypatch.setattr(cuts.benchmarking, "device_latency", lambda run, feed, *, runs: SimpleNamespace(median_ms=device_ms))
-    monkeypatch.setattr(cuts, "_segments", lambda run, graph, places, feed, total: (total / (len(places) - 1),) * (len(places) - 1))
-    return asked
-
-
-def test_the_fixed_cost_is_that_of_the_least_network(graph, image, monkeypatch):
-    run = runtimes.OnnxRuntime(graph)
-    asked = known_costs(monkeypatch, graph, call_ms={image.size: 6.0, 512: 0.5})
-    model = cuts.cost_model(graph, run, run, image, lambda mib: 9.0, runs=4)  # no crossing lies inside a call on the processor
-    assert model.fixed_ms == 0.5 and sum(model.second_ms) == pytest.approx(5.5) and sum(model.first_ms) == pytest.approx(6.0)
-    assert sum(model.parts_ms("images")[1:]) == pytest.approx(9.0 + 6.0)
-    assert asked == [(image.size, 4, 10), (512, 100, 20), (image.size, 4, 10)]
-
-
-def test_on_a_gpu_the_fixed_cost_is_without_the_crossing(graph, image, monkeypatch):
-    made = []
-
-    class Gpu(runtimes.OnnxRuntime):
-        device, _graphs = "cuda", object()
-
-        def __init__(self, graph, cuda_graph=True):
-            runtimes.OnnxRuntime.__init__(self, graph)
-            made.append((self, cuda_graph))
-
-    def engine(graph, **options):
-        assert dict(graph.ops) == {"Relu": 1} and options == {"precision": "fp32", "optimization_level": 1, "name": "least", "progress": False}
         return graph
 
     monkeypatch.setattr(cuts.build, "engine", engine)

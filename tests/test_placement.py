@@ -317,64 +317,6 @@ def test_bad_kernel_use(lanes, options, message):
         streams.kernel_use(lanes, **options)
 
 
-def test_kernels_before_the_gate_opened_do_not_count():
-    gate = {**kernel(10, 50, 9, 0.01), "name": "at::cuda::(anonymous namespace)::spin_kernel(long)"}
-    events = [kernel(0, 10, 7, 0.25), kernel(60, 10, 7, 2.0), gate, kernel(60, 10, 8, 0.5), kernel(40, 5, 8, 0.25)]
-    use = streams._use_of("two lanes", events)
-    assert use.kernels == 2 and use.overlapped == pytest.approx(0.5) and use.smaller_than_gpu == 0.5
-    with pytest.raises(NotAvailable, match="saw no kernels"):
-        streams._use_of("only the gate", [gate])
-
-
-def test_lanes_are_traced_with_full_queues(monkeypatch):
-    import contextlib
-    import json
-    from pathlib import Path
-
-    torch, notes = pytest.importorskip("torch"), []
-
-    class Tracer:
-        def __init__(self, activities, acc_events):
-            pass
-
-        def __enter__(self):
-            notes.append("trace")
-            return self
-
-        def __exit__(self, *_):
-            notes.append("end")
-
-        def export_chrome_trace(self, path):
-            Path(path).write_text(json.dumps({"traceEvents": [kernel(0, 10, 7, 0.25), kernel(5, 10, 8, 0.5)]}), encoding="utf-8")
-
-    class Lane:
-        def __init__(self, name):
-            self.name, self.stream, self.run, self.batch = name, self, SimpleNamespace(name="trt"), 1
-
-        def compute(self):
-            notes.append(self.name)
-
-        def wait_event(self, event):
-            notes.append(f"{self.name} waits")
-
-    monkeypatch.setattr(torch.profiler, "profile", Tracer)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: "gate")
-    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda stream: notes.append(f"{stream} opens")))
-    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: notes.append("wait"))
-    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: notes.append(cycles))  # the name exists in this PyTorch, or this raises
-    use = streams.kernel_use((Lane(name) for name in "ab"), rounds=3)
-    assert notes == [*"ababab", "wait", "trace", *"ab", "wait", 6_000_000, "gate opens", "a waits", "b waits", *"ababab", "wait", "end"]
-    assert use.name == "trt, 2 lanes, batch 1" and use.overlapped == pytest.approx(0.25)
-
-
-@pytest.mark.parametrize("lanes, options, message", [([], {}, "no lanes"), ([object()], {"rounds": 0}, "rounds=0")])
-def test_bad_kernel_use(lanes, options, message):
-    pytest.importorskip("torch")
-    with pytest.raises(BadInput, match=message):
-        streams.kernel_use(lanes, **options)
-
-
 # --- who is there -----------------------------------------------------------------------------------------------
 
 

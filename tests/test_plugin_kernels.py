@@ -354,59 +354,6 @@ def test_a_sweep_on_the_gpu_times_many_bare_calls(device, monkeypatch):
     assert [point.error is None for point in points] == [False, False, False, True] * 2 and points[0].error < 1e-5
 
 
-def test_a_function_hands_out_its_bare_call(device):
-    run = plugins.OnDevice("f", lambda tokens: tokens + 1, inputs=("tokens",), output="mixed")
-    with pytest.raises(LabError, match=r"f has nothing to launch yet; call bind\(feed\) first"):
-        run.launcher()
-    run.bind({"tokens": torch.ones(2)})
-    assert run.launcher().tolist() == [2, 2]
-    graph = run.as_graph()
-    assert graph.name == "f graph" == graph.as_graph().name and graph.stream is run.stream and list(graph.inputs) == ["tokens"]
-    graph.bind({"tokens": torch.ones(2)})
-    graph.launcher()
-    assert device.replayed == 1 and graph.fetch()["mixed"].tolist() == [2, 2]
-
-
-def test_a_sweep_on_the_gpu_times_many_bare_calls(device, monkeypatch):
-    from labsupport import bandwidth_sweep, benchmarking
-
-    made, timed = [], []
-
-    def example(rows, columns, *, dtype, device):
-        return plugins.example(rows, columns, dtype=dtype)
-
-    def device_latency(run, feed, *, runs, warmup, enqueues):
-        run.bind(feed)
-        run.enqueue()
-        run.synchronize()
-        timed.append((run.name, runs, enqueues, run.device))
-        return SimpleNamespace(median_ms=0.5)
-
-    class Engine:
-        name, device, stream, _graphs = "TensorRT graph", "cuda", "stream", None
-
-        def bind(self, feed):
-            self._graphs = SimpleNamespace(current={"replay": lambda: made.append("replay")})
-
-        def enqueue(self):
-            raise AssertionError("the bare replay is wanted")
-
-        def synchronize(self):
-            pass
-
-        def __call__(self, feed):
-            return {"y": plugins.chain(**feed)}
-
-    monkeypatch.setattr(bandwidth_sweep, "example", example)
-    monkeypatch.setattr(benchmarking, "device_latency", device_latency)
-    chain = plugins.OnDevice("chain", plugins.chain)
-    points = plugins.sweep([chain, chain.as_graph(), Engine()], rows=[2, 4], columns=8, device="cuda", samples=5)
-    assert [point.name for point in points] == ["chain", "chain graph", "TensorRT graph", "device copy graph"] * 2
-    assert [name for name, *_ in timed] == [point.name for point in points] and {each[1:] for each in timed} == {(5, 20, "cuda")}
-    assert device.replayed == 4 and made == ["replay"] * 2 and all(point.ms == 0.5 for point in points)
-    assert [point.error is None for point in points] == [False, False, False, True] * 2 and points[0].error < 1e-5
-
-
 def test_the_copy_moves_as_many_bytes_as_the_operator(device):
     feed = dict(zip(("x", "gate", "weight"), plugins.example(4, 8, dtype="float16")))
     copied = plugins.device_copy(feed)(feed)["y"]
