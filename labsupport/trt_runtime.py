@@ -50,7 +50,7 @@ class TensorRt(Base):
         self._graphs = Replay(self) if cuda_graph else None
         self._bound, self._shapes, self._addresses, self._staging = None, {}, {}, {}
         self._ready, self._done = torch.cuda.Event(), torch.cuda.Event()
-        self._fast = None
+        self._output_shapes, self._fast = None, None
 
     def _new_context(self, profile: int):
         context = self.trt_engine.create_execution_context()
@@ -137,7 +137,7 @@ class TensorRt(Base):
         return super().checked(feed)
 
     def _enqueue_on(self, stream: int, feed: dict, *, packed: bool = False, out=None) -> dict:
-        self._fast, reshaped = None, False  # addresses are about to change
+        self._fast = None  # addresses are about to change
         for name, x in feed.items():
             shape = x.shape
             if name in self._lanes:
@@ -146,11 +146,10 @@ class TensorRt(Base):
                 shape = (x.shape[0], self.inputs[name].shape[1], x.shape[1], x.shape[2])
             if self._shapes.get(name) != shape:
                 self._set_shape(name, shape)
-                reshaped = True
             if not (x.is_contiguous() and x.is_cuda):
                 x = feed[name] = x.cuda().contiguous()
             self._set_address(name, x)
-        if reshaped:  # asked only once all inputs are set: between them they may contradict each other
+        if self._output_shapes is None:  # asked only once all inputs are set: between them they may contradict each other
             self._output_shapes = {n: tuple(self.context.get_tensor_shape(n)) for n in self.outputs}
         outputs = self._new_outputs() if out is None else self._checked_outputs(out)
         for name, y in outputs.items():
@@ -184,7 +183,7 @@ class TensorRt(Base):
             low, _, high = self.trt_engine.get_tensor_profile_shape(name, self.profile)
             raise BadInput(f"{self.name}: input {name!r} has shape {tuple(shape)}, outside profile {self.profile}: "
                            f"{tuple(low)} to {tuple(high)}; build with a wider Profile")
-        self._shapes[name] = shape
+        self._shapes[name], self._output_shapes = shape, None
 
     def _complain(self):
         reason = self.log.last_error()

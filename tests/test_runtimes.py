@@ -391,3 +391,43 @@ class TestTensorRt:
             run.bind(x.half())
             run.enqueue()
             np.testing.assert_allclose(run.fetch()["logits"].float().cpu().numpy(), y.numpy(), atol=0.05)
+
+
+def test_output_shapes_are_asked_again_after_an_input_that_was_refused(monkeypatch):
+    """One input was set before the other was refused: a later call that changes neither must not write into old sizes."""
+    from labsupport import protocol
+
+    class Context:
+        shapes = {"a": None, "b": None}
+
+        def set_input_shape(self, name, shape):
+            if shape[0] > 8:
+                return False
+            self.shapes[name] = shape
+            return True
+
+        def get_tensor_shape(self, name):
+            return (self.shapes["a"][0] + self.shapes["b"][0],)
+
+        def set_tensor_address(self, name, pointer):
+            pass
+
+        def execute_async_v3(self, stream):
+            return True
+
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda shape, device=None, **options: empty(shape, **options))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    run = runtimes.TensorRt.__new__(runtimes.TensorRt)
+    run.name, run.profile, run.context, run.outputs = "two inputs", 0, Context(), {"y": protocol.TensorSpec((None,), "float32")}
+    run.trt_engine = type("Engine", (), {"get_tensor_profile_shape": lambda self, name, profile: ((1,), (4,), (8,))})()
+    run._shapes, run._addresses, run._lanes, run._torch_types, run._output_shapes = {}, {}, {}, {"y": torch.float32}, None
+
+    def y_of(a, b):
+        return run._enqueue_on(0, {"a": torch.zeros(a), "b": torch.zeros(b)})["y"]
+
+    assert y_of(4, 4).shape == (8,)
+    with pytest.raises(BadInput, match="input 'b' has shape \\(9,\\), outside profile 0: \\(1,\\) to \\(8,\\)"):
+        y_of(8, 9)
+    assert y_of(8, 4).shape == (12,)
+    assert y_of(8, 8).shape == (16,)
