@@ -78,8 +78,7 @@ class _Bare:
     def __init__(self, run, feed):
         run.bind(feed)
         self.name, self.stream, self.synchronize = run.name, run.stream, run.synchronize
-        replays = getattr(run, "_graphs", None)  # of a TensorRT runtime with a CUDA graph
-        self.enqueue = replays.current["replay"] if replays else getattr(run, "launcher", run.enqueue)
+        self.enqueue = run.launcher
 
     def bind(self, feed) -> None:
         """Nothing: it is bound."""

@@ -9,11 +9,11 @@ import numpy as np
 
 from labsupport import export
 from labsupport.errors import BadInput, LabError
+from labsupport.qdq_nodes import QDQ
 
 LOW = ("fp16", "bf16")
 OLDEST_OPSET = 13  # the first in which every common operator takes BF16 as well as FP16
 NARROW_SCALES_OPSET = 19  # the first whose Q/DQ nodes take narrow tensors and scales
-QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 # They describe, create or scale data, and take FP32 whatever their neighbors do.
 ALWAYS_WIDE = ("DynamicQuantizeLinear", "Range", "Resize", "RandomNormal", "RandomUniform",

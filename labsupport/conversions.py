@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from labsupport.errors import BadInput
 from labsupport.kernels import Kernel, Plan
+from labsupport.qdq_nodes import QDQ
 
 # A kernel that holds nothing but these moves numbers from one type into another.
-CONVERTING = ("QuantizeLinear", "DequantizeLinear", "Cast")
+CONVERTING = (*QDQ, "Cast")
 
 
 def conversions(plan: Plan) -> tuple[Kernel, ...]:

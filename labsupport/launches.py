@@ -123,7 +123,7 @@ def _timed(name: str, run, feed, rounds: int, queued: int) -> Launching:
         alone = benchmarking.paired(*sides, feed, rounds=rounds, clock="host")
         many = [_Calls(side.name, side.lane, queued) for side in sides]
         ahead = _per_call(benchmarking.paired(*many, feed, rounds=rounds, runs_per_round=2, clock="host"), queued)
-        gpu_ms = _gpu_ms(graph, queued, rounds)
+        gpu_ms = streams.queued_ms(graph.stream, graph.launcher, queued=queued, runs=rounds)
     answers = []
     for each in (plain, graph):
         each.infer()
@@ -164,20 +164,3 @@ def _call_ms(calls: _Calls, runs: int) -> float:
 def _per_call(ratio: Ratio, count: int) -> Ratio:
     before, after = (dataclasses.replace(side, samples_ms=tuple(ms / count for ms in side.samples_ms)) for side in (ratio.before, ratio.after))
     return Ratio(ratio.samples, before, after)
-
-
-def _gpu_ms(lane, queued: int, runs: int) -> float:
-    """GPU time of one inference in a queue, median ms; one more goes before the start mark, so that the queue is never empty."""
-    import torch
-
-    times = []
-    for _ in range(runs):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        lane.launcher()
-        start.record(lane.stream)
-        for _ in range(queued):
-            lane.launcher()
-        stop.record(lane.stream)
-        stop.synchronize()
-        times.append(start.elapsed_time(stop) / queued)
-    return statistics.median(times)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from labsupport.executed_nodes import passes_through
 from labsupport.onnx_nodes import Node, NodeGraph
+from labsupport.qdq_nodes import QDQ
 
 # They give the same bytes another shape; without a kernel of their own nothing is left of them to run.
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-SCALES = ("QuantizeLinear", "DequantizeLinear")
 JOINS = ("Concat", "Split", "Slice")
 
 
@@ -125,7 +125,7 @@ def _fate(graph: NodeGraph, node: Node, claims, writers, readers) -> tuple[str, 
         return "removed", f"computes the same as {twin}"
     if node.op in VIEWS:
         return "removed", "the same bytes in another shape"
-    if node.op in SCALES:
+    if node.op in QDQ:
         return "moved", "its scale went into the kernels beside it"
     if node.op in JOINS:
         return _in_place(node, writers, readers)

@@ -58,6 +58,12 @@ class Base:
     def synchronize(self) -> None:
         """Wait until the device has finished (nothing to wait for on the CPU)."""
 
+    @property
+    def launcher(self):
+        """The bare call behind ``enqueue`` on a GPU, once a feed is bound: a graph's replay on the caller's stream, else ``enqueue``."""
+        graphs = getattr(self, "_graphs", None)
+        return graphs.current["replay"] if graphs else self.enqueue
+
     def checked(self, feed) -> dict:
         """The feed as a mapping, after names, shapes and types were compared with the network's.
 

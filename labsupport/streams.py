@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -230,6 +231,28 @@ def together(runs, feed, *, seconds: float = 0.3, name: str | None = None) -> La
     if failures:
         raise failures[0]
     return LaneRate(name or runs[0].name, len(runs), int(np.shape(feed)[0]), (sum(counts) / (time.perf_counter() - start),))
+
+
+def queued_ms(stream, part: Callable, *, ahead: Callable = lambda: None, queued: int = 10, runs: int = 10) -> float:
+    """GPU time of one call of ``part`` among ``queued`` equal ones on ``stream``, median ms.
+
+    ``ahead`` and one more part go before the start mark: while the GPU has them to do, the host puts the others into the
+    queue, so that Python's share of a short part is not timed with it. Behind the mark there is nothing but the part.
+    """
+    import torch
+
+    times = []
+    for _ in range(runs + 1):  # the first warms up
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        ahead()
+        part()
+        start.record(stream)
+        for _ in range(queued):
+            part()
+        stop.record(stream)
+        stop.synchronize()
+        times.append(start.elapsed_time(stop) / queued)
+    return statistics.median(times[1:])
 
 
 @dataclass(frozen=True, repr=False)

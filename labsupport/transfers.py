@@ -251,26 +251,12 @@ def wait_ms(lane, work: Callable, *, runs: int = 20) -> float:
 
 
 def _event_ms(lane, part: Callable, *, queued: int = 10, runs: int = 10) -> float:
-    """GPU time of one part among ``queued`` equal ones, median ms.
-
-    Inferences go ahead of the start mark, and one more part: while the GPU has them to do, the host puts the others into the
-    queue, so that Python's share of a short copy is not timed with it. Behind the mark there is nothing but the part.
-    """
-    import torch
-
-    times = []
-    for _ in range(runs + 1):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    """GPU time of one part alone; inferences go ahead of it, since short copies alone would not keep the GPU busy long enough."""
+    def inferences():
         for _ in range(queued):
             lane.compute()
-        part()
-        start.record(lane.stream)
-        for _ in range(queued):
-            part()
-        stop.record(lane.stream)
-        stop.synchronize()
-        times.append(start.elapsed_time(stop) / queued)
-    return statistics.median(times[1:])
+
+    return streams.queued_ms(lane.stream, part, ahead=inferences, queued=queued, runs=runs)
 
 
 def _timed(work: Callable, runs: int) -> tuple[float, ...]:

@@ -11,8 +11,9 @@ from dataclasses import replace
 
 from labsupport.executed_nodes import passes_through
 from labsupport.kernels import NO_WORK, Kernel
-from labsupport.node_accounts import JOINS, SCALES, VIEWS
+from labsupport.node_accounts import JOINS, VIEWS
 from labsupport.onnx_nodes import NodeGraph
+from labsupport.qdq_nodes import QDQ
 
 
 def with_unnamed(kernels: Sequence[Kernel], graph: NodeGraph) -> list[Kernel]:
@@ -62,7 +63,7 @@ def _closed(sink: str, reads, products, others, graph: NodeGraph, taken) -> set[
             continue
         if node is None or node.name in taken or tensor in others or node.op in JOINS:
             return set()
-        if node.op not in (*VIEWS, *SCALES) and not passes_through(graph, node):
+        if node.op not in (*VIEWS, *QDQ) and not passes_through(graph, node):
             found.add(node.name)
         todo += node.inputs
     return found

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import copy
-import json
-import textwrap
-from pathlib import Path
 
 import pytest
 import torch
+from solutions import shared_names
 from torch import nn
 
 from labsupport import errors, models, pruning
@@ -158,21 +155,6 @@ def test_a_reason_that_is_a_list_is_no_reason():
 
 
 def test_no_solution_overwrites_what_later_cells_of_the_notebook_need():
-    cells = json.loads((Path(__file__).parents[1] / "notebooks" / "07_pruning.ipynb").read_text(encoding="utf-8"))["cells"]
-    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     for exercise in of(lab07).values():
-        shared = _bound(exercise.solution_source) & _bound(code) - {"thinner", "two_of_four"}
+        shared = shared_names(exercise.solution_source, "07_pruning", starters={"thinner", "two_of_four"})
         assert not shared, f"the solution of {exercise.name} binds {shared}"
-
-
-def _bound(source):
-    """Names that a cell leaves behind."""
-    names = set()
-    for node in ast.parse(textwrap.dedent(source)).body:
-        if isinstance(node, ast.FunctionDef):
-            names.add(node.name)
-        elif not isinstance(node, ast.Expr):
-            inner = {id(part) for each in ast.walk(node) if isinstance(each, ast.comprehension) for part in ast.walk(each.target)}
-            names |= {part.id for part in ast.walk(node)
-                      if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store) and id(part) not in inner}
-    return names

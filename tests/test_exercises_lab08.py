@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import json
-import textwrap
-from pathlib import Path
-
 import torch
+from solutions import shared_names
 from torch import nn
 from torch.nn import functional as F
 
@@ -147,21 +143,6 @@ def test_lists_in_lists_are_no_names():
 
 
 def test_no_solution_overwrites_what_later_cells_of_the_notebook_need():
-    cells = json.loads((Path(__file__).parents[1] / "notebooks" / "08_distillation.ipynb").read_text(encoding="utf-8"))["cells"]
-    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     for exercise in of(lab08).values():
-        shared = _bound(exercise.solution_source) & _bound(code)
+        shared = shared_names(exercise.solution_source, "08_distillation")
         assert not shared, f"the solution of {exercise.name} binds {shared}"
-
-
-def _bound(source):
-    """Names that a cell leaves behind."""
-    names = set()
-    for node in ast.parse(textwrap.dedent(source)).body:
-        if isinstance(node, ast.FunctionDef):
-            names.add(node.name)
-        elif not isinstance(node, ast.Expr):
-            inner = {id(part) for each in ast.walk(node) if isinstance(each, ast.comprehension) for part in ast.walk(each.target)}
-            names |= {part.id for part in ast.walk(node)
-                      if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store) and id(part) not in inner}
-    return names
