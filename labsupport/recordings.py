@@ -145,20 +145,45 @@ class LabBook:
         whole = Replay(self.name, machine_class, label, recording["command"], metrics)
         return whole if metric is None else whole[metric]
 
+    def recorded(self, metric) -> Recorded | None:
+        """The metric as :meth:`replay` finds it, or None where nobody has recorded it on a GPU; a broken recording raises."""
+        for machine_class in self._on_gpu():
+            recording = provenance.read(self.root, machine_class, self.name)
+            if metric in recording["metrics"]:
+                return _recorded(self.name, machine_class, metric, recording["metrics"][metric], recording)
+        return None
+
+    def told(self, *metrics, command: str | None = None) -> str:
+        """Recorded metrics, one a line; a last line names those that lack, and the `command` that records them."""
+        found = {metric: self.recorded(metric) for metric in metrics}
+        lines = [f"{metric}: {value}" for metric, value in found.items() if value]
+        if lacking := [metric for metric, value in found.items() if not value]:
+            command = command or f"python3 -m labsupport record {self.name[:2]}"
+            lines.append(f"not recorded yet: {', '.join(lacking)}; `{command}` does that on a GPU machine")
+        return "\n".join(lines)
+
     def _append(self, path, metric, entry, origin) -> None:
         live = _live(path, origin["machine_class"])
         provenance.write_json(path, {**live, "metrics": {**live["metrics"], metric: entry}})
 
-    def _gpu_classes(self) -> list[str]:
+    def _on_gpu(self) -> list[str]:
         """Classes of GPU machines that have a recording, newest first; of one day h100 first, then by name."""
-        classes = sorted(path.parent.name for path in self.root.glob(f"*/{self.name}.json"))
-        on_gpu = [name for name in classes if not name.startswith("cpu")]
+        on_gpu = [name for name in self._classes() if not name.startswith("cpu")]
+        dates = {name: provenance.read(self.root, name, self.name)["date"] for name in on_gpu}
+        return sorted(on_gpu, key=lambda name: (dates[name], name.startswith("h100")), reverse=True)
+
+    def _classes(self) -> list[str]:
+        return sorted(path.parent.name for path in self.root.glob(f"*/{self.name}.json"))
+
+    def _gpu_classes(self) -> list[str]:
+        """:meth:`_on_gpu`, or a RecordingError that says what there is instead."""
+        on_gpu = self._on_gpu()
         if not on_gpu:
+            classes = self._classes()
             others = f"; recorded are {classes}, pass one as machine_class" if classes else ""
             raise RecordingError(f"{self.name} has no recording from a GPU{others}; "
                                  f"`python3 -m labsupport record {self.name}` makes one on a GPU machine")
-        dates = {name: provenance.read(self.root, name, self.name)["date"] for name in on_gpu}
-        return sorted(on_gpu, key=lambda name: (dates[name], name.startswith("h100")), reverse=True)
+        return on_gpu
 
     def _class_with(self, metric, classes) -> str:
         recorded = {name: provenance.read(self.root, name, self.name)["metrics"] for name in classes}

@@ -119,11 +119,11 @@ class TensorRt(Base):
                 self._fast = _Fast(self, *next(iter(feed.items())), out)
             return outputs
         # The default stream synchronizes everything; run on our own and order the two with events.
-        if not self._lanes:  # copies that pack a tensor go to the current stream, so before the event
-            feed = {name: x if x.is_cuda and x.is_contiguous() else x.cuda().contiguous() for name, x in feed.items()}
+        # What moves or packs a tensor goes to the current stream, so before the event.
+        feed = {name: self._settled(name, x) for name, x in feed.items()}
         self._ready.record(current)
         self.stream.wait_event(self._ready)
-        outputs = self._enqueue_on(self.stream.cuda_stream, feed, out=out)
+        outputs = self._enqueue_on(self.stream.cuda_stream, feed, packed=True, out=out)
         self._done.record(self.stream)
         current.wait_event(self._done)
         return outputs
@@ -157,6 +157,12 @@ class TensorRt(Base):
         if not self.context.execute_async_v3(stream):
             self._complain()
         return outputs
+
+    def _settled(self, name: str, x):
+        """A tensor as the engine reads it: on the GPU, contiguous or packed."""
+        if name in self._lanes:
+            return self.packed(name, x.cuda())
+        return x if x.is_cuda and x.is_contiguous() else x.cuda().contiguous()
 
     def _set_address(self, name: str, tensor) -> None:
         pointer = tensor.data_ptr()

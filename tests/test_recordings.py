@@ -213,6 +213,20 @@ def test_replay_takes_a_metric_from_the_next_gpu_that_has_it(root):
         book.replay("a.c")
 
 
+def test_recorded_metrics_are_told_a_line_each_and_those_that_lack_with_their_command(root):
+    book = recordings.lab("01_measuring", root)
+    assert book.recorded(RATIO) is None
+    assert book.told("a.b") == "not recorded yet: a.b; `python3 -m labsupport record 01` does that on a GPU machine"
+    recorded(root)
+    on_h200(root, "2027-01-02", "a.b")
+    assert book.recorded("a.b") == book.replay("a.b") and book.recorded(RATIO) == book.replay(RATIO)
+    assert book.told("a.b", "a.c", RATIO, "a.d", command="python3 tools/x.py").splitlines() == [
+        f"a.b: {book.replay('a.b')}", f"{RATIO}: {book.replay(RATIO)}", "not recorded yet: a.c, a.d; `python3 tools/x.py` does that on a GPU machine"]
+    (root / "h200-trt8.6" / "01_measuring.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(RecordingError, match="lacks"):
+        book.recorded(RATIO)  # what is broken is not taken for what is missing
+
+
 def test_replay_prefers_an_h100_on_the_same_day(root):
     recorded(root)
     on_h200(root, "2026-11-22", RATIO)

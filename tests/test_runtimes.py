@@ -431,3 +431,43 @@ def test_output_shapes_are_asked_again_after_an_input_that_was_refused(monkeypat
         y_of(8, 9)
     assert y_of(8, 4).shape == (12,)
     assert y_of(8, 8).shape == (16,)
+
+
+@pytest.mark.parametrize("lanes", [{}, {"x": 4}])
+def test_inputs_are_moved_and_packed_before_the_event_that_the_engine_waits_for(monkeypatch, lanes):
+    """On the default stream, with a plain input that is not contiguous and with one that is laid out as CHW4."""
+    happened = []
+
+    class Noted(runtimes.TensorRt):
+        def checked(self, feed):
+            return {"x": feed}
+
+        def packed(self, name, images):
+            happened.append("packed")
+            return images
+
+        def _enqueue_on(self, stream, feed, *, packed=False, out=None):
+            happened.append("enqueued" if packed and feed["x"].is_contiguous() else "enqueued as it came")
+            return {}
+
+    class Marked:
+        cuda_stream = 0
+
+        def __init__(self, what):
+            self.what = what
+
+        def record(self, stream):
+            happened.append(self.what)
+
+        def wait_event(self, event):
+            happened.append(f"waits for {event.what}")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Marked("current"))
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda self: happened.append("moved") or self.clone(memory_format=torch.contiguous_format))
+    run = Noted.__new__(Noted)
+    run.name, run._fast, run._graphs, run._lanes = "noted", None, None, lanes
+    run.stream, run._ready, run._done = Marked("own"), Marked("ready"), Marked("done")
+    images = torch.zeros(1, 3, 2, 2) if lanes else torch.zeros(1, 3, 2, 2).permute(0, 1, 3, 2)[..., ::2]
+    run(images)
+    assert happened == ["packed" if lanes else "moved", "ready", "waits for ready", "enqueued", "done", "waits for done"]
