@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import time
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -210,7 +209,6 @@ def session(name: str, *, command: str, root: Path | None = None):
     if os.environ.get("LABSUPPORT_METRICS"):
         yield book
         return
-    started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
         os.environ["LABSUPPORT_METRICS"] = folder
         try:
@@ -218,11 +216,13 @@ def session(name: str, *, command: str, root: Path | None = None):
         finally:
             del os.environ["LABSUPPORT_METRICS"]
             if (Path(folder) / f"{name}.json").exists():
-                store(name, folder, command=command, seconds=round(time.perf_counter() - started, 1), root=root)
+                store(name, folder, command=command, root=root)
 
 
-def store(lab, metrics_folder, *, command, seconds, root=None) -> Path:
-    """Merge what a run measured into `data/recordings/<machine class>/<lab>.json`, with `lab.seconds`, and its plans.
+def store(lab, metrics_folder, *, command, seconds=None, root=None) -> Path:
+    """Merge what a run measured into `data/recordings/<machine class>/<lab>.json`, and its plans.
+
+    `seconds` is what the whole lab took, recorded as `lab.seconds`; a script that measures a part of it gives none.
 
     A metric of the old file that this run did not measure stays and carries its own date, command and machine. Where
     anything is wrong, nothing is replaced.
@@ -232,7 +232,8 @@ def store(lab, metrics_folder, *, command, seconds, root=None) -> Path:
     new = provenance.here(command)
     machine_class = new.pop("machine_class")
     measured = _live(folder / f"{lab}.json", machine_class)
-    metrics = {**measured["metrics"], "lab.seconds": {"value": seconds, "unit": "s", "samples": 1, "spread": None}}
+    took = {} if seconds is None else {"lab.seconds": {"value": seconds, "unit": "s", "samples": 1, "spread": None}}
+    metrics = {**measured["metrics"], **took}
     metrics = {name: provenance.check_metric(name, entry) for name, entry in metrics.items()}
     lacking = provenance.missing(new, machine_class)
     if lacking:

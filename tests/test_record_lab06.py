@@ -128,7 +128,7 @@ def test_the_encoder_is_recorded_place_by_place_and_its_fastest_under_the_name_o
         return Ratio((gain, gain), SLOW, FAST)
 
     monkeypatch.setattr(tool, "runtime", runtime)
-    monkeypatch.setattr(tool, "product_us", lambda run, feed: {"fp32": 100.0 if "weights" in run.name else 0.0})
+    monkeypatch.setattr(tool, "product_us", lambda run, feed: {"int8": 30.0, "fp16": 5.0, "fp32": 100.0 if "weights" in run.name else 0.0})
     monkeypatch.setattr(benchmarking, "paired", paired)
     assert tool.encoder(recordings.lab(tool.LAB), tmp_path, layers=1, hidden=32, heads=4, length=8) is not bool(refused)
     steps = [("fp16", 0, 0), ("int8_weights", 6, 0), ("int8_attention", 8, 0), ("int8_shortcut", 8, 2), ("int8_shortcut_half", 8, 2),
@@ -141,6 +141,8 @@ def test_the_encoder_is_recorded_place_by_place_and_its_fastest_under_the_name_o
     assert found[f"{subject}int8_over_fp16"]["value"] == found[f"{subject}int8_shortcut_over_fp16"]["value"] == 1.5
     assert found[f"{subject}int8_relative_error"]["value"] == found[f"{subject}int8_shortcut_relative_error"]["value"] > 0
     assert found[f"{subject}int8_weights_fp32_products_us"]["value"] == 100 and found[f"{subject}fp16_fp32_products_us"]["value"] == 0
+    assert found[f"{subject}int8_weights_products_us"]["value"] == 135 and found[f"{subject}fp16_products_us"]["value"] == 35
+    assert found[f"{subject}fp16_ms"]["value"] == SLOW.median_ms
 
 
 def test_the_scale_of_the_input_is_read_from_the_cache(tool, tmp_path):

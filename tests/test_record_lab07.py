@@ -67,8 +67,8 @@ def measured(tool, monkeypatch):
         tool.steps.append("resnet50")
         return GAIN, 0.0, engine
 
-    def in_tensorrt(width, rows):
-        tool.steps.append(("TensorRT", width, rows))
+    def in_tensorrt(width, rows, form):
+        tool.steps.append(("TensorRT", width, rows, form))
         return GAIN, 0.0, engine
 
     def in_torch(width, rows):
@@ -84,8 +84,8 @@ def measured(tool, monkeypatch):
 
 @pytest.fixture
 def no_sparse_kernel(measured, monkeypatch):
-    def in_tensorrt(width, rows):
-        measured.steps.append(("TensorRT", width, rows))
+    def in_tensorrt(width, rows, form):
+        measured.steps.append(("TensorRT", width, rows, form))
         return GAIN.before, None, SimpleNamespace(log=(), layers=[])
 
     monkeypatch.setattr(measured, "in_tensorrt", in_tensorrt)
@@ -95,9 +95,9 @@ def no_sparse_kernel(measured, monkeypatch):
 def test_everything_is_recorded_under_the_names_that_the_lab_reads(measured, stored):
     measured.main()
     assert {"gemm.sparse24_over_dense", "resnet50_b64.sparse24_over_dense", "resnet50_b64.sparse_kernels",
-            "resnet50_b64.sparse_candidates", "gemm_n4096_m4096.sparse24_over_dense",
+            "resnet50_b64.sparse_candidates", "gemm_n4096_m4096.sparse24_over_dense", "gemm_matmul_n4096_m4096.sparse24_over_dense",
             "gemm_torch_n4096_m4096.sparse24_over_dense", "gemm_torch_n8192_m4096.sparse24_over_dense"} < stored.keys()
-    for library in ("gemm", "gemm_torch"):
+    for library in ("gemm_image", "gemm_torch"):
         assert {f"{library}_n{width}_m{rows}.sparse24_over_dense" for width, rows in measured.PRODUCTS} < stored.keys()
     assert stored["gemm.sparse24_over_dense"]["value"] == pytest.approx(1.25), "TensorRT's, since it has a sparse kernel"
 
@@ -120,8 +120,11 @@ def test_a_wrong_answer_is_not_recorded(measured, stored, monkeypatch):
 def test_resnet_50_comes_first_then_the_sweep_in_pytorch_then_tensorrt(measured, stored):
     measured.main()
     steps = measured.steps
-    assert steps[0] == "resnet50" and [step[0] for step in steps[1:]] == ["PyTorch"] * 6 + ["TensorRT"] * 6
-    assert [step[1:] for step in steps[1:7]] == [step[1:] for step in steps[7:]] == list(measured.PRODUCTS)
+    assert steps[0] == "resnet50" and [step[0] for step in steps[1:]] == ["PyTorch"] * 6 + ["TensorRT"] * 8
+    assert [step[1:] for step in steps[1:7]] == list(measured.PRODUCTS)
+    assert [step[3] for step in steps[7:10]] == list(measured.FORMS) == ["image", "pixels", "matmul"]
+    assert {step[1:3] for step in steps[7:10]} == {measured.PRODUCTS[0]}
+    assert [step[1:] for step in steps[10:]] == [(*product, "image") for product in measured.PRODUCTS[1:]], "the first form with a sparse kernel"
 
 
 def test_each_figure_is_stored_as_soon_as_it_is_measured(measured, stored):
@@ -142,8 +145,9 @@ def test_the_seconds_add_up(tool):
 @pytest.mark.usefixtures("no_sparse_kernel")
 def test_without_a_sparse_kernel_only_the_time_and_the_counts_are_recorded(measured, stored):
     measured.main()
-    assert {name for name in stored if name.startswith("gemm_n")} == {
-        f"gemm_n4096_m4096.{what}" for what in ("dense_ms", "sparse_kernels", "sparse_candidates")}
+    forms = ("gemm_n4096_m4096", "gemm_image_n4096_m4096", "gemm_matmul_n4096_m4096")
+    assert {name for name in stored if name.startswith(forms)} == {
+        f"{form}.{what}" for form in forms for what in ("dense_ms", "sparse_kernels", "sparse_candidates")}
     assert (stored["gemm_n4096_m4096.sparse_kernels"]["value"], stored["gemm_n4096_m4096.sparse_candidates"]["value"]) == (0, 1)
 
 
@@ -167,7 +171,7 @@ def test_a_product_without_a_sparse_kernel_is_built_once(tool, monkeypatch, choi
     monkeypatch.setattr(tool.pruning, "chosen", lambda engine: choice)
     monkeypatch.setattr(tool.benchmarking, "paired", lambda *sides, clock: GAIN)
     monkeypatch.setattr(tool.benchmarking, "device_latency", lambda run, feed: GAIN.before)
-    gain, error, engine = tool.in_tensorrt(8, 4)
+    gain, error, engine = tool.in_tensorrt(8, 4, "pixels")
     assert built == builds and engine == "gemm_n8_m4_sparse"
     assert (gain, error) == ((GAIN, 0.0) if choice is CHOICE else (GAIN.before, None))
 
@@ -176,7 +180,7 @@ def test_a_product_without_a_sparse_kernel_is_built_once(tool, monkeypatch, choi
 def test_where_tensorrt_has_no_sparse_kernel_the_best_of_pytorch_counts_and_is_swept(measured, stored):
     measured.main()
     assert stored["gemm.sparse24_over_dense"]["value"] == pytest.approx(1.5)
-    assert [step for step in measured.steps if step[0] == "TensorRT"] == [("TensorRT", 4096, 4096)]
+    assert [step for step in measured.steps if step[0] == "TensorRT"] == [("TensorRT", 4096, 4096, form) for form in measured.FORMS]
     assert {f"gemm_torch_n{width}_m{rows}.sparse24_over_dense" for width, rows in measured.PRODUCTS} < stored.keys()
     assert len(set(measured.steps)) == len(measured.steps), "a product was measured twice"
 
@@ -201,13 +205,15 @@ def test_what_was_measured_beside_a_failure_is_kept_and_the_failure_is_told(meas
 
 
 def test_no_step_is_begun_that_would_pass_the_budget(measured, stored, monkeypatch, capsys):
-    monkeypatch.setattr(measured, "STARTED", measured.STARTED - 90)
+    monkeypatch.setattr(measured, "STARTED", measured.STARTED - 110)
     measured.main()
     assert "no time for resnet50_b64()" in capsys.readouterr().out
-    assert "gemm.sparse24_over_dense" in stored and len(measured.steps) == 12
+    assert "gemm.sparse24_over_dense" in stored and len(measured.steps) == 14
 
 
 def test_both_libraries_get_the_same_rows(tool):
     plain, pixels = tool.rows_of(128, 8, "matmul"), tool.rows_of(128, 8, "pixels")
     assert plain.shape == (128, 8) and pixels.shape == (128, 8, 1, 1)
     assert (pixels[:, :, 0, 0] == plain).all()
+    image = tool.rows_of(128, 8, "image")
+    assert image.shape == (1, 8, 2, 64) and (image[0].reshape(8, 128).T == plain).all()

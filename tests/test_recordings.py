@@ -478,6 +478,7 @@ def test_a_session_stores_what_was_measured_even_when_a_later_step_fails(tmp_pat
         1 / 0
     assert float(recordings.lab("01_measuring", tmp_path).replay("net.gain")) == 2.0
     assert recordings.lab("01_measuring", tmp_path).replay().command == "python3 tools/x.py"
+    assert [each.metric for each in recordings.lab("01_measuring", tmp_path).replay()] == ["net.gain"], "a script does not time the lab"
     assert "LABSUPPORT_METRICS" not in os.environ
 
 
