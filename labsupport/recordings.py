@@ -198,25 +198,41 @@ def lab(name: str, root: Path | None = None) -> LabBook:
     return LabBook(provenance.check_lab(name), Path(root or provenance.ROOT))
 
 
+@dataclass(frozen=True)
+class _KeptBook(LabBook):
+    """A lab's book that puts each result into the recordings at once, so that whoever ends the script ends none of it."""
+
+    folder: str
+    command: str
+
+    def record(self, metric, value, unit=None, samples=None, spread=None) -> Measured:
+        made = super().record(metric, value, unit, samples, spread)
+        self.store()
+        return made
+
+    def store(self) -> None:
+        if (Path(self.folder) / f"{self.name}.json").exists():
+            store(self.name, self.folder, command=self.command, root=self.root)
+
+
 @contextlib.contextmanager
 def session(name: str, *, command: str, root: Path | None = None):
-    """For scripts that measure what takes too long for a lab: yields the lab's book, and stores what it recorded.
+    """For scripts that measure what takes too long for a lab: yields the lab's book, which stores each result at once.
 
-    What was measured is stored also when a later step fails. With LABSUPPORT_METRICS set to a folder, the metrics are left
-    there for whoever set it. `command` is what a reader types to measure the same again.
+    With LABSUPPORT_METRICS set to a folder, the metrics are left there for whoever set it. `command` is what a reader types to
+    measure the same again.
     """
-    book = lab(name, root)
     if os.environ.get("LABSUPPORT_METRICS"):
-        yield book
+        yield lab(name, root)
         return
     with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
         os.environ["LABSUPPORT_METRICS"] = folder
+        book = _KeptBook(provenance.check_lab(name), Path(root or provenance.ROOT), folder, command)
         try:
             yield book
         finally:
             del os.environ["LABSUPPORT_METRICS"]
-            if (Path(folder) / f"{name}.json").exists():
-                store(name, folder, command=command, root=root)
+            book.store()  # what processes of the script's own have measured, and the plans
 
 
 def store(lab, metrics_folder, *, command, seconds=None, root=None) -> Path:

@@ -475,6 +475,7 @@ def test_a_session_stores_what_was_measured_even_when_a_later_step_fails(tmp_pat
         key: value for key, value in {**a_recording(), "command": command, "machine_class": "h100-trt8.6"}.items() if key != "metrics"})
     with pytest.raises(ZeroDivisionError), recordings.session("01_measuring", command="python3 tools/x.py", root=tmp_path) as book:
         book.record("net.gain", 2.0, "×")
+        assert float(recordings.lab("01_measuring", tmp_path).replay("net.gain")) == 2.0, "at once, whatever ends the script"
         1 / 0
     assert float(recordings.lab("01_measuring", tmp_path).replay("net.gain")) == 2.0
     assert recordings.lab("01_measuring", tmp_path).replay().command == "python3 tools/x.py"

@@ -1,4 +1,4 @@
-"""Record what lab 07 replays, on a GPU: python tools/record_lab07.py (up to 190 s, most of it building engines).
+"""Record what lab 07 replays, on a GPU: python3 tools/record_lab07.py (up to 190 s, most of it building engines).
 
 2:4 against dense kernels, same weights, in this order: ResNet-50 at batch 64 in TensorRT; one product in PyTorch over
 its width and number of rows; the same product in TensorRT in three forms, and over as much of the sweep as there is time
@@ -8,7 +8,6 @@ to data/recordings as soon as it is measured, as `python3 -m labsupport record` 
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -29,7 +28,7 @@ from labsupport import (  # noqa: E402
     runtimes,
 )
 
-LAB, COMMAND = "07_pruning", "python tools/record_lab07.py"
+LAB, COMMAND = "07_pruning", "python3 tools/record_lab07.py"
 BUDGET_S = 190  # no step is begun that would pass it
 # width (inputs and outputs) and rows, the most telling first
 PRODUCTS = ((4096, 4096), (8192, 4096), (1024, 4096), (4096, 128), (2048, 4096), (4096, 1024))
@@ -118,8 +117,8 @@ def in_torch(width, rows):
 class Session:
     """What one recording found so far, and how long it has taken."""
 
-    def __init__(self, book, *, elsewhere):
-        self.book, self.elsewhere, self.failed, self.best = book, elsewhere, [], {}
+    def __init__(self, book):
+        self.book, self.failed, self.best = book, [], {}
         self.sparse_form = None  # the first form of a product for which TensorRT took a sparse kernel
 
     @property
@@ -132,7 +131,7 @@ class Session:
         sys.stdout.flush()
 
     def attempt(self, step, *arguments, needs) -> None:
-        """A step of the recording; one that fails is told, and the others go on. What it recorded is kept at once."""
+        """A step of the recording; one that fails is told, and the others go on."""
         if self.seconds + needs > BUDGET_S:
             return self.tell(f"no time for {step.__name__}{arguments}")
         try:
@@ -140,13 +139,6 @@ class Session:
         except Exception as reason:  # whatever stops one step, the others are still worth measuring
             self.failed.append(step.__name__)
             self.tell(f"{step.__name__}{arguments} failed: {type(reason).__name__}: {str(reason)[:300]}")
-        self.keep()
-
-    def keep(self) -> None:
-        """Put into data/recordings what is measured so far: whoever ends this program ends none of it."""
-        folder = os.environ.get("LABSUPPORT_METRICS")
-        if not self.elsewhere and folder and (Path(folder) / f"{LAB}.json").exists():
-            recordings.store(LAB, folder, command=COMMAND)
 
     def ratio(self, name, gain, error) -> None:
         """Record a gain with the time of its dense side and the error between the two sides; refuse a wrong answer."""
@@ -205,10 +197,9 @@ def tensorrt_product(session, width, rows, form) -> None:
 
 def main() -> None:
     """Measure one thing after the other, and store what there is; what failed makes the exit status 1."""
-    elsewhere = bool(os.environ.get("LABSUPPORT_METRICS"))  # whoever set it stores what is there
     environment.require("engine execution")
     with recordings.session(LAB, command=COMMAND) as book:
-        session = Session(book, elsewhere=elsewhere)
+        session = Session(book)
         session.attempt(resnet50_b64, needs=NEEDS_S["ResNet-50"])
         for width, rows in PRODUCTS:
             session.attempt(torch_product, width, rows, needs=NEEDS_S["PyTorch"])

@@ -1,9 +1,8 @@
 """Record of lab 09 what takes too long for a notebook: every cut of a network measured, and auxiliary streams.
 
 `python3 tools/record_lab09.py` on a GPU machine, up to a minute and a half: an engine for every cut. With LABSUPPORT_METRICS set to a
-folder the metrics are left there, each at once and those of the cuts anew after every cut, with the number of cuts so far
-as their samples; without, each of the two parts goes into data/recordings/ when it ends, also when it is ended by Ctrl-C or
-a SIGTERM, as of `timeout`.
+folder the metrics are left there, without, they go into data/recordings/: each at once, and those of the cuts anew after every
+cut, with the number of cuts so far as their samples.
 
 The error of the cost model is recorded in two ways. As predicted beforehand, `cost_model_error` is its median and
 `cost_model_worst_error` its worst. `…_same_speed` are the same after the first device's part was scaled by what that device
@@ -165,7 +164,6 @@ def main() -> None:
     environment.require("engine execution")
     with recordings.session(LAB, command=COMMAND) as book:
         auxiliary_streams(book)
-    with recordings.session(LAB, command=COMMAND) as book:  # one of its own, so that the first part is stored already
         cuts_of_the_camera(book, started)
     print(f"{time.perf_counter() - started:.1f} s")
 

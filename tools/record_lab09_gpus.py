@@ -1,10 +1,7 @@
 """Record lab 09's multi-GPU figures on a machine with several GPUs: `python3 tools/record_lab09_gpus.py`, under a minute.
 
-One ResNet-18 engine, FP16, batch 64, built once; one process for each GPU runs it, first alone, then together. Without
-LABSUPPORT_METRICS the metrics of each way to feed go into data/recordings/ when that way is measured, also when the tool is
-ended by Ctrl-C or a SIGTERM. With it set to a folder they are left there, and a whole recording, with the machine, the date
-and the command, in `recordings/` inside of it: such machines are rare, and figures without their machine are worth little.
-Both are written anew after every figure.
+One ResNet-18 engine, FP16, batch 64, built once; one process for each GPU runs it, first alone, then together. With
+LABSUPPORT_METRICS set to a folder the metrics are left there; without, each goes into data/recordings/ at once.
 """
 
 from __future__ import annotations
@@ -39,25 +36,6 @@ def engine():
     return build.engine(graph, precision="fp16", optimization_level=1, io_formats={"images": ("HALF", "LINEAR")}, name="resnet18_b64_half_in")
 
 
-class Keeper:
-    """Records in a lab's book and, where the metrics are left in a folder, keeps a whole recording beside them."""
-
-    def __init__(self):
-        self.metrics = {}
-
-    def record(self, book, name: str, value, unit=None, samples=None):
-        from labsupport import provenance
-
-        made = book.record(name, value, unit, samples)
-        self.metrics[name] = {key: getattr(made, key) for key in ("value", "unit", "samples", "spread")}
-        folder = os.environ.get("LABSUPPORT_METRICS")
-        if folder:
-            here = provenance.here(command())
-            place = Path(folder) / "recordings" / here.pop("machine_class") / f"{LAB}.json"
-            provenance.write_json(place, {**here, "metrics": dict(sorted(self.metrics.items()))})
-        return made
-
-
 def rates_of(workers, feed: str, counts: list[int]) -> dict:
     """GPUs → the better one of two rates: the first finds clocks that idled."""
     rates = {}
@@ -72,7 +50,7 @@ def rates_of(workers, feed: str, counts: list[int]) -> dict:
 def main() -> None:
     from labsupport import cluster, environment, recordings
 
-    started, keeper = time.perf_counter(), Keeper()
+    started = time.perf_counter()
     print(environment.describe(), flush=True)
     found = cluster.devices()
     print(f"GPUs: {len(found)}", flush=True)
@@ -83,14 +61,14 @@ def main() -> None:
     counts = sorted({1, min(2, len(found)), len(found)})
     with cluster.GpuWorkers(built, batch=BATCH) as workers:
         print(f"workers ready after {time.perf_counter() - started:.1f} s", flush=True)
-        for feed in cluster.FEEDS:
-            with recordings.session(LAB, command=command()) as book:
+        with recordings.session(LAB, command=command()) as book:
+            for feed in cluster.FEEDS:
                 rates = rates_of(workers, feed, counts)
-                keeper.record(book, f"one_gpu.{feed}_fed_rate", rates[1])
+                book.record(f"one_gpu.{feed}_fed_rate", rates[1])
                 name = "throughput_over_one" if feed == "host" else "throughput_over_one_device_resident"
                 for gpus in counts[1:]:
                     subject, ratio = "two_gpus" if gpus == 2 else f"gpus{gpus}", rates[gpus].items_per_s / rates[1].items_per_s
-                    print(keeper.record(book, f"{subject}.{name}", ratio, "×", samples=2), flush=True)
+                    print(book.record(f"{subject}.{name}", ratio, "×", samples=2), flush=True)
     print(f"{time.perf_counter() - started:.1f} s", flush=True)
 
 
