@@ -44,8 +44,8 @@ class PipelineRun:
         return {"value": self.items_per_s, "unit": "items/s", "samples": len(self.outputs), "spread": None}
 
     def __repr__(self) -> str:
-        return (f"{self.name}: {len(self.outputs)} items at {self.items_per_s:.3g}/s, at most {self.most_inside} "
-                "inside, "
+        rate = f"{self.items_per_s:,.0f}" if self.items_per_s >= 100 else f"{self.items_per_s:.3g}"
+        return (f"{self.name}: {len(self.outputs)} items at {rate}/s, at most {self.most_inside} inside, "
                 f"{timeline.overlapped(self.spans):.0%} of the work overlapped; slowest stage: {self.bottleneck}")
 
 
