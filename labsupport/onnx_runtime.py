@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
 
@@ -17,7 +18,8 @@ LEVELS = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "OR
 class OnnxRuntime(Base):
     """An ONNX graph executed by ONNX Runtime on the CPU; ``optimization`` is its fusion dial, ``threads`` its width.
 
-    One thread by default: on a small or busy machine a second one spins and widens the spread.
+    One thread by default: on a small or busy machine a second one spins and widens the spread. Raises BadInput for a graph
+    that it cannot load, or that quantizes FP16 where this release does not round (microsoft/onnxruntime#32452).
     Source: https://onnxruntime.ai/docs/performance/model-optimizations/graph-optimizations.html
     """
 
@@ -29,6 +31,10 @@ class OnnxRuntime(Base):
         if not isinstance(threads, int) or threads < 1:
             raise BadInput(f"threads={threads!r}; give a whole number, 1 or more")
         self.graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+        if self.graph.opset >= 19 and self.graph.ops["QuantizeLinear"] and _quantizes_half(self.graph.model()) and _cuts_off_half():
+            raise BadInput(f"{self.graph.path.name} quantizes FP16 values, and ONNX Runtime {ort.__version__} cuts off there instead of rounding "
+                           "(microsoft/onnxruntime#32452): its answers would be wrong. Run the graph as it was before precision.cast, or install "
+                           "Python 3.11 or newer, whose ONNX Runtime rounds")
         self._options = ort.SessionOptions()
         self._options.intra_op_num_threads = threads
         self._options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[optimization])
@@ -82,6 +88,27 @@ class OnnxRuntime(Base):
     def close(self) -> None:
         """Free the session."""
         self.closed, self.session = True, None
+
+
+def _quantizes_half(model) -> bool:
+    from onnx import TensorProto
+
+    half = {w.name for w in model.graph.initializer if w.data_type == TensorProto.FLOAT16}
+    return any(node.op_type == "QuantizeLinear" and node.input[1] in half for node in model.graph.node)
+
+
+@functools.cache
+def _cuts_off_half() -> bool:
+    """Whether ONNX Runtime quantizes 0.9 steps of FP16 to 0: releases up to 1.29 do on the CPU."""
+    import onnxruntime as ort
+    from onnx import TensorProto, helper
+
+    border = [helper.make_tensor_value_info(name, kind, [1]) for name, kind in (("x", TensorProto.FLOAT16), ("y", TensorProto.INT8))]
+    constants = [helper.make_tensor("scale", TensorProto.FLOAT16, [], [1.0]), helper.make_tensor("zero", TensorProto.INT8, [], [0])]
+    graph = helper.make_graph([helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["y"])], "rounds", border[:1], border[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return int(session.run(None, {"x": np.array([0.9], np.float16)})[0][0]) == 0
 
 
 def _executed(path: Path) -> export.OnnxGraph:

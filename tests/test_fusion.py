@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from labsupport import export, fusion, layer_names, layer_times, models, onnx_nodes, plan_schema, recordings, runtimes
@@ -566,7 +567,9 @@ def test_gelu_and_skip_normalization_are_seen_whole(workpieces):
         "Mul_1",
     ]
     norm = plan.kernel_of("/layers/layers.0/norm1/LayerNormalization")
-    assert norm.layer_type == "SkipLayerNormalization" and len(norm.nodes) == 3 and norm.precision_in == "fp32"
+    older = onnxruntime.__version__.startswith("1.23.")  # the last for Python 3.10 leaves the sum before this one alone
+    assert norm.layer_type == ("LayerNormalization" if older else "SkipLayerNormalization")
+    assert len(norm.nodes) == (1 if older else 3) and norm.precision_in == "fp32"
 
 
 def test_a_second_reader_is_seen_to_forbid_fusion(tmp_path):
