@@ -12,6 +12,7 @@ from labsupport import export
 from labsupport.errors import BadInput, LabError
 from labsupport.protocol import Base, TensorSpec
 
+SMALL_BYTES = 2**20  # an output of at most this is copied: kept by a caller, it would keep all of the session's memory
 LEVELS = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL"}
 
 
@@ -65,6 +66,7 @@ class OnnxRuntime(Base):
             text = str(error).strip().splitlines()[0][:300]
             fix = "lower the batch" if "alloc" in text.lower() else "compare the feed with run.inputs"
             raise LabError(f"{self.name}: ONNX Runtime could not run {self.graph.path.name}: {text}; {fix}") from error
+        outputs = [np.array(y) if y.nbytes <= SMALL_BYTES else y for y in outputs]
         if torch_in:
             import torch
 

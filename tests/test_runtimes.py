@@ -471,3 +471,15 @@ def test_inputs_are_moved_and_packed_before_the_event_that_the_engine_waits_for(
     images = torch.zeros(1, 3, 2, 2) if lanes else torch.zeros(1, 3, 2, 2).permute(0, 1, 3, 2)[..., ::2]
     run(images)
     assert happened == ["packed" if lanes else "moved", "ready", "waits for ready", "enqueued", "done", "waits for done"]
+
+
+def test_small_outputs_of_onnx_runtime_do_not_hold_its_memory(monkeypatch):
+    """An answer that a caller keeps is an array of its own; a large one is handed over without a copy."""
+    from labsupport import onnx_runtime
+
+    model = models.resnet18(3, width=8, size=32)
+    x = model.example_input(1).numpy()
+    with runtimes.OnnxRuntime(export.to_onnx(model, model.example_input(1))) as run:
+        assert all(y.flags.owndata for y in run(x).values())
+        monkeypatch.setattr(onnx_runtime, "SMALL_BYTES", 8)
+        assert not any(y.flags.owndata for y in run(x).values())
