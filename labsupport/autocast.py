@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import numbers
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from labsupport import casting, export
 from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.quiet import quietly
 
 
 def autocast(graph, feed, *, to: str = "fp16", keep_wide: Iterable[str] = (), data_max: float = 512.0, path=None) -> export.OnnxGraph:
@@ -38,8 +36,10 @@ def autocast(graph, feed, *, to: str = "fp16", keep_wide: Iterable[str] = (), da
                            "get it with: python3 -m pip install nvidia-modelopt onnxslim") from error
     np.savez(folder / "feed.npz", **arrays)
     named = export.save(model, folder / graph.path.name)
+    from polygraphy.logger import G_LOGGER  # AutoCast talks through it, beside the loggers of Python
+
     try:
-        with _quiet():
+        with quietly(), G_LOGGER.verbosity(G_LOGGER.CRITICAL):
             cast = convert_to_mixed_precision(
                 str(named.path), low_precision_type=to, nodes_to_exclude=[f"{re.escape(n)}$" for n in sorted(wide)],
                 data_max=data_max, keep_io_types=True, calibration_data=str(folder / "feed.npz"), providers=["cpu"],
@@ -62,22 +62,3 @@ def _checked(graph, feed) -> dict:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise BadInput(f"the feed's {name!r} holds NaN or infinity; calibrate with the data that the network will see")
     return arrays
-
-
-@contextlib.contextmanager
-def _quiet():
-    """AutoCast and what it calls log every step with a time stamp, which no stored output should hold."""
-    talkers = [name for name in logging.root.manager.loggerDict if name.startswith(("modelopt", "onnxscript"))]
-    loggers = [logging.getLogger(name) for name in dict.fromkeys(("modelopt.onnx", "onnxscript", *talkers))]
-    levels = [logger.level for logger in loggers]
-    from polygraphy.logger import G_LOGGER
-
-    with warnings.catch_warnings(), contextlib.redirect_stdout(None), G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
 import logging
 import warnings
 from types import ModuleType
 
 from labsupport.errors import NotAvailable
+from labsupport.quiet import quietly
 
 
 def modelopt_distill() -> ModuleType:
@@ -17,10 +16,8 @@ def modelopt_distill() -> ModuleType:
 
     Source: https://nvidia.github.io/Model-Optimizer/reference/generated/modelopt.torch.distill.html
     """
-    said = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly():
             found = importlib.import_module("modelopt.torch.distill")
     except ImportError as error:
         raise NotAvailable(f"nvidia-modelopt cannot be imported ({error}); install it: pip install nvidia-modelopt") from error

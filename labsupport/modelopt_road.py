@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 import json
-import logging
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
 from labsupport import calibration, export, qdq
 from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.quiet import quietly
 
 FORMATS = ("int8", "fp8")
 METHODS = {"int8": ("entropy", "max"), "fp8": ("entropy", "max")}
@@ -164,16 +162,11 @@ def _at_opset(model, opset: int):
 @contextlib.contextmanager
 def _quiet(what: str, name: str):
     """Without modelopt's log, prints, bars and warnings; what it raises becomes one sentence."""
-    was, heard = logging.root.manager.disable, io.StringIO()
-    logging.disable(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly():
             yield
     except LabError:
         raise
     except Exception as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
         raise LabError(f"{what} {name}: {type(error).__name__}: {first}; quantization.to_qdq does it without this package") from error
-    finally:
-        logging.disable(was)

@@ -5,10 +5,7 @@ Mishra et al. 2021, arXiv:2104.08378. A convolution's weight (K, C, h, w) is gro
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 
 from labsupport.errors import BadInput, NotAvailable
 from labsupport.masks import Masked, masked, prunable
+from labsupport.quiet import quietly
 
 GROUP = 4
 
@@ -110,9 +108,7 @@ def by_modelopt(model: nn.Module) -> Masked:
     Source: https://nvidia.github.io/Model-Optimizer/guides/5_sparsity.html
     """
     prunable(model)  # refuses what has none, before Model Optimizer is loaded
-    said = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        warnings.simplefilter("ignore")
+    with quietly():
         try:
             import modelopt.torch.sparsity as mts
         except ImportError as error:
