@@ -31,13 +31,12 @@ def autocast(graph, feed, *, to: str = "fp16", keep_wide: Iterable[str] = (), da
     out = export.another_file(path or folder / f"{graph.path.stem}.autocast-{to}.onnx", graph)
     try:
         from modelopt.onnx.autocast import convert_to_mixed_precision
+        from polygraphy.logger import G_LOGGER  # AutoCast talks through it, beside the loggers of Python
     except ImportError as error:
         raise NotAvailable(f"AutoCast comes with nvidia-modelopt, which does not load ({error}); "
                            "get it with: python3 -m pip install nvidia-modelopt onnxslim") from error
     np.savez(folder / "feed.npz", **arrays)
     named = export.save(model, folder / graph.path.name)
-    from polygraphy.logger import G_LOGGER  # AutoCast talks through it, beside the loggers of Python
-
     try:
         with quietly(), G_LOGGER.verbosity(G_LOGGER.CRITICAL):
             cast = convert_to_mixed_precision(

@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import NoReturn
 
 from labsupport import provenance
 from labsupport.bands import check_live, check_recorded
@@ -134,9 +135,11 @@ class LabBook:
         A metric that the newest lacks comes from the next newest that has it, and its label names that machine.
         """
         if machine_class is None:
-            classes = self._gpu_classes()
-            machine_class = classes[0] if metric is None else self._class_with(metric, classes)
-        recording = provenance.read(self.root, machine_class, self.name)
+            if metric is not None:
+                return self.recorded(metric) or self._lacks(metric)
+            machine_class, recording = next(iter(self._on_gpu().items()), None) or self._lacks()
+        else:
+            recording = provenance.read(self.root, machine_class, self.name)
         metrics = tuple(_recorded(self.name, machine_class, name, entry, recording)
                         for name, entry in recording["metrics"].items())
         machine, runtime = provenance.where(recording, machine_class)
@@ -146,8 +149,7 @@ class LabBook:
 
     def recorded(self, metric) -> Recorded | None:
         """The metric as :meth:`replay` finds it, or None where nobody has recorded it on a GPU; a broken recording raises."""
-        for machine_class in self._on_gpu():
-            recording = provenance.read(self.root, machine_class, self.name)
+        for machine_class, recording in self._on_gpu().items():
             if metric in recording["metrics"]:
                 return _recorded(self.name, machine_class, metric, recording["metrics"][metric], recording)
         return None
@@ -165,32 +167,24 @@ class LabBook:
         live = _live(path, origin["machine_class"])
         provenance.write_json(path, {**live, "metrics": {**live["metrics"], metric: entry}})
 
-    def _on_gpu(self) -> list[str]:
-        """Classes of GPU machines that have a recording, newest first; of one day h100 first, then by name."""
-        on_gpu = [name for name in self._classes() if not name.startswith("cpu")]
-        dates = {name: provenance.read(self.root, name, self.name)["date"] for name in on_gpu}
-        return sorted(on_gpu, key=lambda name: (dates[name], name.startswith("h100")), reverse=True)
+    def _on_gpu(self) -> dict[str, dict]:
+        """GPU machine class → recording, newest first; of one day h100 first, then by name."""
+        found = {name: provenance.read(self.root, name, self.name) for name in self._classes() if not name.startswith("cpu")}
+        return dict(sorted(found.items(), key=lambda item: (item[1]["date"], item[0].startswith("h100")), reverse=True))
 
     def _classes(self) -> list[str]:
         return sorted(path.parent.name for path in self.root.glob(f"*/{self.name}.json"))
 
-    def _gpu_classes(self) -> list[str]:
-        """:meth:`_on_gpu`, or a RecordingError that says what there is instead."""
-        on_gpu = self._on_gpu()
-        if not on_gpu:
-            classes = self._classes()
-            others = f"; recorded are {classes}, pass one as machine_class" if classes else ""
-            raise RecordingError(f"{self.name} has no recording from a GPU{others}; "
-                                 f"`python3 -m labsupport record {self.name}` makes one on a GPU machine")
-        return on_gpu
-
-    def _class_with(self, metric, classes) -> str:
-        recorded = {name: provenance.read(self.root, name, self.name)["metrics"] for name in classes}
-        for name, metrics in recorded.items():
-            if metric in metrics:
-                return name
-        raise RecordingError(f"{self.name} has no recorded {metric!r} on {' or '.join(classes)}; "
-                             f"recorded are {sorted(set().union(*recorded.values()))}")
+    def _lacks(self, metric: str | None = None) -> NoReturn:
+        """Raise RecordingError: what there is in place of a GPU's recording, or of this metric in it."""
+        found = self._on_gpu()
+        if found:
+            raise RecordingError(f"{self.name} has no recorded {metric!r} on {' or '.join(found)}; "
+                                 f"recorded are {sorted(set().union(*(recording['metrics'] for recording in found.values())))}")
+        classes = self._classes()
+        others = f"; recorded are {classes}, pass one as machine_class" if classes else ""
+        raise RecordingError(f"{self.name} has no recording from a GPU{others}; "
+                             f"`python3 -m labsupport record {self.name}` makes one on a GPU machine")
 
 
 def lab(name: str, root: Path | None = None) -> LabBook:
@@ -222,12 +216,13 @@ def session(name: str, *, command: str, root: Path | None = None):
     With LABSUPPORT_METRICS set to a folder, the metrics are left there for whoever set it. `command` is what a reader types to
     measure the same again.
     """
+    plain = lab(name, root)
     if os.environ.get("LABSUPPORT_METRICS"):
-        yield lab(name, root)
+        yield plain
         return
     with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
         os.environ["LABSUPPORT_METRICS"] = folder
-        book = _KeptBook(provenance.check_lab(name), Path(root or provenance.ROOT), folder, command)
+        book = _KeptBook(plain.name, plain.root, folder, command)
         try:
             yield book
         finally:

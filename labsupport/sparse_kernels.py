@@ -33,9 +33,13 @@ class SparseChoice:
     chosen: tuple[str, ...]
     tactics: Mapping[str, str]
 
+    @property
+    def count(self) -> int:
+        """Layers with a sparse kernel, by the builder's log or by the kernels' names: either may be silent."""
+        return max(len(self.chosen), len(self.tactics))
+
     def __repr__(self) -> str:
-        count = max(len(self.chosen), len(self.tactics))
-        return f"sparse kernels: {count}; layers that the builder calls eligible: {len(self.eligible)}"
+        return f"sparse kernels: {self.count}; layers that the builder calls eligible: {len(self.eligible)}"
 
 
 def with_sparse_kernels(trt, builder, network, config) -> None:

@@ -139,15 +139,11 @@ class TensorRt(Base):
     def _enqueue_on(self, stream: int, feed: dict, *, packed: bool = False, out=None) -> dict:
         self._fast = None  # addresses are about to change
         for name, x in feed.items():
-            shape = x.shape
-            if name in self._lanes:
-                if not packed:
-                    x = feed[name] = self.packed(name, x.cuda())
-                shape = (x.shape[0], self.inputs[name].shape[1], x.shape[1], x.shape[2])
+            if not packed:
+                x = feed[name] = self._settled(name, x)
+            shape = (x.shape[0], self.inputs[name].shape[1], x.shape[1], x.shape[2]) if name in self._lanes else x.shape
             if self._shapes.get(name) != shape:
                 self._set_shape(name, shape)
-            if not (x.is_contiguous() and x.is_cuda):
-                x = feed[name] = x.cuda().contiguous()
             self._set_address(name, x)
         if self._output_shapes is None:  # asked only once all inputs are set: between them they may contradict each other
             self._output_shapes = {n: tuple(self.context.get_tensor_shape(n)) for n in self.outputs}

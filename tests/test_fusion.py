@@ -179,7 +179,8 @@ RECORDED = {
     "mlp.fp16": (3, 1, {"region": 1}, 2),
 }
 COMMITTED = sorted(path.stem for path in (Path(recordings.__file__).parents[1] / "data/recordings/plans").glob("*.json"))
-BARE = ["gemm_n4096_m4096.sparse24", "resnet50_b64.sparse24"]  # of these the kernels' names alone are recorded: their graphs are made by a tool
+# Of these the kernels' names alone are recorded, at least as many: their graphs are made by a tool.
+BARE = {"gemm_n4096_m4096.sparse24": 1, "resnet50_b64.sparse24": 41}
 EVERY = [name for name in COMMITTED if name not in BARE]
 
 
@@ -194,7 +195,7 @@ def records_of(name):
 @pytest.mark.parametrize("name", BARE)
 def test_plans_recorded_without_a_graph_tell_their_kernels_and_say_what_they_lack(name):
     plan = recorded(name)
-    assert len(plan.launched) >= 1 and all(kernel.tactic or kernel.layer_type for kernel in plan.launched)
+    assert len(plan.launched) >= BARE[name] and all(kernel.tactic or kernel.layer_type for kernel in plan.launched)
     with pytest.raises(BadInput, match="read without its ONNX graph.*pass graph="):
         plan.accounts()
 

@@ -93,15 +93,10 @@ def in_tensorrt(width, rows, form):
     network, feed = pruning.gemm(thin_weight(width), rows, form=form), rows_of(rows, width, form)
     name, options = name_of(width, rows, form), {"precision": "fp16", "strict": True}
     allowed = with_sparse(network, name, **options)
-    if took_sparse(pruning.chosen(allowed)):
+    if pruning.chosen(allowed).count:
         return against_dense(allowed, network, name, feed, **options)
     with runtimes.TensorRt(allowed, cuda_graph=True) as run:
         return benchmarking.device_latency(run, feed), None, allowed
-
-
-def took_sparse(choice) -> bool:
-    """Whether the builder took a sparse kernel, by its log or by the engine's kernel names."""
-    return bool(choice.chosen or choice.tactics)
 
 
 def in_torch(width, rows):
@@ -150,7 +145,7 @@ class Session:
 
     def sparsity(self, name, choice, engine) -> None:
         """Record how many layers could have got a sparse kernel and how many did, and the plan that names them."""
-        self.book.record(f"{name}.sparse_kernels", max(len(choice.tactics), len(choice.chosen)), "layers")
+        self.book.record(f"{name}.sparse_kernels", choice.count, "layers")
         self.book.record(f"{name}.sparse_candidates", len(choice.eligible), "layers")
         recordings.save_plan(f"{name}.sparse24", fusion.dump(engine), command=COMMAND)
 
