@@ -1,120 +1,239 @@
-"""Which nodes of the original graph each node of ONNX Runtime's optimized graph computes, found by tensor names.
+"""Which nodes of the original graph each node of ONNX Runtime's optimized graph computes.
 
-A fused node writes the tensor that the last of its nodes wrote. So what it swallowed is everything behind that tensor
-up to the tensors that other nodes of the optimized graph write. The NCHWc layout gives tensors new names; there the
-node's name, its residual input and its activation say which tensor it is.
+Tensors that both graphs know by name are the fixed points. Between them structure decides: a kernel computes what lies
+between the tensors it reads and those it writes, and nothing else may lead into it. Where several kernels lie between
+two fixed points, values decide (``executed_values``): both graphs are fed the same data, and equal tensors are further
+fixed points. What is still open is in doubt and is said to be so.
 Source: https://onnxruntime.ai/docs/performance/model-optimizations/graph-optimizations.html
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from labsupport.export.qdq_nodes import QDQ
 from labsupport.fusion.onnx_nodes import Node, NodeGraph
 
-LAYOUT = ("ReorderInput", "ReorderOutput")
-NCHWC = "com.microsoft.nchwc"
-SUM_INPUT = 3  # Conv of the NCHWc domain and FusedConv: X, W, B, Sum
+# The runtime puts these in on its own; they hand the same values on in another order or another type.
+INSERTED = ("ReorderInput", "ReorderOutput", "Cast")
+MOVERS = (*INSERTED, *QDQ, "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 
 
-def swallowed(original: NodeGraph, executed: NodeGraph) -> dict[str, tuple[str, ...]]:
-    """Optimized node → the original nodes it computes, in execution order; () for one that the runtime inserted."""
-    aliases = _aliases(original, executed)
-    written = {aliases[tensor] for tensor in aliases}
-    groups = {}
-    for node in executed.nodes:
-        ends = [aliases[tensor] for tensor in node.outputs if tensor in aliases]
-        if node.op in LAYOUT or not ends:
-            groups[node.name] = ()
-            continue
-        found = set()
-        for end in ends:
-            found |= _behind(original, end, written - {end})
-        groups[node.name] = tuple(n.name for n in original.nodes if n.name in found)
-    return groups
+@dataclass(frozen=True)
+class Placement:
+    """Kernel → the nodes it computes, in execution order; kernel's tensor → the graph's tensor with the same values.
+
+    ``doubtful`` are kernels that compute something of which nobody can say what; a kernel without nodes that is not
+    among them only copies.
+    """
+
+    nodes: Mapping[str, tuple[str, ...]]
+    ends: Mapping[str, str]
+    doubtful: frozenset[str] = frozenset()
 
 
-def dtypes(original: NodeGraph, executed: NodeGraph) -> dict[str, tuple]:
-    """Tensor of the optimized graph → (dtype, shape), taken from the original where the layout gave it a new name."""
-    aliases = _aliases(original, executed)
-    found = {tensor: original.types[name] for tensor, name in aliases.items() if name in original.types}
-    return {**executed.types, **found}
+def placement(original: NodeGraph, executed: NodeGraph, values=None) -> Placement:
+    """Place the kernels ``executed`` on the nodes of ``original``; ``values`` is an executed_values.Values."""
+    search = _Search(original, executed)
+    search.by_name()
+    if values is not None:
+        search.by_value(values)
+    nodes, doubtful = {}, set()
+    for cluster in search.clusters():
+        for name, found in search.divided(cluster).items():
+            nodes[name] = tuple(n.name for n in original.nodes if n.name in (found or ()))
+            doubtful |= {name} if found is None else set()
+    return Placement(nodes, search.ends, frozenset(doubtful))
 
 
-def _behind(original: NodeGraph, end: str, written: set[str]) -> set[str]:
-    """Nodes behind one tensor, up to what other kernels write; constants and shape arithmetic are no work of it."""
-    start = original.producer.get(end)
-    if start is None:
-        return set()
-    shapes = original.shape_nodes if start.name not in original.shape_nodes else frozenset()
+def through(upper: Placement, lower: Placement, direct: Placement, original: NodeGraph) -> Placement:
+    """Kernels on the nodes of the original, by way of a graph in between: ``lower`` leads to it, ``upper`` from it.
 
-    def counts(node: Node) -> bool:
-        if node is start:
-            return True
-        if node.name in original.constant_nodes or node.name in shapes or passes_through(original, node):
-            # look behind a node that passes its input on, without counting it: see node_accounts
-            return False
-        return True
-
-    ends, found, seen = [end], set(), set()
-    while ends:
-        tensor = ends.pop()
-        node = original.producer.get(tensor)
-        if node is None or node.name in seen:
-            continue
-        seen.add(node.name)
-        twins = [original.by_name[name] for name in original.twins.get(node.name, ())]
-        if node is not start and any(tensor in written for twin in twins for tensor in twin.outputs):
-            continue  # its twin runs, and its readers read the twin's result
-        if counts(node):
-            found.add(node.name)
-        elif not passes_through(original, node):
-            continue
-        ends += [i for i in node.inputs if i and i not in written]
-    return found
+    A kernel that the way leaves in doubt stands where ``direct`` placed it.
+    """
+    nodes, doubtful = {}, set()
+    for kernel, inner in lower.nodes.items():
+        found = {node for name in inner for node in upper.nodes[name]}
+        if kernel in lower.doubtful or any(name in upper.doubtful for name in inner):
+            found, doubt = set(direct.nodes[kernel]), kernel in direct.doubtful
+            doubtful |= {kernel} if doubt else set()
+        nodes[kernel] = tuple(n.name for n in original.nodes if n.name in found)
+    ends = {tensor: upper.ends[end] for tensor, end in lower.ends.items() if end in upper.ends}
+    return Placement(nodes, {**direct.ends, **ends}, frozenset(doubtful))
 
 
 def passes_through(original: NodeGraph, node: Node) -> bool:
-    """Whether a node hands its input on unchanged: Identity, Dropout, a Cast to the type it already has."""
-    if node.op in ("Identity", "Dropout"):
+    """Whether a node hands its input on unchanged: Identity, Dropout out of training, a Cast to the type it has."""
+    if node.op == "Identity" or node.op == "Dropout" and not any(node.inputs[2:]):
         return True
     known = [original.types.get(tensor, (None,))[0] for tensor in (node.inputs[:1] + node.outputs[:1])]
     return node.op == "Cast" and len(known) == 2 and known[0] is not None and known[0] == known[1]
 
 
-def _aliases(original: NodeGraph, executed: NodeGraph) -> dict[str, str]:
-    """Tensor of the optimized graph → the original tensor that holds the same values."""
-    aliases = {name: name for name in original.inputs}
-    for node in executed.nodes:
-        if node.op in LAYOUT:
-            source = aliases.get(node.inputs[0])
-            name = node.outputs[0] if node.outputs[0] in original.producer else source
-            if name:
-                aliases[node.outputs[0]] = name
-                aliases.setdefault(node.inputs[0], name)
-            continue
-        twin = original.by_name.get(node.name)
-        for place, tensor in enumerate(node.outputs):
-            if not tensor:
+class _Search:
+    def __init__(self, original: NodeGraph, executed: NodeGraph):
+        self.original, self.executed = original, executed
+        self.ends = {name: name for name in (*original.inputs, *original.constants)}
+        self.same: dict[str, str] = {}
+        for node in original.nodes:
+            if passes_through(original, node):
+                self.same[node.outputs[0]] = self.root(node.inputs[0])
+            elif twins := original.twins.get(node.name):
+                first = min(twins, key=original.place.__getitem__)
+                if original.place[first] < original.place[node.name]:
+                    self.same |= dict(zip(node.outputs, map(self.root, original.by_name[first].outputs), strict=True))
+
+    def root(self, tensor: str) -> str:
+        """The tensor of the original that is computed where this one is only handed on, or computed once more."""
+        return self.same.get(tensor, tensor)
+
+    def by_name(self) -> None:
+        """Tensors that kept their names, nodes that are what they were, and copies of known tensors."""
+        known = self.original.producer
+        for node in self.executed.nodes:
+            self.ends |= {tensor: tensor for tensor in node.outputs if tensor in known}
+        for node in self.executed.nodes:
+            if all(tensor in self.ends for tensor in node.outputs if tensor):
                 continue
-            name = tensor if tensor in original.producer else None
-            hint = node.name.removesuffix("_nchwc").removesuffix("_nhwc")
-            if name is None and hint != node.name and hint in original.producer:
-                name = _with_epilogue(original, executed, node, hint, aliases)
-            if name is None and twin and len(twin.outputs) == len(node.outputs):
-                name = twin.outputs[place]
-            if name:
-                aliases[tensor] = name
-    return aliases
+            twin = self.original.by_name.get(node.name)
+            if twin and self._unchanged(node, twin):
+                self.ends |= {new: old for new, old in zip(node.outputs, twin.outputs, strict=True) if new}
+            elif node.op in INSERTED and node.inputs[0] in self.ends and self._lossless(node):
+                self.ends[node.outputs[0]] = self.ends[node.inputs[0]]
+        for node in reversed(self.executed.nodes):
+            if node.op in INSERTED[:2] and node.outputs[0] in self.ends:
+                self.ends.setdefault(node.inputs[0], self.ends[node.outputs[0]])
 
+    def _unchanged(self, node: Node, twin: Node) -> bool:
+        kind = lambda n: (n.op, n.domain, n.attributes, len(n.inputs), len(n.outputs))  # noqa: E731
+        reads = zip(node.inputs, twin.inputs, strict=False)
+        return kind(node) == kind(twin) and all(self.root(self.ends.get(a, "?")) == self.root(b) for a, b in reads if b)
 
-def _with_epilogue(original: NodeGraph, executed: NodeGraph, node: Node, tensor: str, aliases: dict) -> str:
-    """The tensor that an NCHWc convolution writes once its residual input and its activation are counted in."""
-    if len(node.inputs) > SUM_INPUT and node.inputs[SUM_INPUT]:
-        other = aliases.get(node.inputs[SUM_INPUT])
-        adds = [n for n in original.readers.get(tensor, []) if n.op in ("Add", "Sum") and other in n.inputs]
-        tensor = adds[0].outputs[0] if len(adds) == 1 else tensor
-    activation = executed.settings.get(node.name, {}).get("activation")
-    made_by = original.producer[tensor].op
-    if activation and made_by != activation:
-        acts = [n for n in original.readers.get(tensor, []) if n.op == activation]
-        tensor = acts[0].outputs[0] if len(acts) == 1 else tensor
-    return tensor
+    def _lossless(self, node: Node) -> bool:
+        kinds = [self.executed.types.get(tensor, ("",))[0] for tensor in (node.inputs[0], node.outputs[0])]
+        return node.op != "Cast" or all(kind in ("fp16", "bf16", "fp32", "double") for kind in kinds)
+
+    def by_value(self, values) -> None:
+        """Tensors with new names: that tensor of the original which has their values and can be made of what is read."""
+        for node in self.executed.nodes:
+            for tensor in node.outputs:
+                if tensor and tensor not in self.ends:
+                    reads = self._known_behind(node)
+                    close = [end for end in values.like(tensor) if self._reachable(end, reads)]
+                    if end := self._best(node, close, reads, values.weak(tensor)):
+                        self.ends[tensor] = end
+
+    def _known_behind(self, node: Node) -> set[str]:
+        reads, todo, seen = set(), list(node.inputs), set()
+        while todo:
+            tensor = todo.pop()
+            if tensor in self.ends:
+                reads.add(self.root(self.ends[tensor]))
+            elif tensor in self.executed.producer and tensor not in seen:
+                seen.add(tensor)
+                todo += self.executed.producer[tensor].inputs
+        return reads
+
+    def _reachable(self, end: str, reads: set[str]) -> bool:
+        return self.root(end) in reads or self.behind(end, reads) is not None
+
+    def _best(self, node: Node, close: list[str], reads: set[str], weak: bool) -> str | None:
+        """The candidate whose operator the kernel has (or ends in, by its activation); else a copy, else the nearest.
+
+        None where several have the same ``weak`` values, such as a single number, and no operator decides.
+        """
+        if len(close) < 2:
+            return close[0] if close else None
+        last = self.executed.settings.get(node.name, {}).get("activation", node.op)
+        named = set(self.ends.values())
+        makers = self.original.producer
+
+        def rank(end: str) -> tuple:
+            fits = end in makers and makers[end].op == last
+            return not fits, self.root(end) not in reads, end in named, len(self.behind(end, reads) or ())
+
+        first, second = sorted(close, key=rank)[:2]
+        return None if weak and rank(first)[0] == rank(second)[0] else first
+
+    def behind(self, end: str, reads: set[str]) -> set[str] | None:
+        """Nodes behind one tensor, up to those that are read; None where the way leads past them to other inputs.
+
+        Constants and shape arithmetic are no work of a kernel, unless it ends in them.
+        """
+        graph = self.original
+        start = graph.producer.get(end)
+        if start is None:
+            return None
+        shapes = frozenset() if start.name in graph.shape_nodes else graph.shape_nodes
+        found, seen, todo = {start.name}, {start.name}, list(start.inputs)
+        while todo:
+            tensor = self.root(todo.pop())
+            node = graph.producer.get(tensor)
+            if not tensor or tensor in reads or tensor in graph.constants:
+                continue
+            if node is None:
+                return None
+            if node.name in seen or node.name in graph.constant_nodes or node.name in shapes:
+                continue
+            seen.add(node.name)
+            found.add(node.name)
+            todo += node.inputs
+        return found
+
+    def clusters(self) -> list[list[Node]]:
+        """Kernels that tensors of unknown content hold together, in execution order; most stand alone."""
+        group = {node.name: [node] for node in self.executed.nodes}
+        for node in self.executed.nodes:
+            for tensor in node.inputs:
+                maker = self.executed.producer.get(tensor)
+                if maker and tensor not in self.ends and group[maker.name] is not group[node.name]:
+                    small, large = sorted((group[maker.name], group[node.name]), key=len)
+                    large += small
+                    group |= {member.name: large for member in small}
+        order = self.executed.place
+        return [sorted(g, key=lambda n: order[n.name]) for g in {id(g): g for g in group.values()}.values()]
+
+    def divided(self, cluster: list[Node]) -> dict[str, set[str] | None]:
+        """Nodes of each kernel of a cluster: set() for a copy, None where nobody can say."""
+        made = {tensor for node in cluster for tensor in node.outputs}
+        reads = {self.root(self.ends[t]) for n in cluster for t in n.inputs if t in self.ends and t not in made}
+        inner = {self.root(self.ends[t]) for n in cluster for t in n.inputs if t in self.ends and t in made}
+        found: set[str] = set()
+        for node in cluster:
+            for tensor in node.outputs:
+                if tensor in self.ends and not self._copied(node, self.ends[tensor], reads):
+                    behind = self.behind(self.ends[tensor], (reads | inner) - {self.root(self.ends[tensor])})
+                    if behind is None:
+                        return {node.name: None for node in cluster}
+                    found |= behind
+        if len(cluster) == 1:
+            only = cluster[0]
+            known = found or any(t in self.ends for t in only.outputs)
+            return {only.name: found if known else None}
+        return self._shared(cluster, found)
+
+    def _shared(self, cluster: list[Node], found: set[str]) -> dict[str, set[str] | None]:
+        """One node in several kernels, or several kernels of which one works and the others move data for it."""
+        insertions = [n.name for n in cluster if n.op in INSERTED]
+        workers = [n.name for n in cluster if n.op not in (INSERTED if len(found) == 1 else MOVERS)]
+        if not found and not workers:
+            return {node.name: set() for node in cluster}
+        if len(found) == 1 and not workers:
+            return {node.name: found for node in cluster}
+        if not found or len(found) > 1 and len(workers) != 1:
+            return {n.name: set() if n.name in insertions else None for n in cluster}
+        if len(workers) == 1:
+            for node in (*cluster, *reversed(cluster)):
+                known = [tensor for tensor in (node.inputs[0], node.outputs[0]) if tensor in self.ends]
+                if node.name not in workers and known:
+                    self.ends.setdefault(node.inputs[0], self.ends[known[0]])
+                    self.ends.setdefault(node.outputs[0], self.ends[known[0]])
+        return {node.name: found if node.name in workers else set() for node in cluster}
+
+    def _copied(self, node: Node, end: str, reads: set[str]) -> bool:
+        """Whether a kernel only hands on what it reads, and is not itself a node that does so."""
+        maker = self.original.producer.get(end)
+        if self.root(end) not in reads:
+            return maker is None
+        return maker is None or maker.op != node.op or node.op not in ("Identity", "Dropout", "Cast")

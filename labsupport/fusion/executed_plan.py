@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from labsupport import export
+import os
+
+from labsupport import export, runtimes
 from labsupport.errors import BadInput
-from labsupport.fusion import executed_nodes
+from labsupport.fusion import executed_nodes, executed_values
+from labsupport.fusion.executed_nodes import Placement
 from labsupport.fusion.kernels import Kernel, Plan, with_times
 from labsupport.fusion.layer_times import times_of
-from labsupport.fusion.onnx_nodes import nodes_of
+from labsupport.fusion.onnx_nodes import Node, NodeGraph, nodes_of
 from labsupport.fusion.plan_schema import Tensor
 
 KIND_OF_OP = {
@@ -109,31 +112,53 @@ def plan_of_onnx_runtime(source, graph, profile, name) -> Plan:
             "pass the original too: graph="
         )
     original, optimized = nodes_of(graph), nodes_of(executed)
-    groups, types = executed_nodes.swallowed(original, optimized), executed_nodes.dtypes(original, optimized)
-    if not any(groups.values()):
+    placed = _placed(graph, original, executed, optimized)
+    if not any(placed.nodes.values()):
         raise BadInput(
             f"{executed.path.name} was not made from this graph: no tensor name of the one is in the other "
             f"(the graph begins with {original.nodes[0].name!r}); "
             "pass the graph that the runtime loaded"
         )
-    kernels = []
-    for node in optimized.nodes:
-        kernels.append(
-            Kernel(
-                name=node.name,
-                kind=KINDS_OF_OPS.get(node.op, "pointwise"),
-                nodes=groups[node.name],
-                layer_type=node.op,
-                tactic=f"{node.domain}::{node.op}" if node.domain not in ("", "ai.onnx") else node.op,
-                inputs=tuple(_tensor(i, types) for i in node.inputs if i and i not in optimized.constants),
-                outputs=tuple(_tensor(o, types) for o in node.outputs if o),
-                weight_bytes=sum(_tensor(i, types).bytes or 0 for i in node.inputs if i in optimized.constants),
-            )
-        )
-    plan = Plan(
-        name or getattr(run, "name", executed.path.stem), tuple(kernels), "onnxruntime", "ONNX Runtime", original
-    )
+    renamed = {tensor: original.types[end] for tensor, end in placed.ends.items() if end in original.types}
+    types = {**optimized.types, **renamed}
+    kernels = tuple(_kernel(node, optimized, placed, types) for node in optimized.nodes)
+    plan = Plan(name or getattr(run, "name", executed.path.stem), kernels, "onnxruntime", "ONNX Runtime", original)
     return with_times(plan, times_of(profile)) if profile else plan
+
+
+def _kernel(node: Node, optimized: NodeGraph, placed: Placement, types) -> Kernel:
+    return Kernel(
+        name=node.name,
+        kind=KINDS_OF_OPS.get(node.op, "pointwise"),
+        nodes=placed.nodes[node.name],
+        doubtful=node.name in placed.doubtful,
+        ends={tensor: placed.ends[tensor] for tensor in node.outputs if tensor in placed.ends},
+        layer_type=node.op,
+        tactic=f"{node.domain}::{node.op}" if node.domain not in ("", "ai.onnx") else node.op,
+        inputs=tuple(_tensor(i, types) for i in node.inputs if i and i not in optimized.constants),
+        outputs=tuple(_tensor(o, types) for o in node.outputs if o),
+        weight_bytes=sum(_tensor(i, types).bytes or 0 for i in node.inputs if i in optimized.constants),
+    )
+
+
+def _placed(graph, original: NodeGraph, executed, optimized: NodeGraph) -> Placement:
+    """Kernels by names and structure; where that leaves one in doubt, by way of the graph as it runs unoptimized.
+
+    In that one functions are opened and types cast as in the optimized graph, and both run, so values can be compared.
+    """
+    direct = executed_nodes.placement(original, optimized)
+    loadable = graph if isinstance(graph, (export.OnnxGraph, str, os.PathLike)) else None
+    if not direct.doubtful or loadable is None:
+        return direct
+    loadable = loadable if isinstance(loadable, export.OnnxGraph) else export.load(loadable)
+    plain = runtimes.OnnxRuntime(loadable, optimization="off").executed
+    between = nodes_of(plain)
+    upper = executed_nodes.placement(original, between)
+    unknown = [o for n in optimized.nodes for o in n.outputs if o and o not in between.producer]
+    files = (plain.path, between), (executed.path, optimized)
+    values = executed_values.measured(*files, unknown, loadable.path.parent)
+    lower = executed_nodes.placement(between, optimized, values)
+    return executed_nodes.through(upper, lower, direct, original)
 
 
 def _tensor(name, types) -> Tensor:

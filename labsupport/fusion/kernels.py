@@ -21,7 +21,8 @@ class Kernel:
 
     ``inferred`` are those of its nodes that no layer names, each with the evidence that it lies here; ``parts`` are
     nodes that another kernel computes and of which this one does a part. ``note`` says where the kernel is of another
-    kind than the operator. Times are ms per inference.
+    kind than the operator. ``ends`` maps a tensor that it writes to that tensor of the graph which holds the same
+    values; ``doubtful`` says that it computes and nobody can say what. Times are ms per inference.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Kernel:
     weight_bytes: int = 0
     weight_dtype: str = ""
     note: str = ""
+    ends: Mapping[str, str] = field(default_factory=dict, hash=False)
+    doubtful: bool = False
     time_ms: float | None = None
     share: float | None = None
 
@@ -101,7 +104,7 @@ class Plan:
     @property
     def inserted(self) -> tuple[Kernel, ...]:
         """The kernels that run and stand for no ONNX node: copies into another layout or type."""
-        return tuple(kernel for kernel in self.launched if not kernel.nodes)
+        return tuple(kernel for kernel in self.launched if not kernel.nodes and not kernel.doubtful)
 
     @property
     def detailed(self) -> bool:
@@ -137,8 +140,10 @@ class Plan:
                     claims[node] = (*claims.get(node, ()), kernel.name)
         inferred = {node: why for kernel in self.kernels for node, why in kernel.inferred.items() if node in claims}
         writers, readers = _borders(self.kernels, "outputs"), _borders(self.kernels, "inputs")
+        unowned = tuple(k.name for k in self.launched if not k.nodes and (k.doubtful or _computes(k)))
         unknown = self.unknown or tuple(sorted({n for k in self.kernels for n in k.nodes} - set(graph.by_name)))
-        return account(graph, claims, inferred=inferred, unknown=unknown, writers=writers, readers=readers)
+        books = account(graph, claims, inferred=inferred, unknown=unknown, writers=writers, readers=readers)
+        return replace(books, unowned=unowned)
 
     def __repr__(self) -> str:
         kinds = ", ".join(f"{kind}×{n}" if n > 1 else kind for kind, n in self.kinds.most_common())
@@ -162,6 +167,11 @@ def with_times(plan: Plan, times: Mapping[str, float]) -> Plan:
         for k in plan.kernels
     )
     return replace(plan, kernels=kernels, total_ms=total)
+
+
+def _computes(kernel: Kernel) -> bool:
+    """Whether a kernel without nodes may compute one: all but copies, as a plan calls them or as their values tell."""
+    return kernel.kind != "layout" and not kernel.ends
 
 
 def _borders(kernels, side: str) -> dict[str, list[str]]:

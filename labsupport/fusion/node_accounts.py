@@ -20,7 +20,7 @@ class Accounts:
 
     ``placed`` maps a node to its kernel; ``inferred`` maps those of them that no layer names to the evidence, and
     ``split`` holds those that several kernels share. ``folded``, ``removed`` and ``moved`` map a node to the reason.
-    ``unknown`` are nodes that the plan names and the graph lacks.
+    ``unknown`` are nodes that the plan names and the graph lacks, ``unowned`` kernels that compute nobody knows what.
     """
 
     nodes: tuple[Node, ...]
@@ -32,11 +32,12 @@ class Accounts:
     moved: Mapping[str, str] = field(default_factory=dict)
     unplaced: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    unowned: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
-        """Whether every node is accounted for and the plan names no node that the graph lacks."""
-        return not self.unplaced and not self.unknown
+        """Whether every node has its account and every kernel that computes its nodes, all of them the graph's."""
+        return not self.unplaced and not self.unknown and not self.unowned
 
     @property
     def balanced(self) -> bool:
@@ -60,6 +61,8 @@ class Accounts:
             if self.unknown
             else ""
         )
+        if self.unowned:
+            foreign += f"; {len(self.unowned)} kernels compute what nobody knows: {_few(self.unowned)}"
         parts += ["unplaced"] if self.unplaced else []
         return f"{len(self.nodes)} ONNX nodes = {' + '.join(parts)}; {tail}{foreign}"
 

@@ -30,6 +30,11 @@ class Node:
     attributes: str = ""
     domain: str = ""
 
+    @property
+    def random(self) -> bool:
+        """Whether it draws: two of them are never the same, and nothing is known before it runs."""
+        return self.op.startswith("Random") or self.op in ("Bernoulli", "Multinomial")
+
     def __repr__(self) -> str:
         return f"{self.op} {self.name}"
 
@@ -57,6 +62,11 @@ class NodeGraph:
         return {node.name: node for node in self.nodes}
 
     @functools.cached_property
+    def place(self) -> dict[str, int]:
+        """Place of a node in execution order, by name."""
+        return {node.name: place for place, node in enumerate(self.nodes)}
+
+    @functools.cached_property
     def producer(self) -> dict[str, Node]:
         """The node that writes a tensor."""
         return {tensor: node for node in self.nodes for tensor in node.outputs if tensor}
@@ -75,7 +85,7 @@ class NodeGraph:
         """Nodes that hang on constants alone; random generators, which read nothing, are not among them."""
         known, found = set(self.constants) | {""}, set()
         for node in self.nodes:
-            if not node.op.startswith("Random") and all(tensor in known for tensor in node.inputs):
+            if not node.random and all(tensor in known for tensor in node.inputs):
                 found.add(node.name)
                 known.update(node.outputs)
         return frozenset(found)
@@ -104,9 +114,9 @@ class NodeGraph:
         groups: dict[tuple, list[Node]] = {}
         renamed: dict[str, str] = {}
         for node in self.nodes:
-            if node.op.startswith("Random") or node.op == "Constant":
+            if node.random or node.op == "Constant":
                 continue
-            key = (node.op, tuple(renamed.get(i, i) for i in node.inputs), node.attributes, len(node.outputs))
+            key = (node.op, node.domain, tuple(renamed.get(i, i) for i in node.inputs), node.attributes, len(node.outputs))
             group = groups.setdefault(key, [])
             if group:
                 renamed.update(zip(node.outputs, group[0].outputs, strict=True))
