@@ -19,6 +19,8 @@ from labsupport.fusion.onnx_nodes import Node, NodeGraph
 INSERTED = ("ReorderInput", "ReorderOutput", "Cast")
 MOVERS = (*INSERTED, *QDQ, "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 
+WIDENED = "InsertedPrecisionFreeCast_"  # before a half-precision tensor's name: the same tensor in FP32
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -68,7 +70,12 @@ def passes_through(original: NodeGraph, node: Node) -> bool:
     if node.op == "Identity" or node.op == "Dropout" and not any(node.inputs[2:]):
         return True
     known = [original.types.get(tensor, (None,))[0] for tensor in (node.inputs[:1] + node.outputs[:1])]
-    return node.op == "Cast" and len(known) == 2 and known[0] is not None and known[0] == known[1]
+    return node.op in ("Cast", "CastLike") and len(known) == 2 and known[0] is not None and known[0] == known[1]
+
+
+def _inserted(node: Node) -> bool:
+    """Whether the runtime put it in for a layout or a type of its own; it says so in the names of its casts."""
+    return node.op in INSERTED[:2] or node.op == "Cast" and "Inserted" in node.name
 
 
 class _Search:
@@ -92,7 +99,8 @@ class _Search:
         """Tensors that kept their names, nodes that are what they were, and copies of known tensors."""
         known = self.original.producer
         for node in self.executed.nodes:
-            self.ends |= {tensor: tensor for tensor in node.outputs if tensor in known}
+            plain = {tensor: tensor.removeprefix(WIDENED) for tensor in node.outputs}
+            self.ends |= {tensor: end for tensor, end in plain.items() if end in known}
         for node in self.executed.nodes:
             if all(tensor in self.ends for tensor in node.outputs if tensor):
                 continue
@@ -112,7 +120,7 @@ class _Search:
 
     def _lossless(self, node: Node) -> bool:
         kinds = [self.executed.types.get(tensor, ("",))[0] for tensor in (node.inputs[0], node.outputs[0])]
-        return node.op != "Cast" or all(kind in ("fp16", "bf16", "fp32", "double") for kind in kinds)
+        return _inserted(node) or all(kind in ("fp16", "bf16", "fp32", "double") for kind in kinds)
 
     def by_value(self, values) -> None:
         """Tensors with new names: that tensor of the original which has their values and can be made of what is read."""
@@ -120,9 +128,18 @@ class _Search:
             for tensor in node.outputs:
                 if tensor and tensor not in self.ends:
                     reads = self._known_behind(node)
-                    close = [end for end in values.like(tensor) if self._reachable(end, reads)]
+                    close = {end: d for end, d in values.like(tensor).items() if self._reachable(end, reads)}
                     if end := self._best(node, close, reads, values.weak(tensor)):
-                        self.ends[tensor] = end
+                        self._end(node, tensor, end)
+
+    def _end(self, node: Node, tensor: str, end: str) -> None:
+        """Note where a tensor ends; where the same operator made it, its other results are that one's as well."""
+        maker = self.original.producer.get(end)
+        if maker and maker.op == node.op and len(maker.outputs) == len(node.outputs):
+            if node.outputs.index(tensor) == maker.outputs.index(end):
+                for mine, theirs in zip(node.outputs, maker.outputs, strict=True):
+                    self.ends.setdefault(mine, theirs)
+        self.ends[tensor] = end
 
     def _known_behind(self, node: Node) -> set[str]:
         reads, todo, seen = set(), list(node.inputs), set()
@@ -138,23 +155,24 @@ class _Search:
     def _reachable(self, end: str, reads: set[str]) -> bool:
         return self.root(end) in reads or self.behind(end, reads) is not None
 
-    def _best(self, node: Node, close: list[str], reads: set[str], weak: bool) -> str | None:
-        """The candidate whose operator the kernel has (or ends in, by its activation); else a copy, else the nearest.
+    def _best(self, node: Node, close: Mapping[str, bool], reads: set[str], weak: bool) -> str | None:
+        """The candidate whose operator the kernel has (or ends in, by its activation), in the same order, the nearest.
 
         None where several have the same ``weak`` values, such as a single number, and no operator decides.
         """
-        if len(close) < 2:
-            return close[0] if close else None
         last = self.executed.settings.get(node.name, {}).get("activation", node.op)
         named = set(self.ends.values())
         makers = self.original.producer
 
         def rank(end: str) -> tuple:
             fits = end in makers and makers[end].op == last
-            return not fits, self.root(end) not in reads, end in named, len(self.behind(end, reads) or ())
+            copied = self.root(end) in reads
+            return not fits, close[end], not copied, end in named, len(self.behind(end, reads) or ())
 
-        first, second = sorted(close, key=rank)[:2]
-        return None if weak and rank(first)[0] == rank(second)[0] else first
+        ranked = sorted(close, key=rank)
+        if weak and len(ranked) > 1 and rank(ranked[0])[0] == rank(ranked[1])[0]:
+            return None
+        return ranked[0] if ranked else None
 
     def behind(self, end: str, reads: set[str]) -> set[str] | None:
         """Nodes behind one tensor, up to those that are read; None where the way leads past them to other inputs.
@@ -165,8 +183,7 @@ class _Search:
         start = graph.producer.get(end)
         if start is None:
             return None
-        shapes = frozenset() if start.name in graph.shape_nodes else graph.shape_nodes
-        found, seen, todo = {start.name}, {start.name}, list(start.inputs)
+        found, todo = {start.name}, list(start.inputs)
         while todo:
             tensor = self.root(todo.pop())
             node = graph.producer.get(tensor)
@@ -174,12 +191,23 @@ class _Search:
                 continue
             if node is None:
                 return None
-            if node.name in seen or node.name in graph.constant_nodes or node.name in shapes:
+            if node.name in found or node.name in graph.constant_nodes or node.name in graph.shape_nodes:
                 continue
-            seen.add(node.name)
             found.add(node.name)
             todo += node.inputs
         return found
+
+    def _work(self, end: str, reads: set[str]) -> set[str]:
+        """Nodes of a kernel that ends in a tensor.
+
+        The runtime may have found that an input does not matter, such as the condition of a branch that is always
+        taken: the way back then ends at what other kernels write.
+        """
+        found = self.behind(end, reads)
+        if found is None:
+            others = {self.root(known) for known in (*self.ends.values(), *self.original.inputs)}
+            found = self.behind(end, reads | others)
+        return found or set()
 
     def clusters(self) -> list[list[Node]]:
         """Kernels that tensors of unknown content hold together, in execution order; most stand alone."""
@@ -203,10 +231,7 @@ class _Search:
         for node in cluster:
             for tensor in node.outputs:
                 if tensor in self.ends and not self._copied(node, self.ends[tensor], reads):
-                    behind = self.behind(self.ends[tensor], (reads | inner) - {self.root(self.ends[tensor])})
-                    if behind is None:
-                        return {node.name: None for node in cluster}
-                    found |= behind
+                    found |= self._work(self.ends[tensor], reads | inner)
         if len(cluster) == 1:
             only = cluster[0]
             known = found or any(t in self.ends for t in only.outputs)
@@ -215,8 +240,9 @@ class _Search:
 
     def _shared(self, cluster: list[Node], found: set[str]) -> dict[str, set[str] | None]:
         """One node in several kernels, or several kernels of which one works and the others move data for it."""
-        insertions = [n.name for n in cluster if n.op in INSERTED]
-        workers = [n.name for n in cluster if n.op not in (INSERTED if len(found) == 1 else MOVERS)]
+        shapes = self.executed.shape_nodes
+        insertions = [n.name for n in cluster if _inserted(n) or n.op in MOVERS and n.name in shapes]
+        workers = [n.name for n in cluster if (n.name not in insertions if len(found) == 1 else n.op not in MOVERS)]
         if not found and not workers:
             return {node.name: set() for node in cluster}
         if len(found) == 1 and not workers:

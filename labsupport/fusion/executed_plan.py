@@ -112,13 +112,16 @@ def plan_of_onnx_runtime(source, graph, profile, name) -> Plan:
             "pass the original too: graph="
         )
     original, optimized = nodes_of(graph), nodes_of(executed)
-    placed = _placed(graph, original, executed, optimized)
-    if not any(placed.nodes.values()):
+    placed = executed_nodes.placement(original, optimized)
+    ours, theirs = set(original.producer) & set(placed.ends.values()), set(optimized.inputs) - set(original.inputs)
+    if optimized.nodes and (not ours or theirs - original.constants):
         raise BadInput(
             f"{executed.path.name} was not made from this graph: no tensor name of the one is in the other "
             f"(the graph begins with {original.nodes[0].name!r}); "
             "pass the graph that the runtime loaded"
         )
+    if placed.doubtful and isinstance(graph, (export.OnnxGraph, str, os.PathLike)):
+        placed = _by_way_of_plain(graph, original, executed, optimized, placed)
     renamed = {tensor: original.types[end] for tensor, end in placed.ends.items() if end in original.types}
     types = {**optimized.types, **renamed}
     kernels = tuple(_kernel(node, optimized, placed, types) for node in optimized.nodes)
@@ -141,16 +144,12 @@ def _kernel(node: Node, optimized: NodeGraph, placed: Placement, types) -> Kerne
     )
 
 
-def _placed(graph, original: NodeGraph, executed, optimized: NodeGraph) -> Placement:
-    """Kernels by names and structure; where that leaves one in doubt, by way of the graph as it runs unoptimized.
+def _by_way_of_plain(graph, original: NodeGraph, executed, optimized: NodeGraph, direct: Placement) -> Placement:
+    """The kernels placed by way of the graph as it runs unoptimized, for those that names and structure leave in doubt.
 
     In that one functions are opened and types cast as in the optimized graph, and both run, so values can be compared.
     """
-    direct = executed_nodes.placement(original, optimized)
-    loadable = graph if isinstance(graph, (export.OnnxGraph, str, os.PathLike)) else None
-    if not direct.doubtful or loadable is None:
-        return direct
-    loadable = loadable if isinstance(loadable, export.OnnxGraph) else export.load(loadable)
+    loadable = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
     plain = runtimes.OnnxRuntime(loadable, optimization="off").executed
     between = nodes_of(plain)
     upper = executed_nodes.placement(original, between)

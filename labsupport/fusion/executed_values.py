@@ -48,20 +48,15 @@ class Values:
         for name, digest in reference.items():
             self.by_size.setdefault(digest.size, []).append(name)
 
-    def like(self, tensor: str) -> list[str]:
-        """Tensors of the reference with the values of an executed tensor: those in the same order, else those in any.
-
-        A tensor that holds next to nothing is like none, unless only one has its size.
-        """
+    def like(self, tensor: str) -> dict[str, bool]:
+        """Tensors of the reference with the values of an executed tensor → whether they stand in another order."""
         found: dict[str, tuple[bool, float]] = {}
         for digest in self.executed.get(tensor, ()):
             for name in self.by_size.get(digest.size, ()):
                 if (distance := _distance(digest, self.reference[name])) is not None:
                     found[name] = distance
-        if not found:
-            return []
-        least = min(found.values())
-        return [name for name, (order, d) in found.items() if order == least[0] and d <= max(1e-3, 2 * least[1])]
+        least = min((distance for _, distance in found.values()), default=0.0)
+        return {name: differs for name, (differs, distance) in found.items() if distance <= max(1e-3, 2 * least)}
 
     def weak(self, tensor: str) -> bool:
         """Whether the values of an executed tensor say little about which it is."""
@@ -82,8 +77,9 @@ def measured(reference: tuple, executed: tuple, unknown: Sequence[str], folder: 
             known[name] = _digest(array)
             shapes.add(array.shape)
         blocked, found = _blocked(executed[1]), {}
-        for name, array in _arrays(*executed, unknown, folder, feed)[1]:
-            found[name] = [_digest(view) for view in (_unblocked(array, shapes) if name in blocked else [array])]
+        for name, array in _arrays(*executed, unknown, folder, feed)[1] if unknown else ():
+            views = _unblocked(array, shapes) if name in blocked else [array]
+            found[name] = [digest for digest in map(_digest, views) if digest]
     except _NoData:
         return None
     return Values({name: digest for name, digest in known.items() if digest}, found)

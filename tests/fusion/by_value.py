@@ -69,10 +69,17 @@ def equal(mine, theirs, loose: float = 0.0) -> bool:
     return False
 
 
+def users(graph, tensor: str, holders) -> set[str]:
+    """Placed nodes that read a tensor, also through nodes that no kernel holds; "" for the network's output."""
+    found = {""} if tensor in graph.outputs else set()
+    for node in graph.readers.get(tensor, ()):
+        found |= {node.name} if node.name in holders else set().union(*(users(graph, o, holders) for o in node.outputs))
+    return found
+
+
 def faults(plan, original, executed, feed, loose: float = 0.0) -> list[str]:
     """Everything that an X-ray says of kernels and that their numbers do not bear out."""
     known, written = everything(original, feed), everything(executed, feed)
-    read = {name for node in plan.graph.nodes for name in node.inputs} | set(plan.graph.outputs)
     holders: dict[str, int] = {}
     for kernel in plan.kernels:
         for name in kernel.nodes:
@@ -83,8 +90,12 @@ def faults(plan, original, executed, feed, loose: float = 0.0) -> list[str]:
             if not equal(written[tensor], known[end], loose) if end in known else end not in plan.graph.constants:
                 wrong.append(f"{kernel.layer_type} {kernel.name}: {tensor} is not {end}")
         mine = [plan.graph.by_name[name] for name in kernel.nodes]
-        inner = {name for node in mine for name in node.inputs}
-        last = [tensor for node in mine for tensor in node.outputs if tensor in read and tensor not in inner]
+        last = [
+            tensor
+            for node in mine
+            for tensor in node.outputs
+            if users(plan.graph, tensor, holders) - set(kernel.nodes) and tensor
+        ]
         outputs = [written[tensor.name] for tensor in kernel.outputs]
         if mine and all(holders[node.name] == 1 for node in mine):
             for tensor in last:
