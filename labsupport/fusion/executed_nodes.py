@@ -123,7 +123,7 @@ class _Search:
         return _inserted(node) or all(kind in ("fp16", "bf16", "fp32", "double") for kind in kinds)
 
     def by_value(self, values) -> None:
-        """Tensors with new names: that tensor of the original which has their values and can be made of what is read."""
+        """Tensors with new names: the tensor of the original that has their values and can be made of what is read."""
         for node in self.executed.nodes:
             for tensor in node.outputs:
                 if tensor and tensor not in self.ends:
@@ -240,7 +240,7 @@ class _Search:
 
     def _shared(self, cluster: list[Node], found: set[str]) -> dict[str, set[str] | None]:
         """One node in several kernels, or several kernels of which one works and the others move data for it."""
-        shapes = self.executed.shape_nodes
+        shapes = self.executed.shape_nodes | self.executed.constant_nodes
         insertions = [n.name for n in cluster if _inserted(n) or n.op in MOVERS and n.name in shapes]
         workers = [n.name for n in cluster if (n.name not in insertions if len(found) == 1 else n.op not in MOVERS)]
         if not found and not workers:

@@ -14,92 +14,37 @@ from labsupport.fusion.onnx_nodes import Node, NodeGraph, nodes_of
 from labsupport.fusion.plan_schema import Tensor
 
 KIND_OF_OP = {
-    "convolution": ("Conv", "FusedConv", "ConvTranspose", "QLinearConv", "ConvInteger"),
+    "convolution": "Conv FusedConv ConvTranspose QLinearConv ConvInteger",
     "matmul": (
-        "Gemm",
-        "MatMul",
-        "FusedGemm",
-        "FusedMatMul",
-        "QGemm",
-        "QLinearMatMul",
-        "MatMulInteger",
-        "DynamicQuantizeMatMul",
-        "MatMulIntegerToFloat",
-        "TransposeMatMul",
+        "Gemm MatMul FusedGemm FusedMatMul QGemm QLinearMatMul MatMulInteger DynamicQuantizeMatMul "
+        "MatMulIntegerToFloat TransposeMatMul"
     ),
-    "pooling": (
-        "MaxPool",
-        "AveragePool",
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-        "QLinearGlobalAveragePool",
-        "QLinearAveragePool",
-    ),
+    "pooling": "MaxPool AveragePool GlobalAveragePool GlobalMaxPool QLinearGlobalAveragePool QLinearAveragePool",
     "normalization": (
-        "LayerNormalization",
-        "SkipLayerNormalization",
-        "BatchNormalization",
-        "InstanceNormalization",
-        "EmbedLayerNormalization",
-        "GroupNormalization",
-        "SimplifiedLayerNormalization",
-        "SkipSimplifiedLayerNormalization",
-        "LpNormalization",
+        "LayerNormalization SkipLayerNormalization BatchNormalization InstanceNormalization EmbedLayerNormalization "
+        "GroupNormalization SimplifiedLayerNormalization SkipSimplifiedLayerNormalization LpNormalization"
     ),
-    "attention": ("Attention", "MultiHeadAttention", "QAttention", "GroupQueryAttention"),
-    "softmax": ("Softmax", "LogSoftmax", "QLinearSoftmax"),
+    "attention": "Attention MultiHeadAttention QAttention GroupQueryAttention",
+    "softmax": "Softmax LogSoftmax QLinearSoftmax",
     "layout": (
-        "ReorderInput",
-        "ReorderOutput",
-        "Transpose",
-        "Reshape",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Concat",
-        "Split",
-        "Slice",
-        "Expand",
-        "Tile",
-        "Pad",
+        "ReorderInput ReorderOutput Transpose Reshape Flatten Squeeze Unsqueeze Concat Split Slice Expand Tile Pad"
     ),
-    "reduction": (
-        "ReduceMean",
-        "ReduceSum",
-        "ReduceMax",
-        "ReduceMin",
-        "ReduceL2",
-        "ArgMax",
-        "ArgMin",
-        "TopK",
-        "CumSum",
-    ),
-    "gather": ("Gather", "GatherElements", "GatherND", "Scatter", "ScatterND"),
-    "shape": ("Shape", "Size", "Range", "ConstantOfShape"),
-    "resize": ("Resize", "Upsample"),
-    "constant": ("Constant",),
+    "reduction": "ReduceMean ReduceSum ReduceMax ReduceMin ReduceL2 ArgMax ArgMin TopK CumSum",
+    "gather": "Gather GatherElements GatherND Scatter ScatterND",
+    "shape": "Shape Size Range ConstantOfShape",
+    "resize": "Resize Upsample",
+    "constant": "Constant",
 }
-KINDS_OF_OPS = {op: kind for kind, ops in KIND_OF_OP.items() for op in ops}
+KINDS_OF_OPS = {op: kind for kind, ops in KIND_OF_OP.items() for op in ops.split()}
 
 
 def kind_of_ops(ops) -> str:
     """Kind of the heaviest operator among several; "pointwise" is what is left when none moves or multiplies."""
     kinds = [KINDS_OF_OPS.get(op, "pointwise") for op in ops]
     order = (
-        "convolution",
-        "attention",
-        "matmul",
-        "normalization",
-        "softmax",
-        "pooling",
-        "reduction",
-        "gather",
-        "resize",
-        "pointwise",
-        "layout",
-        "shape",
-        "constant",
-    )
+        "convolution attention matmul normalization softmax pooling reduction gather "
+        "resize pointwise layout shape constant"
+    ).split()
     return min(kinds, key=order.index) if kinds else "unknown"
 
 

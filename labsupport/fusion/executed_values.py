@@ -99,7 +99,9 @@ def _arrays(path: Path, graph: NodeGraph, names: Sequence[str], folder: Path, fe
         chunks[-1].append(name)
     session = _session(path, chunks[0], folder)
     if feed is None:
-        feed = next((drawn for drawn in _feeds(session.get_inputs()) if _answer(session, None, drawn) is not None), None)
+        feed = next(
+            (drawn for drawn in _feeds(session.get_inputs()) if _answer(session, None, drawn) is not None), None
+        )
     if feed is None:
         raise _NoData
 
@@ -152,7 +154,9 @@ def _feeds(inputs) -> Iterator[dict]:
                 kind = item.type.removeprefix("tensor(").removesuffix(")")
                 if kind not in kinds and not hasattr(np, kind):
                     return
-                shape = [d if isinstance(d, int) else FREE[0] if axis == 0 else length for axis, d in enumerate(item.shape)]
+                shape = [
+                    d if isinstance(d, int) else FREE[0] if axis == 0 else length for axis, d in enumerate(item.shape)
+                ]
                 dtype = np.dtype(kinds.get(kind) or getattr(np, kind))
                 if dtype.kind == "f":
                     feed[item.name] = draw.standard_normal(shape).astype(dtype)

@@ -116,7 +116,13 @@ class NodeGraph:
         for node in self.nodes:
             if node.random or node.op == "Constant":
                 continue
-            key = (node.op, node.domain, tuple(renamed.get(i, i) for i in node.inputs), node.attributes, len(node.outputs))
+            key = (
+                node.op,
+                node.domain,
+                tuple(renamed.get(i, i) for i in node.inputs),
+                node.attributes,
+                len(node.outputs),
+            )
             group = groups.setdefault(key, [])
             if group:
                 renamed.update(zip(node.outputs, group[0].outputs, strict=True))
@@ -259,15 +265,33 @@ def _types(model) -> dict[str, tuple]:
 
 def _from_dict(source: Mapping) -> NodeGraph:
     try:
-        nodes = tuple(
-            Node(name, op, tuple(reads), tuple(writes), digest) for name, op, reads, writes, digest in source["nodes"]
-        )
-        types = {name: (dtype, tuple(shape)) for name, (dtype, shape) in source.get("types", {}).items()}
-        return NodeGraph(
-            nodes, tuple(source["inputs"]), tuple(source["outputs"]), frozenset(source["constants"]), types
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        nodes = tuple(Node(_text(n), _text(op), _texts(i), _texts(o), _text(a)) for n, op, i, o, a in source["nodes"])
+        types = {
+            name: (_text(dtype), tuple(map(_axis, shape))) for name, (dtype, shape) in source.get("types", {}).items()
+        }
+        ends = (_texts(source[key]) for key in ("inputs", "outputs", "constants"))
+        inputs, outputs, constants = ends
+        return NodeGraph(nodes, inputs, outputs, frozenset(constants), types)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         keys = json.dumps(sorted(map(str, source)))[:200]
         raise BadInput(
             f"this node list is not one that NodeGraph.as_dict() wrote: it has {keys} ({type(error).__name__}: {error})"
         ) from None
+
+
+def _text(value) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{str(value)[:40]} is not a name")
+    return value
+
+
+def _texts(values) -> tuple[str, ...]:
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"{str(values)[:40]} is not a list of names")
+    return tuple(map(_text, values))
+
+
+def _axis(value) -> int | str:
+    if type(value) not in (int, str):
+        raise TypeError(f"{str(value)[:40]} is not a length")
+    return value

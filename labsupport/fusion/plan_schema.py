@@ -19,79 +19,32 @@ from dataclasses import dataclass, replace
 from labsupport.errors import BadInput
 from labsupport.fusion.layer_names import kind_by_name, metadata_names, of_profile, without_profile
 
-BYTES = {
-    "fp32": 4,
-    "fp16": 2,
-    "bf16": 2,
-    "int8": 1,
-    "uint8": 1,
-    "fp8": 1,
-    "bool": 1,
-    "int32": 4,
-    "int64": 8,
-    "fp64": 8,
-    "int4": 0.5,
-    "fp4": 0.5,
-}
+SIZES = {4: "fp32 int32", 2: "fp16 bf16", 1: "int8 uint8 fp8 bool", 8: "int64 fp64", 0.5: "int4 fp4"}
+BYTES = {dtype: size for size, dtypes in SIZES.items() for dtype in dtypes.split()}
 # The first that occurs in the text names the type; "uint8" and "bfloat16" hold the names of others.
-TYPES = (
-    ("bf16", "bf16"),
-    ("bfloat", "bf16"),
-    ("fp16", "fp16"),
-    ("half", "fp16"),
-    ("float16", "fp16"),
-    ("uint8", "uint8"),
-    ("int8", "int8"),
-    ("fp8", "fp8"),
-    ("fp4", "fp4"),
-    ("int4", "int4"),
-    ("int64", "int64"),
-    ("int32", "int32"),
-    ("bool", "bool"),
-    ("fp64", "fp64"),
-    ("double", "fp64"),
-    ("fp32", "fp32"),
-    ("float", "fp32"),
-)
+TYPES = [
+    tuple(pair.split(":"))
+    for pair in (
+        "bf16:bf16 bfloat:bf16 fp16:fp16 half:fp16 float16:fp16 uint8:uint8 int8:int8 fp8:fp8 fp4:fp4 int4:int4 "
+        "int64:int64 int32:int32 bool:bool fp64:fp64 double:fp64 fp32:fp32 float:fp32"
+    ).split()
+]
 # The inspector's layer type → what the layer is. The first that occurs in the type names the kind; 10 and 11 list
 # Myelin's own kernels (kgen: generated code), 8.6 lists a Myelin region as one layer.
-KINDS = (
-    ("reformat", "layout"),
-    ("noop", "no-op"),
-    ("constant", "constant"),
-    ("myelin", "region"),
-    ("pointwise", "pointwise"),
-    ("elementwise", "pointwise"),
-    ("activation", "pointwise"),
-    ("unary", "pointwise"),
-    ("scale", "pointwise"),
-    ("gemm", "matmul"),
-    ("matrixmultiply", "matmul"),
-    ("fullyconnected", "matmul"),
-    ("matmul", "matmul"),
-    ("deconv", "convolution"),
-    ("conv", "convolution"),
-    ("pool", "pooling"),
-    ("softmax", "softmax"),
-    ("norm", "normalization"),
-    ("reduce", "reduction"),
-    ("mha", "attention"),
-    ("attention", "attention"),
-    ("quantize", "pointwise"),
-    ("cast", "pointwise"),
-    ("select", "pointwise"),
-    ("shape", "host"),
-    ("signal", "wait"),
-    ("wait", "wait"),
-    ("shuffle", "layout"),
-    ("slice", "layout"),
-    ("padding", "layout"),
-    ("concat", "layout"),
-    ("gather", "gather"),
-    ("resize", "resize"),
-    ("plugin", "plugin"),
-    ("topk", "reduction"),
-)
+KINDS = [
+    tuple(pair.split(":"))
+    for pair in (
+        "reformat:layout noop:no-op constant:constant myelin:region pointwise:pointwise elementwise:pointwise "
+        "activation:pointwise unary:pointwise scale:pointwise gemm:matmul matrixmultiply:matmul fullyconnected:matmul "
+        "matmul:matmul deconv:convolution conv:convolution pool:pooling softmax:softmax norm:normalization "
+        "reduce:reduction mha:attention attention:attention quantize:pointwise cast:pointwise select:pointwise "
+        "shape:host signal:wait wait:wait shuffle:layout slice:layout padding:layout concat:layout gather:gather resize:resize "
+        "plugin:plugin topk:reduction"
+    ).split()
+]
+# A layer's record has one of these beside its name; a list of devices or of bindings has names as well.
+LAYER_KEYS = {"LayerType", "Inputs", "Outputs", "Metadata", "TacticName", "TacticValue", "ParameterType", "StreamId"}
+MOST = 2**48  # elements of a tensor: 256 tera
 NO_LAUNCH = ("no-op", "constant", "host", "wait")
 
 
@@ -178,7 +131,7 @@ def _records(content, what: str) -> list:
     records = content
     if isinstance(content, Mapping):
         records = content.get("Layers", content.get("layers"))
-        if records is None and "Name" in content:
+        if records is None and "Name" in content and LAYER_KEYS & set(content):
             records = [content]  # get_layer_information of one layer
         if records is None:
             raise BadInput(
@@ -222,9 +175,14 @@ def _layer(record, place: int, what: str) -> Layer:
             f"{what}: layer {place} is {found}; "
             'expected a layer\'s name, or its record with "Name", as TensorRT 8.6, 10 and 11 write it'
         )
+    if len(record) > 1 and not LAYER_KEYS & set(record):
+        raise BadInput(
+            f"{what}: record {place}, {record['Name']!r}, has {sorted(map(str, record))[:6]} and nothing of a layer; "
+            "expected the inspector's records with LayerType, Inputs and Outputs"
+        )
     # a convolution that took its pooling in calls them ConvWeights and ConvBias
     weights = [record.get(key) for key in ("Weights", "Bias", "ConvWeights", "ConvBias")]
-    weights = [w for w in weights if isinstance(w, Mapping) and isinstance(w.get("Count"), int) and w["Count"] > 0]
+    weights = [w for w in weights if isinstance(w, Mapping) and _count(w.get("Count", 0), record["Name"], what)]
     types = [dtype_of(str(w.get("Type", w.get("DataType", "")))) for w in weights]
     return Layer(
         record["Name"].strip(),
@@ -236,6 +194,12 @@ def _layer(record, place: int, what: str) -> Layer:
         math.ceil(sum(w["Count"] * BYTES.get(dtype, 0) for w, dtype in zip(weights, types, strict=True))),
         types[0] if types else "",
     )
+
+
+def _count(count, layer: str, what: str) -> int:
+    if type(count) is not int or not 0 <= count <= MOST:
+        raise BadInput(f"{what}: layer {layer!r} has {str(count)[:40]} weights; expected a whole number, 0 or more")
+    return count
 
 
 def _names_only(record: str) -> Layer:
@@ -265,6 +229,11 @@ def _tensor(record, place, what) -> Tensor:
     own = str(record.get("DataType") or record.get("Datatype") or "")
     shape = record.get("Dimensions")
     shape = tuple(shape) if isinstance(shape, (list, tuple)) else (-1,)
+    if any(type(axis) is not int or axis < -1 for axis in shape) or math.prod(map(abs, shape)) > MOST:
+        raise BadInput(
+            f"{what}: tensor {record.get('Name')!r} of layer {place} has the dimensions {str(shape)[:80]}; expected "
+            "whole numbers, -1 for a free one"
+        )
     return Tensor(str(record.get("Name", "")), shape, dtype_of(own) or dtype_of(layout), layout)
 
 

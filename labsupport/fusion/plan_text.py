@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from labsupport.errors import BadInput
@@ -42,7 +43,16 @@ def parse(text: str, what: str = "the plan"):
             f"{what} is empty: the inspector gave no text, or the copy was cut off; inspect the engine again"
         )
     try:
-        return json.loads(text, strict=False)  # 8.6 writes raw control characters into its strings
+        # 8.6 writes raw control characters into its strings
+        return json.loads(text, strict=False, parse_constant=_finite, parse_float=_finite)
+    except RecursionError:
+        raise BadInput(
+            f"{what} is nested too deeply for an inspector's JSON; save the inspector's text again"
+        ) from None
+    except _NotFinite as error:
+        raise BadInput(
+            f"{what} holds the number {error}, and an inspector writes finite numbers only; save its text again"
+        ) from None
     except ValueError as error:
         start = text.strip()[:40]
         if start[0] not in "{[":
@@ -52,3 +62,14 @@ def parse(text: str, what: str = "the plan"):
         raise BadInput(
             f"{what} is cut off or damaged JSON ({len(text)} characters; {error}); save the inspector's text again"
         ) from None
+
+
+class _NotFinite(Exception):
+    """A number in a JSON text is NaN, infinite or too large."""
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise _NotFinite(text[:40])
+    return number

@@ -9,7 +9,7 @@ import pytest
 
 from labsupport import export, models, runtimes
 from labsupport.errors import BadInput
-from labsupport.placement import cuts, pipeline
+from labsupport.placement import cut_costs, cuts, pipeline
 from labsupport.placement.cuts import CostModel, Cut
 
 
@@ -131,12 +131,12 @@ def known_costs(monkeypatch, graph, *, call_ms, device_ms=None):
         asked.append((feed.size, runs, warmup))
         return SimpleNamespace(median_ms=call_ms[feed.size])
 
-    monkeypatch.setattr(cuts.benchmarking, "latency", latency)
+    monkeypatch.setattr(cut_costs.benchmarking, "latency", latency)
     monkeypatch.setattr(
-        cuts.benchmarking, "device_latency", lambda run, feed, *, runs: SimpleNamespace(median_ms=device_ms)
+        cut_costs.benchmarking, "device_latency", lambda run, feed, *, runs: SimpleNamespace(median_ms=device_ms)
     )
     monkeypatch.setattr(
-        cuts, "_segments", lambda run, graph, places, feed, total: (total / (len(places) - 1),) * (len(places) - 1)
+        cut_costs, "_segments", lambda run, graph, places, feed, total: (total / (len(places) - 1),) * (len(places) - 1)
     )
     return asked
 
@@ -175,7 +175,7 @@ def test_on_a_gpu_the_fixed_cost_is_without_the_crossing(graph, image, monkeypat
         }
         return graph
 
-    monkeypatch.setattr(cuts.build, "engine", engine)
+    monkeypatch.setattr(cut_costs.build, "engine", engine)
     known_costs(monkeypatch, graph, call_ms={image.size: 20.0, 512: 0.35}, device_ms=0.4)
     model = cuts.cost_model(graph, runtimes.OnnxRuntime(graph), Gpu(graph), image, lambda mib: 0.05 + mib, runs=4)
     assert model.fixed_ms == pytest.approx(0.35 - 0.05 - 2048 / 2**20) and sum(model.second_ms) == pytest.approx(0.4)
@@ -187,9 +187,9 @@ def test_on_a_gpu_the_fixed_cost_is_without_the_crossing(graph, image, monkeypat
 
 
 def test_the_least_network_answers(image):
-    with cuts._least_like(runtimes.OnnxRuntime(cuts._least_network())) as least:
+    with cut_costs._least_like(runtimes.OnnxRuntime(cut_costs._least_network())) as least:
         assert (
-            least(np.full(cuts.LEAST, -1, np.float32))["y"].tolist() == [[0.0] * 512]
+            least(np.full(cut_costs.LEAST, -1, np.float32))["y"].tolist() == [[0.0] * 512]
             and type(least) is runtimes.OnnxRuntime
         )
 
