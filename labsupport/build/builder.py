@@ -20,12 +20,9 @@ from pathlib import Path
 from labsupport import environment, export
 from labsupport.build import builder_thread, engines, readback, timing_cache
 from labsupport.build import network as network_of
-from labsupport.build.builder_thread import logger
-from labsupport.build.engines import Engine, load
+from labsupport.build.engines import Engine
+from labsupport.build.network import Profile
 from labsupport.errors import BadInput, BuildError
-from labsupport.build.network import Profile, parse
-from labsupport.build.readback import read_precisions
-
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "as-is")
 HARDWARE = ("none", "ampere_plus", "same_compute_capability")
@@ -34,8 +31,23 @@ HARDWARE = ("none", "ampere_plus", "same_compute_capability")
 RTX_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
 
 # Layers that compute in floating point; the others move or describe data and take no precision.
-COMPUTING = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "ACTIVATION", "POOLING", "ELEMENTWISE", "UNARY", "SCALE", "REDUCE",
-             "SOFTMAX", "NORMALIZATION", "FULLY_CONNECTED", "LRN", "RESIZE", "PARAMETRIC_RELU")
+COMPUTING = (
+    "CONVOLUTION",
+    "DECONVOLUTION",
+    "MATRIX_MULTIPLY",
+    "ACTIVATION",
+    "POOLING",
+    "ELEMENTWISE",
+    "UNARY",
+    "SCALE",
+    "REDUCE",
+    "SOFTMAX",
+    "NORMALIZATION",
+    "FULLY_CONNECTED",
+    "LRN",
+    "RESIZE",
+    "PARAMETRIC_RELU",
+)
 
 timing_cache_path = timing_cache.path
 
@@ -84,10 +96,17 @@ def engine(
     if not callable(graph) and not isinstance(graph, export.OnnxGraph):
         graph = export.load(graph)
     options = {
-        "strict": strict, "profiles": _plain_profiles(profiles), "batch": batch, "workspace_mib": workspace_mib, "optimization_level": optimization_level,
-        "tactic_sources": tactic_sources, "io_formats": {k: list(v) for k, v in (io_formats or {}).items()},
-        "version_compatible": version_compatible, "hardware_compatible": hardware_compatible,
-        "configure": _code(configure), "compute_capability": compute_capability,
+        "strict": strict,
+        "profiles": _plain_profiles(profiles),
+        "batch": batch,
+        "workspace_mib": workspace_mib,
+        "optimization_level": optimization_level,
+        "tactic_sources": tactic_sources,
+        "io_formats": {k: list(v) for k, v in (io_formats or {}).items()},
+        "version_compatible": version_compatible,
+        "hardware_compatible": hardware_compatible,
+        "configure": _code(configure),
+        "compute_capability": compute_capability,
     }
     target = engines.built_for(compute_capability)
     target.update(version_compatible=version_compatible, hardware_compatible=hardware_compatible != "none")
@@ -96,14 +115,21 @@ def engine(
     if not rebuild and path.exists() and not callable(graph):  # a function's weights are not in its code
         with contextlib.suppress(engines.EngineError):  # a damaged or foreign one is built again, never used
             return engines.load(path)
-    job = _Job(trt, builder_thread.logger(), precision, options, profiles, batch, configure, reuse_timings, compute_capability)
+    job = _Job(
+        trt, builder_thread.logger(), precision, options, profiles, batch, configure, reuse_timings, compute_capability
+    )
     built = job.build(graph, path.stem, progress)
     facts = {
-        "name": name or path.stem.rsplit("-", 1)[0], "precision": precision, "built_for": target, "options": options,
+        "name": name or path.stem.rsplit("-", 1)[0],
+        "precision": precision,
+        "built_for": target,
+        "options": options,
         "built_from": {"onnx": graph.path.name, "sha256": source} if not callable(graph) else {"layer API": name},
         "built_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    saved = engines.save(built["plan"], path, {**facts, **{k: built[k] for k in ("build_s", "precisions", "evidence", "layers")}})
+    saved = engines.save(
+        built["plan"], path, {**facts, **{k: built[k] for k in ("build_s", "precisions", "evidence", "layers")}}
+    )
     log = tuple(job.log.messages)
     engines.write_atomically(path.with_suffix(".log"), "\n".join(f"{level:8} {text}" for level, text in log).encode())
     return replace(saved, log=log)
@@ -144,7 +170,13 @@ class _Job:
         read = readback.read_precisions(layers) if layers else typed
         evidence = "engine inspector" if layers else "typed network"
         readback.demand(self.precision, read, evidence, stem, generation, strict=self.options["strict"])
-        return {"plan": data, "build_s": round(build_s, 3), "precisions": dict(read), "evidence": evidence, "layers": layers}
+        return {
+            "plan": data,
+            "build_s": round(build_s, 3),
+            "precisions": dict(read),
+            "evidence": evidence,
+            "layers": layers,
+        }
 
     def _network(self, graph, stem):
         trt, generation = self.trt, environment.generation()
@@ -157,11 +189,15 @@ class _Job:
             return builder, network
         if self.precision == "int8" and not graph.ops.get("QuantizeLinear") and self.configure is None:
             raise BadInput(
-                f"{graph.path.name} has no QuantizeLinear nodes, so there are no scales to build INT8 from; quantize it first (lab 06)"
+                f"{graph.path.name} has no QuantizeLinear nodes, so there are no scales to build INT8 from; quantize "
+                "it first (lab 06)"
             )
         if generation != "8.6" and self.precision in ("fp16", "bf16") and export.float_type(graph) == "fp32":
             if self.precision == "bf16":
-                raise BadInput(f"{graph.path.name} is an FP32 graph; strongly typed TensorRT takes BF16 from the graph: cast it first (lab 05)")
+                raise BadInput(
+                    f"{graph.path.name} is an FP32 graph; strongly typed TensorRT takes BF16 from the graph: cast it "
+                    "first (lab 05)"
+                )
             graph = export.to_half(graph)
         builder, network, _ = network_of.parse(graph, log=self.log)
         return builder, network
@@ -186,7 +222,9 @@ class _Job:
             config.num_compute_capabilities = 1
             config.set_compute_capability(_capability(trt, capability), 0)
         if options["tactic_sources"] is not None:
-            config.set_tactic_sources(sum(1 << int(network_of.member(trt.TacticSource, s)) for s in options["tactic_sources"]))
+            config.set_tactic_sources(
+                sum(1 << int(network_of.member(trt.TacticSource, s)) for s in options["tactic_sources"])
+            )
         network_of.set_io_formats(trt, network, options["io_formats"])
         for mapping in network_of.profile_groups(network, self.profiles, self.batch):
             network_of.add_profile(builder, config, network, mapping)
@@ -213,7 +251,9 @@ class _Job:
             raise BadInput("TensorRT 8.6 has no BF16; choose fp16, or use TensorRT 10 or newer")
 
     def _obey(self, network, config):
-        """Pin every computing layer to the precision asked for; the builder then has no faster FP32 kernel to fall back on."""
+        """Pin every computing layer to the precision asked for; the builder then has no faster FP32 kernel to fall
+        back on.
+        """
         trt = self.trt
         config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
         wanted = {"fp16": trt.DataType.HALF, "fp32": trt.DataType.FLOAT, "tf32": trt.DataType.FLOAT}.get(self.precision)
@@ -223,16 +263,23 @@ class _Job:
                 layer.precision = wanted
 
     def _complaint(self, stem: str) -> str:
-        # The first error is the cause; what follows reports that there is no engine. A refused timing cache costs time only.
+        # The first error is the cause; what follows reports that there is no engine. A refused timing cache costs time
+        # only.
         errors = [text for text in self.log.errors() if not re.search(r"myelinCache|timing cache", text)]
         last = errors[0] if errors else "it gave no reason"
         hint = "see the whole log with verbosity in build.logger('VERBOSE')"
         if re.search(r"out of memory|insufficient memory|OutOfMemory", last, re.IGNORECASE):
-            hint = "raise workspace_mib if the requested size is above it; else free GPU memory (restart other kernels) or lower the batch in the profile"
+            hint = (
+                "raise workspace_mib if the requested size is above it; else free GPU memory (restart other "
+                "kernels) or lower the batch in the profile"
+            )
         elif re.search(r"Could not find any implementation|workspace", last, re.IGNORECASE):
             hint = "raise workspace_mib, or raise optimization_level so that more kernels are tried"
         elif re.search(r"lean", last, re.IGNORECASE):
-            hint = "a version-compatible engine carries the lean runtime: install libnvinfer_lean, or set EXCLUDE_LEAN_RUNTIME in configure="
+            hint = (
+                "a version-compatible engine carries the lean runtime: install libnvinfer_lean, or set "
+                "EXCLUDE_LEAN_RUNTIME in configure="
+            )
         elif re.search(r"profile", last, re.IGNORECASE):
             hint = "give every free axis a range: profiles={name: Profile(min, opt, max)}"
         return f"{stem}: the builder stopped: {last.strip()}; {hint}"
@@ -242,7 +289,9 @@ def _check_options(precision, optimization_level, workspace_mib, hardware_compat
     if precision not in PRECISIONS:
         raise BadInput(f"precision={precision!r} is not a precision; choose one of {list(PRECISIONS)}")
     if type(optimization_level) is not int or optimization_level not in range(6):
-        raise BadInput(f"optimization_level={optimization_level!r}; TensorRT has levels 0 (fast build) to 5 (fast engine)")
+        raise BadInput(
+            f"optimization_level={optimization_level!r}; TensorRT has levels 0 (fast build) to 5 (fast engine)"
+        )
     if not isinstance(workspace_mib, int) or workspace_mib < 1:
         raise BadInput(f"workspace_mib={workspace_mib!r}; give a whole number of MiB, 1 or more")
     if hardware_compatible not in HARDWARE:
@@ -259,16 +308,27 @@ def _capability(trt, capability: tuple[int, int]):
 def _check_shapes_and_names(batch, profiles, compute_capability, configure, name):
     sizes = batch if isinstance(batch, tuple) else (batch,) * 3
     if batch is not None and not (len(sizes) == 3 and all(type(n) is int and n >= 1 for n in sizes)):
-        raise BadInput(f"batch={batch!r}; give one whole number, 1 or more, or three of them: (smallest, usual, largest)")
+        raise BadInput(
+            f"batch={batch!r}; give one whole number, 1 or more, or three of them: (smallest, usual, largest)"
+        )
     groups = network_of.listed(profiles)
     if not all(isinstance(group, Mapping) and all(isinstance(p, Profile) for p in group.values()) for group in groups):
-        raise BadInput(f"profiles={profiles!r}; give {{input name: build.Profile(min, opt, max)}}, or a list of such mappings")
+        raise BadInput(
+            f"profiles={profiles!r}; give {{input name: build.Profile(min, opt, max)}}, or a list of such mappings"
+        )
     if compute_capability is not None and environment.generation() != "rtx":
-        raise BadInput(f"compute_capability={compute_capability!r}: only TensorRT-RTX builds for another GPU than the one here; leave it out")
-    if compute_capability is not None and not (isinstance(compute_capability, (tuple, list)) and len(compute_capability) == 2):
+        raise BadInput(
+            f"compute_capability={compute_capability!r}: only TensorRT-RTX builds for another GPU than the one here; "
+            "leave it out"
+        )
+    if compute_capability is not None and not (
+        isinstance(compute_capability, (tuple, list)) and len(compute_capability) == 2
+    ):
         raise BadInput(f"compute_capability={compute_capability!r}; give a pair such as (8, 9)")
     if configure is not None and not callable(configure):
-        raise BadInput(f"configure is a {type(configure).__name__}; give a function configure(trt, builder, network, config)")
+        raise BadInput(
+            f"configure is a {type(configure).__name__}; give a function configure(trt, builder, network, config)"
+        )
     if name is not None and not re.fullmatch(r"[\w][\w.\- ]*", str(name)):
         raise BadInput(f"name={name!r}; an engine's name is part of a file's name: letters, digits, '.', '_' and '-'")
 
@@ -276,12 +336,18 @@ def _check_shapes_and_names(batch, profiles, compute_capability, configure, name
 def _hardware_level(trt, name: str):
     level = getattr(trt.HardwareCompatibilityLevel, name.upper(), None)
     if level is None:
-        raise BadInput(f"TensorRT {environment.machine().tensorrt} has no hardware_compatible={name!r}; choose 'ampere_plus', or use TensorRT 10 or newer")
+        raise BadInput(
+            f"TensorRT {environment.machine().tensorrt} has no hardware_compatible={name!r}; choose 'ampere_plus', "
+            "or use TensorRT 10 or newer"
+        )
     return level
 
 
 def _plain_profiles(profiles):
-    return [{name: [list(p.min), list(p.opt), list(p.max)] for name, p in group.items()} for group in network_of.listed(profiles)]
+    return [
+        {name: [list(p.min), list(p.opt), list(p.max)] for name, p in group.items()}
+        for group in network_of.listed(profiles)
+    ]
 
 
 def _code(function: Callable | None) -> str | None:
@@ -300,4 +366,6 @@ def _plain_code(code) -> tuple:
 
 def _engine_path(source, stem, precision, options, target) -> Path:
     key = json.dumps([source, precision, options, target], sort_keys=True, default=str)
-    return environment.cache_dir() / "engines" / f"{stem}.{precision}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.plan"
+    return (
+        environment.cache_dir() / "engines" / f"{stem}.{precision}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.plan"
+    )
