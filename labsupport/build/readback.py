@@ -63,8 +63,7 @@ def demand(
 
 
 def inspect(trt, data: bytes, log) -> list:
-    """The inspector's layer records of a serialized engine; for free shapes, as they are at the profile's best shapes.
-    """
+    """The inspector's layer records of a serialized engine; free shapes as they are at the profile's best shapes."""
     runtime = trt.Runtime(log)
     runtime.engine_host_code_allowed = True  # built a moment ago, in this process
     trt_engine = runtime.deserialize_cuda_engine(data)

@@ -1,5 +1,4 @@
-"""Kernel timings that one build measured and the next may reuse: one file per TensorRT version and GPU, shared safely.
-"""
+"""Kernel timings that one build measured and the next may reuse: one file per TensorRT version and GPU."""
 
 from __future__ import annotations
 
