@@ -96,16 +96,16 @@ class _Search:
         return self.same.get(tensor, tensor)
 
     def by_name(self) -> None:
-        """Tensors that kept their names, nodes that are what they were, and copies of known tensors."""
+        """Tensors that kept their names, the same operators on the same inputs, and copies of known tensors."""
         known = self.original.producer
+        made = {self._key(node, node.inputs): node for node in reversed(self.original.nodes) if not node.random}
         for node in self.executed.nodes:
             plain = {tensor: tensor.removeprefix(WIDENED) for tensor in node.outputs}
             self.ends |= {tensor: end for tensor, end in plain.items() if end in known}
         for node in self.executed.nodes:
             if all(tensor in self.ends for tensor in node.outputs if tensor):
                 continue
-            twin = self.original.by_name.get(node.name)
-            if twin and self._unchanged(node, twin):
+            if twin := made.get(self._key(node, [self.ends.get(tensor, "?") for tensor in node.inputs])):
                 self.ends |= {new: old for new, old in zip(node.outputs, twin.outputs, strict=True) if new}
             elif node.op in INSERTED and node.inputs[0] in self.ends and self._lossless(node):
                 self.ends[node.outputs[0]] = self.ends[node.inputs[0]]
@@ -113,10 +113,8 @@ class _Search:
             if node.op in INSERTED[:2] and node.outputs[0] in self.ends:
                 self.ends.setdefault(node.inputs[0], self.ends[node.outputs[0]])
 
-    def _unchanged(self, node: Node, twin: Node) -> bool:
-        kind = lambda n: (n.op, n.domain, n.attributes, len(n.inputs), len(n.outputs))  # noqa: E731
-        reads = zip(node.inputs, twin.inputs, strict=False)
-        return kind(node) == kind(twin) and all(self.root(self.ends.get(a, "?")) == self.root(b) for a, b in reads if b)
+    def _key(self, node: Node, reads) -> tuple:
+        return node.op, node.domain, node.attributes, len(node.outputs), tuple(map(self.root, reads)), node.random
 
     def _lossless(self, node: Node) -> bool:
         kinds = [self.executed.types.get(tensor, ("",))[0] for tensor in (node.inputs[0], node.outputs[0])]

@@ -103,7 +103,7 @@ def faults(plan, original, executed, feed, loose: float = 0.0) -> list[str]:
                     wrong.append(f"{kernel.layer_type} {kernel.name} does not end in {tensor}")
         if not mine and not kernel.doubtful and kernel.launches and plan.accounts().complete:
             sources = [written[tensor.name] for tensor in kernel.inputs if tensor.name in written]
-            if not any(equal(output, source, loose) for output in outputs for source in sources):
+            if sources and not any(equal(output, source, loose) for output in outputs for source in sources):
                 if not any(output[1] or source[1] for output in outputs for source in sources):
                     wrong.append(f"{kernel.layer_type} {kernel.name} is no copy")
     return wrong
