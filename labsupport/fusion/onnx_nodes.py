@@ -200,13 +200,15 @@ def _read(path: str, changed: int) -> NodeGraph:
 def _from_model(model) -> NodeGraph:
     graph = model.graph
     constants = frozenset(tensor.name for tensor in graph.initializer)
+    opsets = {opset.domain: opset.version for opset in model.opset_import}
     nodes, seen = [], set()
     for proto in graph.node:
         name = proto.name or f"node_of_{proto.output[0] if proto.output else len(nodes)}"
         while name in seen:  # ONNX asks for unique names and not every exporter complies
             name += "'"
         seen.add(name)
-        bodies = sorted(attribute.SerializeToString(deterministic=True) for attribute in proto.attribute)
+        told = _told(proto, opsets.get(proto.domain, 1))
+        bodies = sorted(attribute.SerializeToString(deterministic=True) for attribute in told)
         digest = hashlib.sha1(b"".join(bodies), usedforsecurity=False).hexdigest()[:12] if bodies else ""
         reads = (*proto.input, *_captured(proto))
         nodes.append(Node(name, proto.op_type, reads, tuple(proto.output), digest, proto.domain))
@@ -214,6 +216,18 @@ def _from_model(model) -> NodeGraph:
     inputs = tuple(value.name for value in graph.input if value.name not in constants)
     outputs = tuple(value.name for value in graph.output)
     return NodeGraph(tuple(nodes), inputs, outputs, constants, _types(model), settings)
+
+
+def _told(proto, opset: int) -> list:
+    """The attributes that are no defaults: ONNX Runtime writes defaults out, and exporters may or may not."""
+    import onnx
+
+    if not proto.attribute or not onnx.defs.has(proto.op_type, opset, proto.domain):
+        return list(proto.attribute)
+    known = onnx.defs.get_schema(proto.op_type, opset, proto.domain).attributes
+    value = onnx.helper.get_attribute_value
+    usual = {name: value(each.default_value) for name, each in known.items() if each.default_value.name}
+    return [each for each in proto.attribute if each.name not in usual or value(each) != usual[each.name]]
 
 
 def _captured(proto) -> list[str]:

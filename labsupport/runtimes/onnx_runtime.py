@@ -142,7 +142,7 @@ def _executed(path: Path) -> export.OnnxGraph:
 
     import onnx
 
-    model = onnx.load(str(path))
+    model = onnx.load(str(path), load_external_data=False)  # weights kept apart stay beside the original
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     return export.OnnxGraph(
         path=path,
