@@ -181,18 +181,19 @@ class _Search:
         start = graph.producer.get(end)
         if start is None:
             return None
-        found, todo = {start.name}, list(start.inputs)
+        found, seen, todo = {start.name}, {start.name}, list(start.inputs)
         while todo:
-            tensor = self.root(todo.pop())
+            tensor = todo.pop()
             node = graph.producer.get(tensor)
-            if not tensor or tensor in reads or tensor in graph.constants:
+            if not tensor or self.root(tensor) in reads or tensor in graph.constants:
                 continue
             if node is None:
                 return None
-            if node.name in found or node.name in graph.constant_nodes or node.name in graph.shape_nodes:
+            if node.name in seen or node.name in graph.constant_nodes or node.name in graph.shape_nodes:
                 continue
-            found.add(node.name)
-            todo += node.inputs
+            seen.add(node.name)
+            found |= set() if passes_through(graph, node) else {node.name}
+            todo += node.inputs[:1] if passes_through(graph, node) else node.inputs
         return found
 
     def _work(self, end: str, reads: set[str]) -> set[str]:

@@ -140,7 +140,10 @@ class Plan:
                     claims[node] = (*claims.get(node, ()), kernel.name)
         inferred = {node: why for kernel in self.kernels for node, why in kernel.inferred.items() if node in claims}
         writers, readers = _borders(self.kernels, "outputs"), _borders(self.kernels, "inputs")
-        unowned = tuple(k.name for k in self.launched if not k.nodes and (k.doubtful or _computes(k)))
+        # a builder's own layer without nodes may be a copy; where ONNX Runtime is read, each such kernel was looked at
+        strict = self.maker != "ONNX Runtime"
+        empty = [kernel for kernel in self.launched if not kernel.nodes]
+        unowned = tuple(k.name for k in empty if k.doubtful or strict and k.kind != "layout")
         unknown = self.unknown or tuple(sorted({n for k in self.kernels for n in k.nodes} - set(graph.by_name)))
         books = account(graph, claims, inferred=inferred, unknown=unknown, writers=writers, readers=readers)
         return replace(books, unowned=unowned)
@@ -167,11 +170,6 @@ def with_times(plan: Plan, times: Mapping[str, float]) -> Plan:
         for k in plan.kernels
     )
     return replace(plan, kernels=kernels, total_ms=total)
-
-
-def _computes(kernel: Kernel) -> bool:
-    """Whether a kernel without nodes may compute one: all but copies, as a plan calls them or as their values tell."""
-    return kernel.kind != "layout" and not kernel.ends
 
 
 def _borders(kernels, side: str) -> dict[str, list[str]]:
