@@ -70,15 +70,15 @@ def measured(reference: tuple, executed: tuple, unknown: Sequence[str], folder: 
     """
     graph = reference[1]
     names = [tensor for node in graph.nodes for tensor in node.outputs if tensor]
-    known, shapes = {}, set()
+    known, sizes = {}, set()
     try:
         feed, arrays = _arrays(*reference, names, folder, None)
         for name, array in (*feed.items(), *arrays):
             known[name] = _digest(array)
-            shapes.add(array.shape)
+            sizes.add(array.size)
         blocked, found = _blocked(executed[1]), {}
         for name, array in _arrays(*executed, unknown, folder, feed)[1] if unknown else ():
-            views = _unblocked(array, shapes) if name in blocked else [array]
+            views = _unblocked(array, sizes) if name in blocked else [array]
             found[name] = [digest for digest in map(_digest, views) if digest]
     except _NoData:
         return None
@@ -200,14 +200,14 @@ def _blocked(graph: NodeGraph) -> set[str]:
     return found
 
 
-def _unblocked(array: np.ndarray, shapes: set[tuple]) -> list[np.ndarray]:
+def _unblocked(array: np.ndarray, sizes: set[int]) -> list[np.ndarray]:
     """A blocked tensor in plain order, once for every number of channels that it may really have."""
     block = _block()
     if array.ndim != 4 or array.shape[1] % block:
         return [array]
     n, c, h, w = array.shape
     plain = array.reshape(n, c // block, h, w, block).transpose(0, 1, 4, 2, 3).reshape(array.shape)
-    counts = sorted({s[1] for s in shapes if len(s) == 4 and (s[0], s[2], s[3]) == (n, h, w)})
+    counts = sorted({size // (n * h * w) for size in sizes if size % (n * h * w) == 0})
     return [plain[:, :count] for count in counts if c - block < count <= c]
 
 
