@@ -38,8 +38,8 @@ KINDS = [
         "activation:pointwise unary:pointwise scale:pointwise gemm:matmul matrixmultiply:matmul fullyconnected:matmul "
         "matmul:matmul deconv:convolution conv:convolution pool:pooling softmax:softmax norm:normalization "
         "reduce:reduction mha:attention attention:attention quantize:pointwise cast:pointwise select:pointwise "
-        "shape:host signal:wait wait:wait shuffle:layout slice:layout padding:layout concat:layout gather:gather resize:resize "
-        "plugin:plugin topk:reduction"
+        "shape:host signal:wait wait:wait shuffle:layout slice:layout padding:layout concat:layout gather:gather "
+        "resize:resize plugin:plugin topk:reduction"
     ).split()
 ]
 # A layer's record has one of these beside its name; a list of devices or of bindings has names as well.

@@ -73,7 +73,8 @@ def users(graph, tensor: str, holders) -> set[str]:
     """Placed nodes that read a tensor, also through nodes that no kernel holds; "" for the network's output."""
     found = {""} if tensor in graph.outputs else set()
     for node in graph.readers.get(tensor, ()):
-        found |= {node.name} if node.name in holders else set().union(*(users(graph, o, holders) for o in node.outputs))
+        placed = [name for name in (node.name, *graph.twins.get(node.name, ())) if name in holders]
+        found |= {placed[0]} if placed else set().union(*(users(graph, o, holders) for o in node.outputs))
     return found
 
 

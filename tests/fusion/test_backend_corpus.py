@@ -79,7 +79,6 @@ def test_every_level_of_every_case(tmp_path):
     assert not wrong, wrong[:5]
     assert seen["X-rays"] > 4 * 300 and seen["checked by value"] > 0.85 * seen["X-rays"], seen
     assert seen["complete"] >= 0.99 * seen["X-rays"] and seen["optimized"] > 100, seen
-    print(dict(seen))
 
 
 def test_the_oracle_itself_sees_a_wrong_answer(tmp_path):
