@@ -62,8 +62,7 @@ def plan_of_onnx_runtime(source, graph, profile, name) -> Plan:
     if optimized.nodes and (not ours or theirs - original.constants):
         raise BadInput(
             f"{executed.path.name} was not made from this graph: no tensor name of the one is in the other "
-            f"(the graph begins with {original.nodes[0].name!r}); "
-            "pass the graph that the runtime loaded"
+            f"(the graph begins with {original.nodes[0].name!r}); pass the graph that the runtime loaded"
         )
     if placed.doubtful and isinstance(graph, (export.OnnxGraph, str, os.PathLike)):
         placed = _by_way_of_plain(graph, original, executed, optimized, placed)

@@ -23,8 +23,7 @@ def content_of(source) -> tuple[object, str]:
         if not source.layers:
             raise NotAvailable(
                 f"{source.name} has no layer records: it was built where no GPU could open it, "
-                "so nothing is known but its typed network; "
-                "build it on the GPU it is for, or read a recorded plan"
+                "so nothing is known but its typed network; build it on the GPU it is for, or read a recorded plan"
             )
         return {"Layers": source.layers}, source.name
     if hasattr(source, "plan") and hasattr(source, "machine"):  # plans.RecordedPlan

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from labsupport import export, models, runtimes
 from labsupport.errors import BadInput
@@ -286,3 +287,69 @@ def test_names_are_shortened():
     assert (
         cuts.short("/network/layer1/layer1.0/Relu_1_output_0") == "layer1.0/Relu_1" and cuts.short("images") == "images"
     )
+
+
+@pytest.fixture(scope="module")
+def linears(tmp_path_factory):
+    """A small Linear, one sixty times as large and a small one, on three axes: the runtime puts Reshapes round each."""
+    path = tmp_path_factory.mktemp("linears") / "linears.onnx"
+    widths = {"small": (24, 24), "big": (24, 1440), "out": (1440, 4)}
+    return export.to_onnx(
+        torch.nn.Sequential(
+            *(step for a, b in widths.values() for step in (torch.nn.Linear(a, b), torch.nn.Tanh()))
+        ).eval(),
+        torch.zeros(1, 300, 24),
+        dynamic=False,
+        path=path,
+    )
+
+
+@pytest.mark.parametrize("level", ["off", "basic", "all"])
+def test_the_parts_of_a_cut_add_up_and_a_kernel_lies_where_it_computes(linears, level):
+    x = np.random.default_rng(0).standard_normal((1, 300, 24)).astype(np.float32)
+    run = runtimes.OnnxRuntime(linears, optimization=level)
+    model = cuts.cost_model(linears, run, run, x, lambda mib: 0.0, runs=5)
+    first = [model.parts_ms(cut)[0] for cut in model.cuts]
+    assert first == sorted(first) and first[0] == 0 and first[-1] == pytest.approx(sum(model.first_ms))
+    for before, after in zip(model.first_ms, model.second_ms, strict=True):
+        assert (before > 0) == (after > 0)
+    shares = [ms / sum(model.first_ms) for ms in model.first_ms]
+    tanh = [cut.name for cut in model.cuts if "Tanh" in cut.name or "tanh" in cut.name][0]
+    behind_small = [cut.name for cut in model.cuts].index(tanh)
+    assert sum(shares[:behind_small]) < 0.25 < sum(shares[behind_small:])
+
+
+def test_a_kernel_without_nodes_lies_between_its_neighbors(monkeypatch):
+    """Its time belongs to the part that both sides agree on; a copy to what it is made for; else nobody can say."""
+    from labsupport.fusion.kernels import Kernel
+    from labsupport.fusion.plan_schema import Tensor
+
+    graph = SimpleNamespace(producer={"a": 1, "b": 1}, inputs=("x",))
+    order = SimpleNamespace(nodes=tuple(SimpleNamespace(name=name) for name in ("first", "second")))
+    monkeypatch.setattr(cut_costs, "steps", lambda graph: (order, set()))
+
+    def kernel(name, reads, writes, nodes=(), doubtful=False):
+        tensors = [tuple(Tensor(one) for one in side) for side in (reads, writes)]
+        return Kernel(name, "pointwise", nodes, inputs=tensors[0], outputs=tensors[1], doubtful=doubtful, time_ms=1.0)
+
+    def places(middle):
+        kernels = (kernel("k1", ["x"], ["a"], ("first",)), middle, kernel("k3", ["t"], ["b"], ("second",)))
+        return cut_costs._places(SimpleNamespace(kernels=kernels, graph=graph), None, where)
+
+    where = tuple(Cut(name, (1,), 1.0, after) for name, after in (("x", 0), ("a", 1), ("b", 2)))
+    assert places(kernel("copy of a", ["a"], ["t"])) == [0, 1, 1]
+    assert places(kernel("copy to t", ["other"], ["t"])) == [0, 1, 1]
+    assert places(kernel("alone", [], [])) == [0, 0, 1]
+    with pytest.raises(BadInput, match="on which side of 'a' the kernel 'riddle' lies, so its 1 ms belong to no part"):
+        places(kernel("riddle", ["a"], ["t"], doubtful=True))
+    where = tuple(Cut(name, (1,), 1.0, after) for name, after in (("x", 0), ("b", 2)))
+    assert places(kernel("riddle", ["a"], ["t"], doubtful=True)) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("ms", [-1.0, float("nan"), float("inf")])
+def test_times_that_are_none_make_no_model(ms):
+    for times in (((ms,), (1.0,), (1.0, 1.0)), ((1.0,), (ms,), (1.0, 1.0)), ((1.0,), (1.0,), (1.0, ms))):
+        with pytest.raises(BadInput, match="is no time of a segment or a crossing"):
+            CostModel(places(1, 1), *times)
+    with pytest.raises(BadInput, match="is no time of a segment"):
+        CostModel(places(1, 1), (1.0,), (1.0,), (1.0, 1.0), fixed_ms=ms)
