@@ -33,7 +33,10 @@ def test_there_is_nothing_to_do(check):
 
 @pytest.mark.parametrize(
     "check, source, sentence",
-    [("ruff format --check", "x = {'a':1}\n", "would be reformatted"), ("ruff check", "import os\n", "imported but unused")],
+    [
+        ("ruff format --check", "x = {'a':1}\n", "would be reformatted"),
+        ("ruff check", "import os\n", "imported but unused"),
+    ],
 )
 def test_each_check_fires(check, source, sentence, tmp_path):
     (tmp_path / "one.py").write_text(source, encoding="utf-8")
