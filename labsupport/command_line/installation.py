@@ -304,7 +304,7 @@ def try_lock(file) -> bool:
             import msvcrt
 
             file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         else:
             import fcntl
 
@@ -318,7 +318,7 @@ def try_lock(file) -> bool:
 
 def check_python(version: tuple[int, int] | None = None) -> None:
     """Refuse a Python for which the dependencies have no builds, before pip fails in the middle."""
-    version = tuple(version or sys.version_info[:2])
+    version = version or (sys.version_info[0], sys.version_info[1])
     oldest, newest = SUPPORTED_PYTHON
     if oldest <= version <= newest:
         return
