@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     lab.add_argument("--port", type=port, help="port of the local server (default: JupyterLab's choice, 8888 upwards)")
     tests = add("test", "run the tests and every notebook; further arguments go to pytest", install)
     tests.add_argument("--fast", action="store_true", help="unit tests only, without the slow ones")
+    tests.add_argument("--all", action="store_true", help="with the optional frameworks, which are installed first")
     tests.add_argument("--alone", action="store_true", help="one file at a time, so that speeds can be judged")
     for name, text in (
         ("run", "execute labs without a browser, one line a lab"),
@@ -107,7 +108,9 @@ def prepare(options: argparse.Namespace, argv: list[str], *, ready: bool = False
     place = installation.Installation()
     inside = Path(sys.prefix).resolve() == place.folder.resolve()
     # In `.venv` itself a changed pyproject.toml means an update; any other environment is its owner's.
-    outdated = inside and place.read_stamp() and not place.ready(options.set)
+    # Only `.venv` is ours to add to; in another environment, what is missing is skipped with its reason.
+    optional = tuple(installation.OPTIONAL) if getattr(options, "all", False) else ()
+    outdated = inside and place.read_stamp() and not place.ready(options.set, optional)
     if not outdated and not installation.lacking(need) and installation.fits(options.set):
         return None
     if ready:
@@ -117,7 +120,7 @@ def prepare(options: argparse.Namespace, argv: list[str], *, ready: bool = False
         raise installation.InstallationError(
             f"{place.folder} was installed and still lacks {missing}; delete that folder and run the same command again"
         )
-    python = place.ensure(options.set, torch_index=options.torch_index)
+    python = place.ensure(options.set, torch_index=options.torch_index, optional=optional)
     return again(python, argv)
 
 

@@ -235,7 +235,9 @@ def test_what_is_not_understood_exits_2(arguments, capsys):
 def test_a_python_without_the_packages_hands_over(monkeypatch, started):
     monkeypatch.setattr(installation, "lacking", lambda command: ["torch"])
     monkeypatch.setattr(
-        installation.Installation, "ensure", lambda self, asked, torch_index: Path(f"/made/{asked}/{torch_index}")
+        installation.Installation,
+        "ensure",
+        lambda self, asked, torch_index, optional: Path(f"/made/{asked}/{torch_index}"),
     )
     started.code = 7
     assert cli.main(["test", "--cpu", "--torch-index", "u", "-x"]) == 7
@@ -254,7 +256,7 @@ def test_an_installation_that_did_not_help_is_not_repeated(monkeypatch, started,
 
 def test_the_doctor_installs_nothing(monkeypatch, started, capsys):
     monkeypatch.setattr(installation, "lacking", lambda command: ["torch"])
-    monkeypatch.setattr(installation.Installation, "ready", lambda self, asked=None: False)
+    monkeypatch.setattr(installation.Installation, "ready", lambda self, asked=None, optional=(): False)
     monkeypatch.setattr("labsupport.command_line.doctor.examine", lambda: Report((Finding("Python", "3.11"),)))
     assert cli.main(["doctor"]) == 0
     assert started == []
@@ -262,7 +264,7 @@ def test_the_doctor_installs_nothing(monkeypatch, started, capsys):
 
 def test_the_doctor_looks_from_inside_a_finished_environment(monkeypatch, started):
     monkeypatch.setattr(installation, "lacking", lambda command: ["torch"])
-    monkeypatch.setattr(installation.Installation, "ready", lambda self, asked=None: True)
+    monkeypatch.setattr(installation.Installation, "ready", lambda self, asked=None, optional=(): True)
     monkeypatch.setattr(cli.sys, "prefix", "/usr")
     started.code = 1
     assert cli.main(["doctor", "--json"]) == 1
@@ -274,14 +276,16 @@ def test_an_outdated_environment_updates_itself(monkeypatch, started):
     monkeypatch.setattr(installation, "lacking", lambda command: [])
     monkeypatch.setattr(cli.sys, "prefix", str(place.folder))
     monkeypatch.setattr(installation.Installation, "read_stamp", lambda self: {"hash": "old", "set": "cpu"})
-    monkeypatch.setattr(installation.Installation, "ensure", lambda self, asked, torch_index: Path("/venv/python"))
+    monkeypatch.setattr(
+        installation.Installation, "ensure", lambda self, asked, torch_index, optional: Path("/venv/python")
+    )
     cli.main(["run"])
     assert started[0][0][1:] == ["-m", "labsupport", "run"]
 
 
 def test_a_finished_hand_over_is_not_handed_over_again(monkeypatch, started):
     monkeypatch.setattr(installation, "lacking", lambda command: ["torch"])
-    monkeypatch.setattr(installation.Installation, "ready", lambda self, asked=None: True)
+    monkeypatch.setattr(installation.Installation, "ready", lambda self, asked=None, optional=(): True)
     monkeypatch.setattr("labsupport.command_line.doctor.examine", lambda: Report((Finding("Python", "3.11"),)))
     monkeypatch.setattr(cli.sys, "prefix", "/usr")
     monkeypatch.setenv("LABSUPPORT_READY", "1")
