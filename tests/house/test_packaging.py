@@ -120,7 +120,7 @@ def test_requirements_are_well_formed_and_satisfiable_together(project):
 
 def test_ci_types_the_command_that_a_contributor_types():
     script = (REPOSITORY / ".ci/run").read_text(encoding="utf-8")
-    assert script.rstrip().endswith("\npython3 -m labsupport test")
+    assert script.rstrip().endswith("\npython3 -m labsupport test --all")
     workflow = (REPOSITORY / ".github/workflows/ci.yml").read_text(encoding="utf-8")
     assert "python -m labsupport test --cpu" in workflow
     assert "runs-on: [self-hosted, linux, gpu]" in workflow and "python3 -m labsupport test --gpu" in workflow
