@@ -130,6 +130,7 @@ class Canvas:
 
 
 def page(panels: int, height: int):
+    """A figure for that many panels of rows, and its axes without ticks."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -49,6 +49,7 @@ def kind_of_ops(ops) -> str:
 
 
 def plan_of_onnx_runtime(source, graph, profile, name) -> Plan:
+    """The plan of a runtimes.OnnxRuntime, or of the graph that it executed beside its original. Raises BadInput."""
     run, executed = (None, source) if isinstance(source, export.OnnxGraph) else (source, source.executed)
     graph = graph if graph is not None else getattr(run, "graph", None)
     if graph is None:

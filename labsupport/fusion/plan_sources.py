@@ -12,6 +12,7 @@ from labsupport.fusion.plan_text import parse, read_text
 
 
 def is_onnx_runtime(source) -> bool:
+    """Whether a source is ONNX Runtime: a runtime with a session, or a graph that it executed."""
     if isinstance(source, export.OnnxGraph):
         return True
     return hasattr(source, "executed") and hasattr(source, "session")

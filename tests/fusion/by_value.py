@@ -29,7 +29,7 @@ def everything(path, feed) -> dict:
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feed = {item.name: feed[item.name] for item in session.get_inputs()}
-    found = {**feed, **dict(zip(names, session.run(names, feed), strict=True))}
+    found = {**feed, **dict(zip(names, session.run(names, feed) if names else (), strict=True))}
     return {name: (value, name in blocked) for name, value in found.items()}
 
 
