@@ -162,7 +162,7 @@ class _Job:
         if generation != "8.6" and self.precision in ("fp16", "bf16") and export.float_type(graph) == "fp32":
             if self.precision == "bf16":
                 raise BadInput(f"{graph.path.name} is an FP32 graph; strongly typed TensorRT takes BF16 from the graph: cast it first (lab 05)")
-            graph = export.to_half(graph)
+            graph = export.cast(graph)
         builder, network, _ = network_of.parse(graph, log=self.log)
         return builder, network
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from labsupport.errors import BadInput, LabError
-from labsupport.export.onnx_graph import OnnxGraph, _staged, float_type, fresh_folder, load, save
+from labsupport.export.onnx_graph import OnnxGraph, _staged, fresh_folder, load, write
 
 EXPORTERS = ("torchscript", "dynamo")
 
@@ -81,23 +81,6 @@ def to_onnx(
             module.training = training
 
 
-def to_half(graph: OnnxGraph, *, path: str | os.PathLike | None = None, keep_io: bool = True) -> OnnxGraph:
-    """The same network with FP16 weights and arithmetic, as strongly typed TensorRT (10, 11, RTX) wants it.
-
-    ``keep_io`` leaves inputs and outputs in FP32 behind Cast nodes. Uses onnxconverter-common; lab 05 compares
-    it with NVIDIA's AutoCast, which keeps layers at risk of overflow wide. Returns a new graph.
-    """
-    from onnxconverter_common import float16
-
-    if float_type(graph) == "fp16":
-        return graph
-    out = Path(path) if path else fresh_folder() / f"{graph.path.stem}.fp16.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # notes about constants clipped at FP16's smallest value
-        half = float16.convert_float_to_float16(graph.model(), keep_io_types=keep_io, disable_shape_infer=False)
-    return save(half, out)
-
-
 # --- how the two exporters are called ------------------------------------------------------------------------
 
 
@@ -150,28 +133,12 @@ def _export_dynamo(model, examples, path, opset, names_in, names_out, axes, fold
 
 def _drop_identities(path: Path) -> None:
     """Take out Identity nodes: the exporter writes one per pair of equal weights, and no runtime would run them."""
-    import onnx
+    import onnx_ir as ir
+    from onnx_ir.passes.common import IdentityEliminationPass
 
-    model = onnx.load(str(path))
-    if any(
-        a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for n in model.graph.node for a in n.attribute
-    ):
-        return  # the branches of an If or a Loop read outer tensors by name, and are left as they are
-    outputs = {o.name for o in model.graph.output}
-    source = {
-        n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Identity" and n.output[0] not in outputs
-    }
-    if not source:
-        return
-    kept = [n for n in model.graph.node if not (n.op_type == "Identity" and n.output[0] in source)]
-    for node in kept:
-        for i, name in enumerate(node.input):
-            while name in source:
-                name = source[name]
-            node.input[i] = name
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-    onnx.save(model, str(path))
+    model = ir.load(path)
+    if IdentityEliminationPass()(model).modified:
+        write(ir.to_proto(model), path)
 
 
 def _opset_for(target: str | None, exporter: str, opset: int | None) -> int:
