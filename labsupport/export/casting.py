@@ -158,13 +158,11 @@ class Walk:
             return None
         return defs.get_schema(node.op_type, self.opsets[domain], domain)
 
-    def _takes(self, schema, formal) -> bool:
-        """Whether a formal parameter's type may be the low one."""
-        import onnx
-
-        low = f"tensor({onnx.TensorProto.DataType.Name(self.low).lower()})"
+    @staticmethod
+    def _takes(schema, formal) -> bool:
+        """Whether a formal parameter's type may be the low one. TensorRT takes BF16 wherever ONNX has FP16."""
         allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
-        return low in allowed.get(formal.type_str, [formal.type_str])
+        return "tensor(float16)" in allowed.get(formal.type_str, [formal.type_str])
 
     def weight(self, name: str) -> str:
         """The low-precision twin of a weight."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from labsupport.errors import BadInput, LabError
+from labsupport.export import frozen_values
 from labsupport.export.onnx_graph import OnnxGraph, _staged, fresh_folder, load, write
 
 EXPORTERS = ("torchscript", "dynamo")
@@ -60,25 +62,47 @@ def to_onnx(
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        write = _export_torchscript if exporter == "torchscript" else _export_dynamo
-        with _staged(path) as staged, torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecation notes about the exporter this function chose on purpose
-            write(model, examples, staged, opset, names_in, names_out, axes, fold_batchnorm)
+        into = _export_torchscript if exporter == "torchscript" else _export_dynamo
+        with _staged(path) as staged, torch.inference_mode(False), torch.no_grad():
+            with warnings.catch_warnings(record=True) as heard:
+                warnings.simplefilter("ignore")  # deprecation notes about the exporter this function chose on purpose
+                warnings.simplefilter("always", torch.jit.TracerWarning)
+                into(model, examples, staged, opset, names_in, names_out, axes, fold_batchnorm)
             _drop_identities(staged)
+            frozen_values.demand_live(model, examples, load(staged), axes, heard)
+            declared = frozen_values.declare(load(staged), axes)
+            if declared is not None:
+                write(declared, staged)
             graph = load(staged, exporter=exporter, folded=_folded(model, staged))
         return replace(graph, path=path)
     except LabError:
         raise
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LabError(
-            f"the {exporter} exporter could not export {type(model).__name__} at opset {opset}: {first}. "
+            f"the {exporter} exporter could not export {type(model).__name__} at opset {opset}: {_cause(error)}. "
             f"Try exporter={'dynamo' if exporter == 'torchscript' else 'torchscript'!r}, or rewrite the operation it "
             "names."
         ) from error
     finally:
         for module, training in modes:  # one by one: a frozen BatchNorm in a training network stays frozen
             module.training = training
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong first, and for which node: the exporters wrap it in steps and advice for their own developers."""
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
+        chain.append(before)
+    said = [re.sub(r"\x1b\[[0-9;]*m", "", str(each)).strip().split("\n\n")[0] for each in reversed(chain)]
+    said = [" ".join(text.split()) for text in said if text and not text.startswith("Failed to ")]
+    node = next((text.split(" :")[0] + ")" for text in said[1:] if text.startswith("Error when translating")), "")
+    fixed = re.search(r"inferred a static shape of (\d+) for dimension (\S+?)\.?$", said[0]) if said else None
+    if fixed:
+        return f"the network fixes {fixed[2]} at {fixed[1]}, and it was to be free; say which axes are: dynamic={{...}}"
+    first = said[0][:300].rstrip(".") if said else type(chain[-1]).__name__
+    if "data-dependent" in first:
+        first = f"a condition or a size depends on a tensor's value: {first}"
+    return f"{first} ({node[:120].lower()}" if node else first
 
 
 # --- how the two exporters are called ------------------------------------------------------------------------

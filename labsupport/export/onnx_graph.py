@@ -106,7 +106,7 @@ def load(path: str | os.PathLike, *, exporter: str = "unknown", folded: Mapping[
         model = _light(path)
     except Exception as error:
         raise BadInput(
-            f"{path.name} is not an ONNX file or is cut off ({_first_line(error)}); export it again"
+            f"{path.name} is not an ONNX file or is cut off ({first_line(error)}); export it again"
         ) from error
     if not model.graph.node:
         raise BadInput(f"{path.name} holds no operator nodes: it is not an ONNX network; export it again")
@@ -158,7 +158,7 @@ def _check(model, path: Path) -> None:
         onnx.checker.check_model(str(path))
     except Exception as error:
         raise BadInput(
-            f"{path.name} is not a valid ONNX network: {_first_line(error)}; export it again or repair that node"
+            f"{path.name} is not a valid ONNX network: {first_line(error)}; export it again or repair that node"
         ) from error
 
 
@@ -305,7 +305,8 @@ def _what_is(head: bytes) -> str:
     return next((what for magic, what in signatures.items() if stripped[: len(magic)].lower() == magic.lower()), "")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says in its first line that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:200]
 

@@ -150,7 +150,7 @@ def fix_batch(model, batch: int) -> tuple[list[str], list[int]]:
     Returns the inputs whose first axis was free, and the numbers at which the others' are fixed.
     """
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise BadInput(f"batch={batch!r}; give a whole number of items, 1 or more")
+        raise BadInput(f"batch={batch!r}; give a whole number, 1 or more")
     weights = {weight.name for weight in model.graph.initializer}
     values = [value for value in model.graph.input if value.name not in weights]
     first = {v.name: v.type.tensor_type.shape.dim[0] for v in values if v.type.tensor_type.shape.dim}
