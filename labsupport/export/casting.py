@@ -29,9 +29,7 @@ def model_of(graph):
     kind = onnx_graph.float_type(graph)
     if kind != "fp32":
         said = "computes in FP64" if kind == "fp64" else f"is {kind} already"
-        raise BadInput(
-            f"{graph.path.name} {said}; hand in the FP32 graph, from which every other precision is made"
-        )
+        raise BadInput(f"{graph.path.name} {said}; hand in the FP32 graph, from which every other precision is made")
     if graph.opset < OLDEST_OPSET:
         raise BadInput(
             f"{graph.path.name} is opset {graph.opset}; operators take FP16 and BF16 side by side from opset "
@@ -67,6 +65,7 @@ def known(names: Iterable[str], graph, model) -> frozenset[str]:
 def low_type(to: str):
     """(ONNX type number, NumPy dtype) of a low precision. Raises BadInput."""
     import numpy as np
+
     if to not in LOW:
         raise BadInput(f"to={to!r} is not a precision a graph can be cast to; choose one of {list(LOW)}")
     import ml_dtypes
@@ -107,7 +106,9 @@ class Walk:
         self.low, self.dtype = low_type(to)
         self.graph, self.model = model_of(graph)
         self.suffix, self.wide = to, known(keep_wide, self.graph, self.model)
-        if any(node.op_type in QDQ for node in self.model.graph.node):  # a Cast between a DequantizeLinear and its layer would part them
+        if any(
+            node.op_type in QDQ for node in self.model.graph.node
+        ):  # a Cast between a DequantizeLinear and its layer would part them
             self.model = _at_opset(self.model, NARROW_SCALES_OPSET, self.graph.path.name)
             self.scales = {node.input[1] for node in self.model.graph.node if node.op_type in QDQ}
         self.names = surgery.Names(self.model)
@@ -118,7 +119,9 @@ class Walk:
         self.containers = {n for n, v in listed.items() if v.type.WhichOneof("value") not in ("tensor_type", None)}
         self.opsets = {o.domain: o.version for o in self.model.opset_import}
         if not self.floats:
-            raise BadInput(f"{self.graph.path.name} has no FP32 tensor, so there is nothing to cast; its precision is its own")
+            raise BadInput(
+                f"{self.graph.path.name} has no FP32 tensor, so there is nothing to cast; its precision is its own"
+            )
         self.is_low: set[str] = set()
         self.made: dict[tuple[str, bool], str] = {}
         self.nodes: list = []
@@ -200,7 +203,9 @@ class Walk:
         """Append one Cast node."""
         import onnx
 
-        self.nodes.append(onnx.helper.make_node("Cast", [source], [target], name=self.names.free(f"{target}/Cast"), to=kind))
+        self.nodes.append(
+            onnx.helper.make_node("Cast", [source], [target], name=self.names.free(f"{target}/Cast"), to=kind)
+        )
 
     def saved(self, path=None) -> onnx_graph.OnnxGraph:
         """Put the new nodes and weights into the model, drop what nobody reads, and save it."""

@@ -23,7 +23,11 @@ def with_plain_weights(model, layers: tuple[str, ...]):
     maker = {name: node for node in model.graph.node for name in node.output if name}
     for node in list(model.graph.node):
         for name in node.input if node.op_type in layers else ():
-            if name in maker and name not in constant and (values := _value(name, maker, constant, model.opset_import)) is not None:
+            if (
+                name in maker
+                and name not in constant
+                and (values := _value(name, maker, constant, model.opset_import)) is not None
+            ):
                 constant[name] = numpy_helper.from_array(values, name)
                 model.graph.initializer.append(constant[name])
     _drop_unread(model, constant)

@@ -113,7 +113,9 @@ def _flat(model, inputs) -> list:
 def _near(a, b) -> bool:
     import torch
 
-    return torch.allclose(a.double(), b.double(), rtol=1e-2, atol=1e-3 * float(a.double().abs().max() if a.numel() else 0))
+    return torch.allclose(
+        a.double(), b.double(), rtol=1e-2, atol=1e-3 * float(a.double().abs().max() if a.numel() else 0)
+    )
 
 
 def _why(tracer, numbers) -> str:
