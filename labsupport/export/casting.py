@@ -242,6 +242,9 @@ class Typed(Walk):
                 if value.name in self.floats:
                     value.type.tensor_type.elem_type = self.low
             self.is_low |= {v.name for v in self.model.graph.input if v.name in self.floats}
+        if not self.wide and not any(map(self.narrows, self.model.graph.node)):
+            ops = sorted({node.op_type for node in self.model.graph.node})
+            raise BadInput(f"{self.graph.path.name}: no operator in it takes {self.suffix} at its opset: {', '.join(ops)}")
         for node in self.model.graph.node:
             (reads, writes), new = self.narrow_places(node), onnx.NodeProto()
             new.CopyFrom(node)

@@ -258,6 +258,11 @@ def float_type(graph: OnnxGraph) -> str:
 
     FP64 counts where there is nothing else: exporters write single FP64 numbers into FP32 graphs.
     """
+    return weight_type(_light(graph.path), graph.inputs)
+
+
+def weight_type(model, inputs: Mapping[str, tuple]) -> str:
+    """`float_type` of a model in memory, whose inputs decide where it has no weights."""
     import onnx
 
     names = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
@@ -265,11 +270,11 @@ def float_type(graph: OnnxGraph) -> str:
     # Scalars and shape constants stay FP32 in many half-precision graphs; weights have at least one axis of 2 or more.
     kinds = {
         names[w.data_type]
-        for w in tensors_of(_light(graph.path))
+        for w in tensors_of(model)
         if w.data_type in names and any(d > 1 for d in w.dims)
     }
     if not kinds - {"fp64"}:
-        read = {{"double": "fp64"}.get(dtype, dtype) for _, dtype in graph.inputs.values()} & set(names.values())
+        read = {{"double": "fp64"}.get(dtype, dtype) for _, dtype in inputs.values()} & set(names.values())
         kinds = read or kinds or {"fp32"}
     kinds = kinds - {"fp64"} or kinds
     return kinds.pop() if len(kinds) == 1 else "mixed"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from labsupport import export
 from labsupport.errors import BadInput, LabError
-from labsupport.export import constant_folding, qdq_nodes
+from labsupport.export import constant_folding, onnx_graph, qdq_nodes
 from labsupport.export.qdq_nodes import LAYERS, QDQ
 from labsupport.quantization import calibration
 from labsupport.quantization.calibration import Calibration
@@ -131,6 +131,7 @@ def to_qdq(
     ranges = {name: h.range(method, percentile=percentile, format=format) for name, h in known.histograms.items()}
     qdq_nodes.clip_early(model, ranges)
     kept |= _masked(model, known.masked)
+    qdq_nodes.own_biases(model)
     made = _quantized(model, ranges, target, kept, per_channel, reduce_range)
     if target == "tensorrt":
         qdq_nodes.only_layers_read_codes(made)
@@ -214,6 +215,8 @@ def _fit_for_quantization(graph) -> export.OnnxGraph:
             "17 is read everywhere"
         )
     kind = export.float_type(graph)
+    if kind == "mixed":  # weights kept narrow and widened by a Cast are FP32 for their layer
+        kind = onnx_graph.weight_type(_plain(graph), graph.inputs)
     if kind != "fp32":
         raise BadInput(
             f"{graph.path.name} has {kind} weights; quantize the FP32 graph, and let the builder choose the type of "
