@@ -1,7 +1,8 @@
 """PyTorch to ONNX, the one interchange format, and what every room does to a graph: read, check, write, cast.
 
-The parts: ``exporters`` (torch's two roads), ``onnx_graph`` (a checked file), ``cast_graph`` and ``casting`` (narrow
-types), ``surgery`` (names, shapes, inner tensors, batch), ``qdq_nodes`` (pairs of Quantize and Dequantize), ``foreign_nodes`` (operators that ONNX does not know).
+The parts: ``exporters`` (torch's two roads), ``frozen_values`` (what tracing froze), ``onnx_graph`` (a checked file),
+``surgery`` (names, shapes, inner tensors, batch), ``cast_graph`` and ``casting`` (narrow types), ``constant_folding``
+(weights behind nodes), ``qdq_nodes`` (Quantize and Dequantize), ``foreign_nodes`` (operators that ONNX does not know).
 """
 
 from __future__ import annotations

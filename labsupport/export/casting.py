@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 from labsupport.errors import BadInput, LabError
 from labsupport.export import onnx_graph, surgery
 from labsupport.export.qdq_nodes import QDQ
@@ -244,7 +243,9 @@ class Typed(Walk):
             self.is_low |= {v.name for v in self.model.graph.input if v.name in self.floats}
         if not self.wide and not any(map(self.narrows, self.model.graph.node)):
             ops = sorted({node.op_type for node in self.model.graph.node})
-            raise BadInput(f"{self.graph.path.name}: no operator in it takes {self.suffix} at its opset: {', '.join(ops)}")
+            raise BadInput(
+                f"{self.graph.path.name}: no operator in it takes {self.suffix} at its opset: {', '.join(ops)}"
+            )
         for node in self.model.graph.node:
             (reads, writes), new = self.narrow_places(node), onnx.NodeProto()
             new.CopyFrom(node)

@@ -29,12 +29,12 @@ def demand_live(model, examples, graph, axes, heard) -> None:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         return
     expected, again = (_flat(model, others) for _ in range(2))
-    settled = all(torch.equal(a, b) for a, b in zip(expected, again))  # a network that draws numbers cannot be compared
+    settled = all(torch.equal(a, b) for a, b in zip(expected, again))  # one that draws numbers cannot be compared
     same = [a.shape == b.shape and (not settled or _near(a, b)) for a, b in zip(expected, answers)]
     if len(expected) != len(answers) or not all(same):
         raise BadInput(
-            f"{type(model).__name__}: the graph answers as the example, not as its input: {_why(tracer, numbers)} became "
-            "a constant. Let tensors do it (x.shape[0] as it is, x.flatten(1), torch.where, a mean over an axis)"
+            f"{type(model).__name__}: the graph answers as the example, not as its input: {_why(tracer, numbers)} "
+            "became a constant. Let tensors do it (x.shape[0] as it is, x.flatten(1), torch.where, a mean over an axis)"
             + ("; for one batch size, export with dynamic=False" if any(axes.values()) else "")
         )
 
@@ -113,14 +113,14 @@ def _flat(model, inputs) -> list:
 def _near(a, b) -> bool:
     import torch
 
-    return torch.allclose(
-        a.double(), b.double(), rtol=1e-2, atol=1e-3 * float(a.double().abs().max() if a.numel() else 0)
-    )
+    largest = float(a.double().abs().max()) if a.numel() else 0.0
+    return torch.allclose(a.double(), b.double(), rtol=1e-2, atol=1e-3 * largest)
 
 
 def _why(tracer, numbers) -> str:
     """The line of the network that the tracer warned of, else the output."""
     for warning in tracer:
-        line = linecache.getline(warning.filename, warning.lineno).strip()
-        return f"{line[:80] or str(warning.message).split('.')[0]!r} (line {warning.lineno} of {Path(warning.filename).name})"
+        line = linecache.getline(warning.filename, warning.lineno).strip()[:80]
+        said = line or str(warning.message).split(".")[0]
+        return f"{said!r} (line {warning.lineno} of {Path(warning.filename).name})"
     return f"the first axis of {', '.join(map(repr, numbers))}"

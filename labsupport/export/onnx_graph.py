@@ -16,7 +16,6 @@ from pathlib import Path
 
 from labsupport.errors import BadInput, LabError
 
-
 LARGEST_INSIDE = 2**30  # bytes of weights that a file of at most 2 GB takes in
 
 
@@ -78,7 +77,6 @@ def load(path: str | os.PathLike, *, exporter: str = "unknown", folded: Mapping[
     TensorRT's own parser accepts an empty file, an HTML page or a PNG as a network with no layers, so the
     check stands here, before any parser sees the file. Raises BadInput.
     """
-    import onnx
 
     if not isinstance(path, (str, os.PathLike)):
         raise BadInput(
@@ -145,7 +143,7 @@ def _check(model, path: Path) -> None:
     opset, newest = _opset(model), onnx.defs.onnx_opset_version()
     if opset > newest:
         raise BadInput(
-            f"{path.name} says that it is opset {opset}, and the newest that onnx {onnx.__version__} knows is {newest}; "
+            f"{path.name} says that it is opset {opset}, and onnx {onnx.__version__} knows {newest} at most; "
             "export it again with a lower opset (17 is read by every target), or install a newer onnx"
         )
     for value in (*model.graph.input, *model.graph.output):
@@ -268,11 +266,7 @@ def weight_type(model, inputs: Mapping[str, tuple]) -> str:
     names = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
     names[onnx.TensorProto.DOUBLE] = "fp64"
     # Scalars and shape constants stay FP32 in many half-precision graphs; weights have at least one axis of 2 or more.
-    kinds = {
-        names[w.data_type]
-        for w in tensors_of(model)
-        if w.data_type in names and any(d > 1 for d in w.dims)
-    }
+    kinds = {names[w.data_type] for w in tensors_of(model) if w.data_type in names and any(d > 1 for d in w.dims)}
     if not kinds - {"fp64"}:
         read = {{"double": "fp64"}.get(dtype, dtype) for _, dtype in inputs.values()} & set(names.values())
         kinds = read or kinds or {"fp32"}

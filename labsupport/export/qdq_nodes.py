@@ -73,21 +73,6 @@ def _layer_behind(tensor: str, maker: Mapping, weights: set[str]):
     return node if node.op_type in LAYERS else None
 
 
-def own_biases(model) -> None:
-    """A bias of its own for each layer: ONNX Runtime's quantizer copies shared ones under names that may be taken."""
-    import onnx
-
-    weights, seen, names = {w.name: w for w in model.graph.initializer}, set(), surgery.Names(model)
-    for node in model.graph.node:
-        bias = node.input[2] if node.op_type in LAYERS and len(node.input) > 2 else ""
-        if bias in seen and bias in weights:
-            twin = onnx.TensorProto()
-            twin.CopyFrom(weights[bias])
-            twin.name = node.input[2] = names.free(f"{bias}.{node.name}")
-            model.graph.initializer.append(twin)
-        seen.add(bias)
-
-
 def clip_early(model, ranges: dict) -> None:
     """What only a ReLU or a Clip reads is worth no more codes than what the ReLU or Clip lets pass."""
     readers = Counter(name for node in model.graph.node for name in node.input)

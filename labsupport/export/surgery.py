@@ -1,9 +1,10 @@
-"""What changes to a graph have in common: names that are free, shapes that follow, inner tensors shown, another batch."""
+"""What all changes to a graph need: names that are free, shapes that follow, inner tensors shown, another batch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 
 from labsupport.errors import BadInput
 from labsupport.export import onnx_graph
@@ -30,12 +31,42 @@ class Names:
 def _names(model) -> Iterator[str]:
     graphs = [model.graph, *(body for node in everywhere(model.graph.node) for body in bodies(node))]
     for graph in graphs:
-        for value in (*graph.input, *graph.output, *graph.initializer):
+        for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
             yield value.name
     for function in model.functions:
         yield from (*function.input, *function.output)
     for node in everywhere([*model.graph.node, *(n for f in model.functions for n in f.node)]):
         yield from (node.name, *node.input, *node.output)
+
+
+def renamed(model, name_of):
+    """Give every tensor of a model, in its branches too, the name that ``name_of`` tells for it, in place."""
+    nodes = list(everywhere(model.graph.node))
+    for node in nodes:
+        for field in (node.input, node.output):
+            field[:] = [name and name_of(name) for name in field]
+    for graph in (model.graph, *(body for node in nodes for body in bodies(node))):
+        for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+            value.name = name_of(value.name)
+    return model
+
+
+def numbered(model) -> tuple[dict[str, str], Callable[[str], str]]:
+    """(tensor name → a number for a name, the way back) for libraries that invent names after those that they see.
+
+    The way back also names what was invented: after its tensor, and like nothing else in the model.
+    """
+    names, told = Names(model), {}
+    numbers = {name: f"<{i}>" for i, name in enumerate(sorted(names.taken))}
+    plain_names = {number: name for name, number in numbers.items()}
+
+    def back(name: str) -> str:
+        if name not in told:
+            number, rest = re.match(r"(<\d+>)?(.*)", name, re.DOTALL).groups()
+            told[name] = plain_names[number] if number and not rest else names.free(plain_names.get(number, "") + rest)
+        return told[name]
+
+    return numbers, back
 
 
 def named(model):

@@ -78,8 +78,9 @@ def lifetimes(graph, *, batch: int = 1, precision: str = "fp32", sizes_of=None) 
     """Lifetimes of an ONNX graph's activations, run in the order of its nodes, for one batch size.
 
     A tensor lives from the node that writes it to the last that reads it. The network's own inputs and outputs are
-    left out: their memory is the caller's; so are tensors inside branches and loop bodies. Floating-point tensors count as ``precision``. ``sizes_of`` names the
-    graph to look shapes up in, where ``graph`` has a runtime's fused operators that ONNX itself does not know.
+    left out: their memory is the caller's. Tensors inside branches and loop bodies are not counted. Floating-point
+    tensors count as ``precision``. ``sizes_of`` names the graph to look shapes up in, where ``graph`` has a runtime's
+    fused operators that ONNX itself does not know.
     """
     if precision not in VALUE_BYTES:
         raise BadInput(f"precision={precision!r} is not a type to count in; choose one of {list(VALUE_BYTES)}")

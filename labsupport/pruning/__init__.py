@@ -1,9 +1,9 @@
 """Weights taken away: zeros anywhere, whole channels, two of every four; and which of these a machine makes fast.
 
 Every transform returns a new object and leaves its argument alone. The parts: ``masks`` (zeros anywhere, training on
-with the zeros held), ``channels`` (importance, smaller networks), ``dependencies`` (coupled layers), ``macs`` (what a network costs),
-``sparse24`` (the pattern of Tensor Cores), ``sparse_kernels`` (who computes it: TensorRT, PyTorch), ``staircase``
-(latency against width).
+with the zeros held), ``channels`` (importance, smaller networks), ``dependencies`` (coupled layers), ``macs`` (what a
+network costs), ``sparse24`` (the pattern of Tensor Cores), ``sparse_kernels`` (who computes it: TensorRT, PyTorch),
+``staircase`` (latency against width).
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def shrink(
 
     Widths stay multiples of ``round_to`` where the layer is wider than that. What feeds the network's outputs keeps
     its width, and so do the layers named in ``keep`` and those that a view, a chunk, groups or PixelShuffle fix. Layers
-    coupled by a residual sum are judged and pruned together. The network must be trained on afterwards. Raises BadInput.
+    coupled by a residual sum are judged and pruned together. The network must be trained on afterward. Raises BadInput.
     """
     check_criterion(criterion, batch)
     if isinstance(macs, bool) or not isinstance(macs, (int, float)) or not 0 < macs <= 1:

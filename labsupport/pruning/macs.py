@@ -43,8 +43,8 @@ def cost(model: nn.Module, example: Tensor | None = None) -> Cost:
     uncounted = [(n, type(m).__name__) for n, m in model.named_modules() if isinstance(m, (nn.RNNBase, nn.Bilinear))]
     if uncounted:
         raise BadInput(
-            f"the products of {uncounted[0][0] or 'the network'} ({uncounted[0][1]}) run inside one kernel, where nobody "
-            "counts them; write it with nn.Linear or nn.LSTMCell"
+            f"the products of {uncounted[0][0] or 'the network'} ({uncounted[0][1]}) run inside one kernel, where "
+            "nobody counts them; write it with nn.Linear or nn.LSTMCell"
         )
     modes = [(module, module.training) for module in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from labsupport import export
 from labsupport.errors import BadInput, LabError
-from labsupport.export import constant_folding, onnx_graph, qdq_nodes
+from labsupport.export import constant_folding, onnx_graph, qdq_nodes, surgery
 from labsupport.export.qdq_nodes import LAYERS, QDQ
 from labsupport.quantization import calibration
 from labsupport.quantization.calibration import Calibration
@@ -107,8 +107,9 @@ def to_qdq(
     ``target="tensorrt"``: signed, symmetric, FP32 biases, Q/DQ on the inputs of convolutions and matrix products and on
     the shortcut of each residual add, nowhere else, so that add and ReLU fuse into the convolution and pooling stays
     between one pair. ``target="onnxruntime"``: unsigned activations with a zero point, signed weights, every operator
-    that has a CPU kernel. Weights that constants make (behind Transpose, Cast …) count as weights, with a scale for each
-    channel; what reads or writes −inf, as masks do, stays FP32, for no code stands for it. ``method``: "max", "percentile", "entropy", "mse". ``exclude`` names layers that stay FP32.
+    that has a CPU kernel. Weights that constants make (behind Transpose, Cast …) count as weights, scales per channel;
+    what reads or writes −inf, as masks do, stays FP32, for no code stands for it. ``method``: "max", "percentile",
+    "entropy", "mse". ``exclude`` names layers that stay FP32.
     ``residual`` says which residual adds read codes for TensorRT: "convolutions" those that a convolution takes in;
     "shortcut" also those after a matrix product, on the side that goes round it; "both" the product's side as well, so
     that a transformer's products write one byte a number. ``reduce_range`` gives weights 7 bits, for CPUs without VNNI,
@@ -131,7 +132,6 @@ def to_qdq(
     ranges = {name: h.range(method, percentile=percentile, format=format) for name, h in known.histograms.items()}
     qdq_nodes.clip_early(model, ranges)
     kept |= _masked(model, known.masked)
-    qdq_nodes.own_biases(model)
     made = _quantized(model, ranges, target, kept, per_channel, reduce_range)
     if target == "tensorrt":
         qdq_nodes.only_layers_read_codes(made)
@@ -150,25 +150,29 @@ def to_qdq(
 
 
 def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel: bool, reduce_range: bool):
-    """ONNX Runtime's placement of Q/DQ nodes with our ranges: what quantize_static does after its calibration."""
+    """ONNX Runtime's placement of Q/DQ nodes with our ranges: what quantize_static does after its calibration.
+
+    It names what it adds after tensors, whoever has that name already: it sees numbers for names, put back afterwards.
+    """
     from onnxruntime import quantization as ort
     from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     trt = target == "tensorrt"
+    numbers, back = surgery.numbered(model)
     options = {
         "ActivationSymmetric": trt,
         "WeightSymmetric": True,
         "QuantizeBias": not trt,  # TensorRT refuses a DequantizeLinear of INT32
         "AddQDQPairToWeight": trt,
         "OpTypesToExcludeOutputQuantization": list(LAYERS) if trt else [],
-        "TensorQuantOverrides": {name: [_override(pair, trt)] for name, pair in ranges.items()},
+        "TensorQuantOverrides": {numbers[name]: [_override(pair, trt)] for name, pair in ranges.items()},
     }
     pairs = {name: (pair["rmin"], pair["rmax"]) for name, (pair,) in options["TensorQuantOverrides"].items()}
     with _quiet():
         quantizer = QDQQuantizer(
-            model,
+            surgery.renamed(model, numbers.__getitem__),
             per_channel,
             reduce_range,
             weight_qType=ort.QuantType.QInt8,
@@ -181,7 +185,8 @@ def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel:
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()
-    return quantizer.model.model
+    surgery.renamed(model, back)
+    return surgery.renamed(quantizer.model.model, back)
 
 
 def _override(pair: tuple[float, float], symmetric: bool) -> dict:
