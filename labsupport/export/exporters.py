@@ -91,7 +91,7 @@ def to_onnx(
 def _cause(error: BaseException) -> str:
     """What went wrong first, and for which node: the exporters wrap it in steps and advice for their own developers."""
     chain = [error]
-    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
+    while (before := chain[-1].__cause__) is not None and before not in chain:
         chain.append(before)
     said = [re.sub(r"\x1b\[[0-9;]*m", "", str(each)).strip().split("\n\n")[0] for each in reversed(chain)]
     said = [" ".join(text.split()) for text in said if text and not text.startswith("Failed to ")]

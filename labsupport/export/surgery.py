@@ -93,6 +93,7 @@ def plain(model):
         passes.insert(0, common.InlinePass())
     for change in passes:
         model = change(model).model
+    model.ir_version = max(model.ir_version, 4)  # the first in which a weight need not be an input
     return named(ir.to_proto(model))
 
 
