@@ -244,8 +244,8 @@ def _fold_norms(folded: fx.GraphModule) -> None:
             continue
         layer, norm = folded.get_submodule(first.target), folded.get_submodule(node.target)
         fuse = next((f for kind, norms, f in FOLDS if isinstance(layer, kind) and isinstance(norm, norms)), None)
-        once = calls[first.target] == calls[node.target] == 1 and norm.track_running_stats
-        if fuse and once and all(shared[id(p)] == 1 for p in layer.parameters(recurse=False)):
+        once = fuse and calls[first.target] == calls[node.target] == 1 and norm.track_running_stats
+        if once and all(shared[id(p)] == 1 for p in layer.parameters(recurse=False)):
             folded.set_submodule(first.target, fuse(layer, norm))
             node.replace_all_uses_with(first)
             folded.graph.erase_node(node)

@@ -129,7 +129,8 @@ def to_qdq(
             "quantization.calibrate(graph, batches)"
         )
     format = "int8" if target == "tensorrt" else "uint8"
-    ranges = {name: h.range(method, percentile=percentile, format=format) for name, h in known.histograms.items()}
+    there = {name for node in model.graph.node for name in node.output} | set(graph.inputs)  # weights have no range
+    ranges = {n: h.range(method, percentile=percentile, format=format) for n, h in known.histograms.items() if n in there}
     qdq_nodes.clip_early(model, ranges)
     kept |= _masked(model, known.masked)
     made = _quantized(model, ranges, target, kept, per_channel, reduce_range)
