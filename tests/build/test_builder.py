@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import onnx
 import pytest
 import torch
+from faces import stand_in
 
 from labsupport import build, environment, export, models
 from labsupport.build import builder, builder_thread, engines, network, readback, timing_cache
 from labsupport.errors import BadInput, BuildError, LabError, NotAvailable, PrecisionMismatch
-from faces import stand_in
 
 pytestmark = pytest.mark.skipif(environment.machine().tensorrt is None, reason="no TensorRT: pip install tensorrt-rtx")
 needs_gpu = pytest.mark.skipif(not environment.has("engine execution"), reason="needs a GPU that TensorRT runs on")

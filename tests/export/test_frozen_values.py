@@ -140,7 +140,9 @@ def test_the_dynamo_exporters_own_cause_is_told(kind, then, said):
 
 def test_an_operator_without_an_onnx_form_is_named():
     if not hasattr(torch.ops, "labtests") or not hasattr(torch.ops.labtests, "odd"):
-        odd = torch.library.custom_op("labtests::odd", lambda x: x.clone(), mutates_args=(), schema="(Tensor x) -> Tensor")
+        odd = torch.library.custom_op(
+            "labtests::odd", lambda x: x.clone(), mutates_args=(), schema="(Tensor x) -> Tensor"
+        )
         odd.register_fake(torch.empty_like)
     with pytest.raises(LabError, match="No ONNX function found for .*labtests.odd.*error when translating node %odd"):
         export.to_onnx(

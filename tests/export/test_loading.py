@@ -159,7 +159,9 @@ def test_footprint_reads_files_through_the_checked_loader(tmp_path):
 
 
 def relu(kind=T.FLOAT, **options):
-    return model_of([helper.make_node("Relu", ["x"], ["y"], "r")], [value("x", [2], kind)], [value("y", [2])], **options)
+    return model_of(
+        [helper.make_node("Relu", ["x"], ["y"], "r")], [value("x", [2], kind)], [value("y", [2])], **options
+    )
 
 
 def test_an_opset_of_the_future_and_an_unknown_type_are_named(tmp_path):

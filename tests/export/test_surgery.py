@@ -53,7 +53,9 @@ def test_one_function_fixes_the_batch_for_every_room(pairs):
             export.at_batch(pairs, batch)
     fixed = export.at_batch(pairs, 4)
     assert export.at_batch(fixed, 4).outputs == fixed.outputs
-    with pytest.raises(BadInput, match="net.b4.onnx has its batch fixed at 4; export it with dynamic=True, then choose 2"):
+    with pytest.raises(
+        BadInput, match="net.b4.onnx has its batch fixed at 4; export it with dynamic=True, then choose 2"
+    ):
         export.at_batch(fixed, 2)
 
 
@@ -83,9 +85,14 @@ def test_functions_are_written_out_and_nodes_keep_their_names(tmp_path):
         helper.make_node("Layer", ["a", "w"], ["y"], "second", domain="own"),
     ]
     w = np.array([[2, -1], [0.5, 3]], np.float32)
-    graph = helper.make_graph(nodes, "g", [value("x", ["n", 2])], [value("y", ["n", 2])], [numpy_helper.from_array(w, "w")])
+    graph = helper.make_graph(
+        nodes, "g", [value("x", ["n", 2])], [value("y", ["n", 2])], [numpy_helper.from_array(w, "w")]
+    )
     model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("own", 1)], ir_version=8, functions=[function]
+        graph,
+        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("own", 1)],
+        ir_version=8,
+        functions=[function],
     )
     called = export.save(model, tmp_path / "called.onnx")
     x = np.array([[1, -2], [3, 0.5]], np.float32)

@@ -39,7 +39,9 @@ def pooled(x):
 
 
 def head_first():
-    return Net(lambda s, x: s.fc(pooled(F.relu(s.b(F.relu(s.a(x)))))), fc=nn.Linear(16, 10), a=conv(3, 16), b=conv(16, 16))
+    return Net(
+        lambda s, x: s.fc(pooled(F.relu(s.b(F.relu(s.a(x)))))), fc=nn.Linear(16, 10), a=conv(3, 16), b=conv(16, 16)
+    )
 
 
 def two_heads():
@@ -86,13 +88,17 @@ def test_outputs_are_never_pruned(make):
     assert slim.after.macs <= 0.5 * slim.before.macs and slim.mac_reduction >= 2
 
 
-@pytest.mark.parametrize("make, name", [(head_first, "fc"), (two_heads, "one"), (autoencoder, "up"), (features_too, "b")])
+@pytest.mark.parametrize(
+    "make, name", [(head_first, "fc"), (two_heads, "one"), (autoencoder, "up"), (features_too, "b")]
+)
 def test_a_layer_that_feeds_an_output_drops_no_channel(make, name):
     network, x = seeded(make), torch.randn(2, 3, 8, 8)
     if name == "up":
         assert "up" in dependencies.fixed_layers(network, x, 1)
         return
-    with pytest.raises(BadInput, match=rf"channels \[1\] of {name} cannot go: .*outputs would change.* they feed an output"):
+    with pytest.raises(
+        BadInput, match=rf"channels \[1\] of {name} cannot go: .*outputs would change.* they feed an output"
+    ):
         pruning.drop_channels(network, name, [1], x)
 
 
@@ -106,7 +112,11 @@ def group_norm():
 
 def shuffled():
     return Net(
-        lambda s, x: s.fc(pooled(s.p(s.c(s.a(x))))), a=conv(3, 16), c=conv(16, 12), p=nn.PixelShuffle(2), fc=nn.Linear(3, 10)
+        lambda s, x: s.fc(pooled(s.p(s.c(s.a(x))))),
+        a=conv(3, 16),
+        c=conv(16, 12),
+        p=nn.PixelShuffle(2),
+        fc=nn.Linear(3, 10),
     )
 
 
@@ -161,7 +171,9 @@ def test_what_counts_on_the_number_of_channels_is_refused_and_named(make, name, 
     except BadInput as error:
         assert "70% of the MACs cannot be reached" in str(error)
     else:
-        assert [y.shape for y in dependencies.answers(slim.model, x)] == [y.shape for y in dependencies.answers(network, x)]
+        assert [y.shape for y in dependencies.answers(slim.model, x)] == [
+            y.shape for y in dependencies.answers(network, x)
+        ]
 
 
 def test_a_pruned_network_is_the_old_one_without_what_reads_the_channels():
@@ -220,7 +232,11 @@ SMALL = torch.randn(3, 4, 5, 5)
         (Net(lambda s, x: attention(x)), torch.randn(2, 4, 10, 8), 2 * 4 * 10 * 10 * 8),
         (Net(lambda s, x: s.a(s.a(x)), a=nn.Linear(5, 5)), SMALL, 2 * 20 * 25),
         (nn.GRUCell(4, 5), torch.randn(2, 4), 3 * 5 * 9),
-        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(3, 6, 8), 6 * 8 * 32 + 2 * 6 * 6 * 8 + 2 * 6 * 8 * 16),
+        (
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+            torch.randn(3, 6, 8),
+            6 * 8 * 32 + 2 * 6 * 6 * 8 + 2 * 6 * 8 * 16,
+        ),
     ],
 )
 def test_macs_of_every_kind_of_product(network, example, macs):
@@ -236,7 +252,9 @@ def test_macs_of_every_kind_of_product(network, example, macs):
 def test_the_hand_count_of_one_layer_is_pytorchs():
     layer = conv(4, 8, 3, stride=2)
     out = layer(SMALL)
-    assert pruning.cost(Net(lambda s, x: s.a(x), a=layer), SMALL).layers == {"a": out[0].numel() * layer.weight[0].numel()}
+    assert pruning.cost(Net(lambda s, x: s.a(x), a=layer), SMALL).layers == {
+        "a": out[0].numel() * layer.weight[0].numel()
+    }
 
 
 def test_what_nobody_can_count_is_refused():

@@ -75,7 +75,12 @@ class TiedWeights(nn.Module):
 class Once(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv, self.norm, self.fc, self.flat = nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 4), nn.BatchNorm1d(4)
+        self.conv, self.norm, self.fc, self.flat = (
+            nn.Conv2d(6, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.Linear(8, 4),
+            nn.BatchNorm1d(4),
+        )
 
     def forward(self, x):
         return self.flat(self.fc(torch.relu(self.norm(self.conv(x))).mean((2, 3))))
@@ -96,7 +101,15 @@ def settled(kind):
 
 @pytest.mark.parametrize(
     "kind, norms, layers",
-    [(TwoNorms, 2, 2), (OnePath, 1, 2), (ReadTwice, 1, 1), (OneNorm, 2, 2), (LinearTwice, 1, 3), (TiedWeights, 2, 2), (Once, 0, 2)],
+    [
+        (TwoNorms, 2, 2),
+        (OnePath, 1, 2),
+        (ReadTwice, 1, 1),
+        (OneNorm, 2, 2),
+        (LinearTwice, 1, 3),
+        (TiedWeights, 2, 2),
+        (Once, 0, 2),
+    ],
 )
 def test_a_prepared_network_answers_as_its_original(kind, norms, layers):
     network, x = settled(kind), torch.randn(32, 6, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -55,7 +55,10 @@ BEHIND = {
     "Constant": ([tensor("w", ROWS.T.copy())], []),
     "Transpose": ([node("Transpose", ["v"], perm=[1, 0])], [weight("v", ROWS)]),
     "Identity": ([node("Identity", ["v"])], [weight("v", ROWS.T.copy())]),
-    "Reshape": ([node("Reshape", ["v", "k"])], [weight("v", ROWS.T.reshape(-1).copy()), weight("k", np.array([16, 24]))]),
+    "Reshape": (
+        [node("Reshape", ["v", "k"])],
+        [weight("v", ROWS.T.reshape(-1).copy()), weight("k", np.array([16, 24]))],
+    ),
     "Cast": ([node("Cast", ["v"], to=T.FLOAT)], [weight("v", ROWS.T.astype(np.float16))]),
     "Mul of a scale": ([node("Mul", ["v", "f"])], [weight("v", (ROWS.T / 4).copy()), weight("f", np.float32(4))]),
     "two nodes": (
@@ -229,4 +232,6 @@ def test_names_that_the_quantizer_would_invent_may_be_taken(trap, target, tmp_pa
     assert quantization.placement(made).quantized == ("x_QuantizeLinear", "w_DequantizeLinear")
     names = [n.name for n in made.model().graph.node]
     assert list(made.inputs) == ["x"] and list(made.outputs) == ["y"] and len(names) >= 6
-    assert not any("<" in n for t in made.model().graph.node for n in t.output if n != "<3>" and not n.startswith("<3>"))
+    assert not any(
+        "<" in n for t in made.model().graph.node for n in t.output if n != "<3>" and not n.startswith("<3>")
+    )
