@@ -85,7 +85,9 @@ def member(enum, name: str):
     """A member of a TensorRT enumeration by its name; BadInput lists those that this release has."""
     found = getattr(enum, "__members__", {}).get(name)
     if found is None:
-        raise BadInput(f"{name!r} is no {enum.__name__} of TensorRT {environment.machine().tensorrt}; choose from {sorted(enum.__members__)}")
+        raise BadInput(
+            f"{name!r} is no {enum.__name__} of TensorRT {environment.machine().tensorrt}; choose from {sorted(enum.__members__)}"
+        )
     return found
 
 
@@ -100,7 +102,9 @@ def set_io_formats(trt, network, io_formats: Mapping):
 
 
 def _ios(network):
-    return [network.get_input(i) for i in range(network.num_inputs)] + [network.get_output(i) for i in range(network.num_outputs)]
+    return [network.get_input(i) for i in range(network.num_inputs)] + [
+        network.get_output(i) for i in range(network.num_outputs)
+    ]
 
 
 def listed(profiles) -> list:
@@ -117,7 +121,9 @@ def _check_numbers(name: str, profile: Profile) -> None:
     """Refuse what TensorRT's bindings do not take, or take wrongly: negative, fractional and huge numbers, and text."""
     for field in ("min", "opt", "max"):
         shape = getattr(profile, field)
-        whole = isinstance(shape, (tuple, list)) and all(isinstance(n, numbers.Integral) and type(n) is not bool for n in shape)
+        whole = isinstance(shape, (tuple, list)) and all(
+            isinstance(n, numbers.Integral) and type(n) is not bool for n in shape
+        )
         if not whole or not all(-(2**31) <= n < 2**31 for n in shape):
             raise BadInput(
                 f"profile of {name!r}: {field}={shape!r}; wanted is a tuple of whole numbers, one an axis, such as (1, 3, 224, 224)"
@@ -134,17 +140,25 @@ def profile_groups(network, profiles, batch) -> list:
             unknown, missing = set(group) - {t.name for t in inputs}, {*free, *shapes} - set(group)
             if unknown or missing:
                 also = f", and those whose values are shapes {shapes}" if shapes else ""
-                raise BadInput(f"profiles names {sorted(group)}, but the inputs with free axes are {sorted(free)}{also}")
+                raise BadInput(
+                    f"profiles names {sorted(group)}, but the inputs with free axes are {sorted(free)}{also}"
+                )
         return groups
     if shapes:
-        raise BadInput(f"the values of {shapes} are a shape; say their ranges: profiles={{{shapes[0]!r}: Profile(min, opt, max)}}")
+        raise BadInput(
+            f"the values of {shapes} are a shape; say their ranges: profiles={{{shapes[0]!r}: Profile(min, opt, max)}}"
+        )
     if not free:
         fixed = next((tuple(t.shape)[:1] for t in inputs), ())
         if batch is not None and fixed and batch not in (fixed[0], (fixed[0],) * 3):
-            raise BadInput(f"batch={batch!r}, but the network's batch is fixed at {fixed[0]}; export it with dynamic=True")
+            raise BadInput(
+                f"batch={batch!r}, but the network's batch is fixed at {fixed[0]}; export it with dynamic=True"
+            )
         return []
     if any(-1 in shape[1:] for shape in free.values()):
-        raise BadInput(f"{free} has free axes beside the first; say their ranges: profiles={{name: Profile(min, opt, max)}}")
+        raise BadInput(
+            f"{free} has free axes beside the first; say their ranges: profiles={{name: Profile(min, opt, max)}}"
+        )
     low, best, high = (batch, batch, batch) if isinstance(batch, int) else batch or (1, 1, 1)
     return [{name: Profile((low, *shape[1:]), (best, *shape[1:]), (high, *shape[1:])) for name, shape in free.items()}]
 
@@ -158,11 +172,15 @@ def add_profile(builder, config, network, mapping):
         shape = tuple(inputs[name].shape)
         wanted = (-1,) * (math.prod(shape) if values else 0) or shape
         ordered = all(a <= b <= c for a, b, c in zip(p.min, p.opt, p.max))
-        fits = all(len(s) == len(wanted) and all((values or d >= 0) if w == -1 else w == d for w, d in zip(wanted, s))
-                   for s in (p.min, p.opt, p.max))
+        fits = all(
+            len(s) == len(wanted) and all((values or d >= 0) if w == -1 else w == d for w, d in zip(wanted, s))
+            for s in (p.min, p.opt, p.max)
+        )
         if not (ordered and fits):
             what = f"{wanted and len(wanted)} value(s)" if values else f"{shape} (-1 is free)"
-            raise BadInput(f"profile of {name!r} is {p}; the network has {what}, and min ≤ opt ≤ max must hold on every axis")
+            raise BadInput(
+                f"profile of {name!r} is {p}; the network has {what}, and min ≤ opt ≤ max must hold on every axis"
+            )
         if values:
             profile.set_shape_input(name, list(p.min), list(p.opt), list(p.max))
         else:
@@ -176,7 +194,10 @@ def layer_types(network) -> Counter:
     counts: Counter = Counter()
     for i in range(network.num_layers):
         layer = network.get_layer(i)
-        if layer.type.name in ("CONSTANT", "SHUFFLE", "SHAPE", "CAST", "IDENTITY", "GATHER", "CONCATENATION") or not layer.num_outputs:
+        if (
+            layer.type.name in ("CONSTANT", "SHUFFLE", "SHAPE", "CAST", "IDENTITY", "GATHER", "CONCATENATION")
+            or not layer.num_outputs
+        ):
             continue
         counts[short_type(layer.get_output(0).dtype.name)] += 1
     return counts
@@ -184,6 +205,19 @@ def layer_types(network) -> Counter:
 
 def short_type(text: str) -> str:
     text = text.lower()
-    table = (("bf16", "bf16"), ("bfloat", "bf16"), ("fp16", "fp16"), ("half", "fp16"), ("int8", "int8"), ("fp8", "fp8"),
-             ("fp4", "fp4"), ("int4", "int4"), ("fp32", "fp32"), ("float", "fp32"), ("int32", "int32"), ("int64", "int64"), ("bool", "bool"))
+    table = (
+        ("bf16", "bf16"),
+        ("bfloat", "bf16"),
+        ("fp16", "fp16"),
+        ("half", "fp16"),
+        ("int8", "int8"),
+        ("fp8", "fp8"),
+        ("fp4", "fp4"),
+        ("int4", "int4"),
+        ("fp32", "fp32"),
+        ("float", "fp32"),
+        ("int32", "int32"),
+        ("int64", "int64"),
+        ("bool", "bool"),
+    )
     return next((short for mark, short in table if mark in text), text)

@@ -58,14 +58,14 @@ def overlapped(spans: Iterable[Span]) -> float:
 
 def draw(spans: Iterable[Span], *, title: str = ""):
     """The spans as bars on one line a row, items numbered and told apart by colour and hatch (a Drawing)."""
-    from labsupport.comparing.drawing import COLOURS, HATCHES, Drawing, _canvas
+    from labsupport.comparing.drawing import COLOURS, HATCHES, Drawing, canvas
 
     spans = list(spans)
     if not spans:
         raise BadInput("no spans; measure something first")
     rows, begin = rows_of(spans), min(s.start_ms for s in spans)
     length = max(s.stop_ms for s in spans) - begin
-    figure, axes = _canvas(height=1.0 + 0.42 * len(rows))
+    figure, axes = canvas(height=1.0 + 0.42 * len(rows))
     for span in spans:
         style = span.item % len(COLOURS)
         axes.barh(
@@ -96,7 +96,6 @@ def draw(spans: Iterable[Span], *, title: str = ""):
     shares = ", ".join(f"{row} busy {busy_ms(spans, row) / length:.0%}" for row in rows)
     return Drawing(
         figure,
-        f"{title + ': ' if title else ''}{len(spans)} spans over {length:.3g} ms; {shares}; {overlapped(spans):.0%} of "
-        "the work "
-        "ran beside other work.",
+        f"{title + ': ' if title else ''}{len(spans)} spans over {length:.3g} ms; {shares}; {overlapped(spans):.0%} "
+        "of the work ran beside other work.",
     )

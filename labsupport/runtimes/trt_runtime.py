@@ -11,6 +11,7 @@ from labsupport import build, environment
 from labsupport.build import engines
 from labsupport.errors import BadInput, EngineError
 from labsupport.runtimes.protocol import Base, Replay, TensorSpec, release_gpu_memory
+from labsupport.runtimes.trt_tensors import RepeatedCall, narrowed, torch_dtype
 
 
 class TensorRt(Base):
@@ -56,9 +57,11 @@ class TensorRt(Base):
         self._read_specs(trt)
         self.name = name or f"trt {self.source.precision}" + (" graph" if cuda_graph else "")
         self._graphs = Replay(self) if cuda_graph else None
-        self._bound, self._shapes, self._addresses, self._staging = None, {}, {}, {}
+        self._bound: tuple[dict, dict] | None = None
+        self._shapes, self._addresses, self._staging = {}, {}, {}
         self._ready, self._done = torch.cuda.Event(), torch.cuda.Event()
-        self._output_shapes, self._fast = None, None
+        self._output_shapes: dict[str, tuple] | None = None
+        self._fast: RepeatedCall | None = None
 
     def _new_context(self, profile: int):
         context = self.trt_engine.create_execution_context()
@@ -85,7 +88,7 @@ class TensorRt(Base):
         self.inputs, self.outputs, self._torch_types, self._lanes = {}, {}, {}, {}
         for i in range(self.trt_engine.num_io_tensors):
             name = self.trt_engine.get_tensor_name(i)
-            dtype = _torch_dtype(trt, self.trt_engine.get_tensor_dtype(name))
+            dtype = torch_dtype(trt, self.trt_engine.get_tensor_dtype(name))
             shape = tuple(None if d == -1 else d for d in self.trt_engine.get_tensor_shape(name))
             side = self.inputs if self.trt_engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else self.outputs
             side[name] = TensorSpec(shape, str(dtype).removeprefix("torch."))
@@ -142,7 +145,7 @@ class TensorRt(Base):
         if current.cuda_stream:  # a stream of the caller's own: enqueue right there
             outputs = self._enqueue_on(current.cuda_stream, feed, out=out)
             if out is not None and len(feed) == 1 and not self._lanes:
-                self._fast = _Fast(self, *next(iter(feed.items())), out)
+                self._fast = RepeatedCall(self, *next(iter(feed.items())), out)
             return outputs
         # The default stream synchronizes everything; run on our own and order the two with events.
         # What moves or packs a tensor goes to the current stream, so before the event.
@@ -163,9 +166,7 @@ class TensorRt(Base):
                 feed if isinstance(feed, Mapping) else {next(iter(self.inputs)): feed} if len(self.inputs) == 1 else {}
             )
             if any(str(getattr(x, "dtype", "")).endswith("int64") for x in named.values()):
-                feed = {
-                    name: _narrowed(x, self.inputs[name]) if name in self.inputs else x for name, x in named.items()
-                }
+                feed = {name: narrowed(x, self.inputs[name]) if name in self.inputs else x for name, x in named.items()}
         return super().checked(feed)
 
     def _enqueue_on(self, stream: int, feed: dict, *, packed: bool = False, out=None) -> dict:
@@ -220,8 +221,7 @@ class TensorRt(Base):
                 got = "nothing" if y is None else f"{y.dtype} {tuple(y.shape)} on {y.device}"
                 raise BadInput(
                     f"{self.name}: out[{name!r}] is {got}; this call writes {self._torch_types[name]} {shape} on the "
-                    "GPU: "
-                    "hand in what a former call of this batch returned"
+                    "GPU: hand in what a former call of this batch returned"
                 )
         return out
 
@@ -350,61 +350,3 @@ class TensorRt(Base):
         self.trt_engine = None
         self._runtime = None
         release_gpu_memory()
-
-
-class _Fast:
-    """What a repeated call needs, looked up once: on a small engine the host's work is longer than the GPU's."""
-
-    __slots__ = (
-        "current_stream",
-        "dtype",
-        "execute",
-        "index",
-        "kind",
-        "name",
-        "out",
-        "pointer",
-        "set_address",
-        "shape",
-    )
-
-    def __init__(self, run, name: str, x, out):
-        import torch
-
-        self.kind, self.name, self.shape, self.dtype, self.out = type(x), name, x.shape, x.dtype, out
-        self.pointer, self.index = x.data_ptr(), x.device.index
-        self.execute, self.set_address = run.context.execute_async_v3, run.context.set_tensor_address
-        # Triton and torch.compile ask for the stream this way; torch.cuda.current_stream() makes a Python object first.
-        raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)
-        self.current_stream = raw or (lambda index: torch.cuda.current_stream(index).cuda_stream)
-
-
-def _narrowed(array, spec: TensorSpec):
-    if spec.dtype != "int32" or not str(array.dtype).endswith("int64"):
-        return array
-    if len(array) and int(abs(array).max()) >= 2**31:
-        raise BadInput(
-            "an int64 input holds values beyond 32 bits, and TensorRT 8.6 has no INT64; use TensorRT 10 or newer"
-        )
-    return array.astype("int32") if isinstance(array, np.ndarray) else array.int()
-
-
-def _torch_dtype(trt, dtype):
-    import torch
-
-    table = {
-        "FLOAT": "float32",
-        "HALF": "float16",
-        "INT8": "int8",
-        "INT32": "int32",
-        "BOOL": "bool",
-        "UINT8": "uint8",
-        "BF16": "bfloat16",
-        "INT64": "int64",
-    }
-    if dtype.name not in table:
-        raise EngineError(
-            f"the engine has a {dtype.name} tensor at its border, which PyTorch cannot hold; keep inputs and outputs "
-            "in a wider type"
-        )
-    return getattr(torch, table[dtype.name])

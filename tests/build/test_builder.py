@@ -15,7 +15,7 @@ import torch
 from faces import stand_in
 
 from labsupport import build, environment, export, models
-from labsupport.build import builder, builder_thread, engines, network, readback, timing_cache
+from labsupport.build import builder, builder_thread, engines, network, readback, recipe, timing_cache
 from labsupport.errors import BadInput, BuildError, LabError, NotAvailable, PrecisionMismatch
 
 pytestmark = pytest.mark.skipif(environment.machine().tensorrt is None, reason="no TensorRT: pip install tensorrt-rtx")
@@ -255,9 +255,7 @@ def test_a_builder_that_gives_nothing_is_explained(graph, monkeypatch):
     ],
 )
 def test_what_the_builder_says_is_turned_into_what_to_do(said, hint):
-    job = builder._Job(
-        None, type("Log", (), {"errors": lambda self: [said]})(), "fp32", {}, None, None, None, True, None
-    )
+    job = builder._Job(None, type("Log", (), {"errors": lambda self: [said]})(), build.Recipe(), True)
     assert hint in job._complaint("net") and said in job._complaint("net")
 
 
@@ -268,7 +266,7 @@ def test_the_first_error_is_the_cause():
         "conv has no weights",
         "Assertion engine != nullptr failed",
     ]
-    job = builder._Job(None, type("Log", (), {"errors": lambda self: said})(), "fp32", {}, None, None, None, True, None)
+    job = builder._Job(None, type("Log", (), {"errors": lambda self: said})(), build.Recipe(), True)
     assert "conv has no weights" in job._complaint("net")
 
 
@@ -323,10 +321,10 @@ def test_a_function_with_a_class_inside_has_one_name_in_every_process():
     for _ in range(2):
         made = {}
         exec(compile(source, "<cell>", "exec"), made)
-        names.append(builder._code(made["configure"]))
+        names.append(recipe.code_of(made["configure"]))
     made = {}
     exec(compile(source.replace("return 1", "return 2"), "<cell>", "exec"), made)
-    assert names[0] == names[1] != builder._code(made["configure"])
+    assert names[0] == names[1] != recipe.code_of(made["configure"])
 
 
 def test_a_hardware_level_that_a_release_lacks(monkeypatch):
@@ -480,3 +478,22 @@ def test_the_logger_tells_its_last_error():
     ):
         log.log(severity, text)
     assert log.errors() == ["first", "second"] and log.last_error() == "second"
+
+
+def test_a_recipe_and_its_fields_as_arguments_find_the_same_engine(graph):
+    written = build.engine(graph, build.Recipe(batch=2, optimization_level=0), progress=False)
+    assert build.engine(graph, batch=2, optimization_level=0, progress=False).path == written.path
+    other = build.engine(graph, build.Recipe(batch=2, optimization_level=0), optimization_level=1, progress=False)
+    assert other.path != written.path  # an argument beside a recipe changes that field only
+    assert other.sidecar["options"]["batch"] == 2 and other.sidecar["options"]["optimization_level"] == 1
+
+
+def test_a_recipe_is_checked_when_it_is_written_and_cannot_be_changed(graph):
+    with pytest.raises(BadInput, match="precision='fp8' is not a precision"):
+        build.Recipe(precision="fp8")
+    with pytest.raises(AttributeError):
+        build.Recipe().precision = "fp16"
+    with pytest.raises(BadInput, match="'precison' is no option of a build; choose from: precision, strict"):
+        build.engine(graph, precison="fp16")
+    with pytest.raises(BadInput, match="recipe is a str; give build.Recipe"):
+        build.engine(graph, "fp16")

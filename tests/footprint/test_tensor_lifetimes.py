@@ -341,3 +341,34 @@ def test_pictures_say_in_words_what_they_show():
     for picture in pictures:
         png = picture._repr_png_()
         assert png.startswith(b"\x89PNG") and len(png) < 60_000
+
+
+def test_every_type_counts_its_own_bytes(tmp_path):
+    graph = graph_of(tmp_path, [helper.make_node("Neg", ["x"], ["a"]), helper.make_node("Neg", ["a"], ["y"])], {"y": 1})
+    peaks = {kind: footprint.lifetimes(graph, batch=3, precision=kind).peak_mib for kind in ("fp32", "fp16", "bf16", "int8")}
+    assert peaks == {"fp32": 3.0, "fp16": 1.5, "bf16": 1.5, "int8": 0.75}
+
+
+@pytest.mark.parametrize(
+    "kind, mib", [(TensorProto.INT64, 8), (TensorProto.BOOL, 1), (TensorProto.INT4, 0.5), (TensorProto.DOUBLE, 4)]
+)
+def test_what_is_cast_has_the_size_of_its_type(tmp_path, kind, mib):
+    """1 Mi values; floating-point ones count as the precision asked for, FP64 too."""
+    nodes = [helper.make_node("Cast", ["x"], ["a"], to=kind), helper.make_node("Cast", ["a"], ["y"], to=1)]
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2**20]) for name in ("x", "y")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", value[:1], value[1:]), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
+    graph = export.save(model, tmp_path / "cast.onnx")
+    assert footprint.lifetimes(graph).tensors[0].mib == mib
+
+
+def test_sequences_and_text_have_no_size(tmp_path):
+    nodes = [helper.make_node("SplitToSequence", ["x"], ["s"], "parts"), helper.make_node("SequenceLength", ["s"], ["y"])]
+    value = [helper.make_tensor_value_info("x", 1, [4, 2]), helper.make_tensor_value_info("y", 7, [])]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", value[:1], value[1:]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    graph = export.save(model, tmp_path / "sequence.onnx")
+    with pytest.raises(BadInput, match="size of 's', written by parts, does not follow .*text, a sequence or a map"):
+        footprint.lifetimes(graph)
