@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from labsupport import data, models, pruning, training
+from labsupport import data, errors, models, pruning, training
+from labsupport.pruning import masks
 
 
 @pytest.fixture(scope="module")
