@@ -40,6 +40,7 @@ def parse(graph, *, log=None):
 
 
 def flags(trt) -> int:
+    """The flags with which this generation makes a network whose types are the graph's own."""
     generation = environment.generation()
     if generation == "8.6":
         return 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
@@ -58,8 +59,8 @@ def _parser_complaint(parser, graph) -> str:
     where = f"node {node.name or '(unnamed)'} ({node.op_type})" if node is not None else _odd_input(graph)
     if node is not None and not parser.supports_operator(node.op_type):
         return (
-            f"{graph.path.name}: TensorRT has no operator {node.op_type}, wanted by {where}; rewrite it into known operators "
-            "or write a plugin (lab 10)"
+            f"{graph.path.name}: TensorRT has no operator {node.op_type}, wanted by {where}; rewrite it into known "
+            "operators or write a plugin (lab 10)"
         )
     newest, version = export.NEWEST_OPSET[environment.generation()], environment.machine().tensorrt
     advice = "rewrite that place of the network, or export it another way"
@@ -86,12 +87,14 @@ def member(enum, name: str):
     found = getattr(enum, "__members__", {}).get(name)
     if found is None:
         raise BadInput(
-            f"{name!r} is no {enum.__name__} of TensorRT {environment.machine().tensorrt}; choose from {sorted(enum.__members__)}"
+            f"{name!r} is no {enum.__name__} of TensorRT {environment.machine().tensorrt}; choose from "
+            f"{sorted(enum.__members__)}"
         )
     return found
 
 
 def set_io_formats(trt, network, io_formats: Mapping):
+    """Set type (on 8.6) and layout of named inputs and outputs. Raises BadInput for one that is not there."""
     tensors = {t.name: t for t in _ios(network)}
     for name, (dtype, layout) in (io_formats or {}).items():
         if name not in tensors:
@@ -126,11 +129,13 @@ def _check_numbers(name: str, profile: Profile) -> None:
         )
         if not whole or not all(-(2**31) <= n < 2**31 for n in shape):
             raise BadInput(
-                f"profile of {name!r}: {field}={shape!r}; wanted is a tuple of whole numbers, one an axis, such as (1, 3, 224, 224)"
+                f"profile of {name!r}: {field}={shape!r}; wanted is a tuple of whole numbers, one an axis, such as "
+                "(1, 3, 224, 224)"
             )
 
 
 def profile_groups(network, profiles, batch) -> list:
+    """The optimization profiles to add: those given, or one of the free batch. Raises BadInput."""
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     free = {t.name: tuple(t.shape) for t in inputs if -1 in tuple(t.shape)}
     shapes = sorted(t.name for t in inputs if t.is_shape_tensor)  # their values are shapes, and need a range, too
@@ -204,6 +209,7 @@ def layer_types(network) -> Counter:
 
 
 def short_type(text: str) -> str:
+    """A type as this package writes it, such as "fp16", from any of the names that TensorRT has for it."""
     text = text.lower()
     table = (
         ("bf16", "bf16"),

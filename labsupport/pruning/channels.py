@@ -65,6 +65,7 @@ def channel_importance(
 
 
 def check_criterion(criterion: str, batch: Split | None) -> None:
+    """Raises BadInput for an unknown criterion, and for "taylor" without labeled images."""
     if criterion not in CRITERIA:
         raise BadInput(f"criterion={criterion!r} is not known; choose one of {list(CRITERIA)}")
     if criterion == "taylor" and not isinstance(batch, Split):

@@ -127,9 +127,9 @@ class Twin:
 
     def complaint(self, thin: nn.Module, example: Tensor) -> str:
         """Why the thin network is not this one with fewer channels; "" where it is."""
-        expected = answers(self.model, example)
+        expected = outputs_of(self.model, example)
         try:
-            got = answers(thin, example)
+            got = outputs_of(thin, example)
         except Exception as error:  # the network's own code, on shapes that it did not foresee
             return f"the network does not run without them ({said(error)}); a view, groups or a norm fixes their number"
         shapes = [[tuple(each.shape) for each in side] for side in (expected, got)]
@@ -142,7 +142,7 @@ class Twin:
         return ""
 
 
-def answers(model: nn.Module, example) -> list[Tensor]:
+def outputs_of(model: nn.Module, example) -> list[Tensor]:
     """The tensors that a network answers in evaluation mode, in order; the modes are put back."""
     modes = [(module, module.training) for module in model.modules()]
     try:

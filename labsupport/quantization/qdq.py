@@ -129,8 +129,10 @@ def to_qdq(
             "quantization.calibrate(graph, batches)"
         )
     format = "int8" if target == "tensorrt" else "uint8"
+    _check_complete(model, known, target)
     there = {name for node in model.graph.node for name in node.output} | set(graph.inputs)  # weights have no range
-    ranges = {n: h.range(method, percentile=percentile, format=format) for n, h in known.histograms.items() if n in there}
+    histograms = {name: h for name, h in known.histograms.items() if name in there}
+    ranges = {name: h.range(method, percentile=percentile, format=format) for name, h in histograms.items()}
     qdq_nodes.clip_early(model, ranges)
     kept |= _masked(model, known.masked)
     made = _quantized(model, ranges, target, kept, per_channel, reduce_range)
@@ -162,15 +164,16 @@ def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel:
 
     trt = target == "tensorrt"
     numbers, back = surgery.numbered(model)
-    options = {
+    options: dict = {
         "ActivationSymmetric": trt,
         "WeightSymmetric": True,
         "QuantizeBias": not trt,  # TensorRT refuses a DequantizeLinear of INT32
         "AddQDQPairToWeight": trt,
         "OpTypesToExcludeOutputQuantization": list(LAYERS) if trt else [],
-        "TensorQuantOverrides": {numbers[name]: [_override(pair, trt)] for name, pair in ranges.items()},
     }
-    pairs = {name: (pair["rmin"], pair["rmax"]) for name, (pair,) in options["TensorQuantOverrides"].items()}
+    overrides = {numbers[name]: _override(pair, trt) for name, pair in ranges.items()}
+    options["TensorQuantOverrides"] = {name: [pair] for name, pair in overrides.items()}
+    pairs = {name: (pair["rmin"], pair["rmax"]) for name, pair in overrides.items()}
     with _quiet():
         quantizer = QDQQuantizer(
             surgery.renamed(model, numbers.__getitem__),
@@ -242,6 +245,20 @@ def _fit_for_quantization(graph) -> export.OnnxGraph:
     return graph
 
 
+def _check_complete(model, known: Calibration, target: str) -> None:
+    """Refuse a calibration made for TensorRT, which watched fewer tensors than ONNX Runtime quantizes."""
+    if target == "tensorrt":
+        return
+    kinds = {name: value.type.tensor_type.elem_type for name, value in surgery.values_of(model).items()}
+    wanted = [name for node in model.graph.node for name in node.output if kinds.get(name) == 1]
+    missing = [name for name in wanted if name not in known.histograms and name not in known.masked]
+    if missing:
+        raise BadInput(
+            f"the calibration did not watch {missing[0]!r} (and {len(missing) - 1} more), which target={target!r} "
+            f"quantizes; make it with quantization.calibrate(graph, batches, target={target!r})"
+        )
+
+
 def _plain(graph: export.OnnxGraph):
     return constant_folding.with_plain_weights(graph.model(), LAYERS)
 
@@ -256,13 +273,13 @@ def _masked(model, tensors: Iterable[str]) -> set[str]:
     return {node.name for node in model.graph.node if infinite & {*node.input, *node.output}}
 
 
-def _kept_wide(model, exclude: Iterable[str], also: set[str] = frozenset()) -> set[str]:
+def _kept_wide(model, exclude: Iterable[str], also: Iterable[str] = ()) -> set[str]:
     exclude = [exclude] if isinstance(exclude, str) else list(exclude) if isinstance(exclude, Iterable) else [exclude]
     if not all(isinstance(name, str) for name in exclude):
         raise BadInput(f"exclude={exclude!r}; give the names of the layers that stay wide, an empty list for none")
     exclude = set(exclude)
     ops = {node.name: node.op_type for node in model.graph.node}
-    for name in sorted(exclude - set(ops) - also):
+    for name in sorted(exclude - set(ops) - set(also)):
         near = difflib.get_close_matches(name, ops, 3, 0.3) or list(ops)[:3]
         raise BadInput(f"exclude names {name!r}, which is no node of the graph; did you mean one of {near}?")
     if not [name for name, op in ops.items() if op in LAYERS and name not in exclude]:

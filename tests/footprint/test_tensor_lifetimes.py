@@ -345,7 +345,9 @@ def test_pictures_say_in_words_what_they_show():
 
 def test_every_type_counts_its_own_bytes(tmp_path):
     graph = graph_of(tmp_path, [helper.make_node("Neg", ["x"], ["a"]), helper.make_node("Neg", ["a"], ["y"])], {"y": 1})
-    peaks = {kind: footprint.lifetimes(graph, batch=3, precision=kind).peak_mib for kind in ("fp32", "fp16", "bf16", "int8")}
+    peaks = {
+        kind: footprint.lifetimes(graph, batch=3, precision=kind).peak_mib for kind in ("fp32", "fp16", "bf16", "int8")
+    }
     assert peaks == {"fp32": 3.0, "fp16": 1.5, "bf16": 1.5, "int8": 0.75}
 
 
@@ -364,7 +366,10 @@ def test_what_is_cast_has_the_size_of_its_type(tmp_path, kind, mib):
 
 
 def test_sequences_and_text_have_no_size(tmp_path):
-    nodes = [helper.make_node("SplitToSequence", ["x"], ["s"], "parts"), helper.make_node("SequenceLength", ["s"], ["y"])]
+    nodes = [
+        helper.make_node("SplitToSequence", ["x"], ["s"], "parts"),
+        helper.make_node("SequenceLength", ["s"], ["y"]),
+    ]
     value = [helper.make_tensor_value_info("x", 1, [4, 2]), helper.make_tensor_value_info("y", 7, [])]
     model = helper.make_model(
         helper.make_graph(nodes, "g", value[:1], value[1:]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8

@@ -82,9 +82,9 @@ def features_too():
 @pytest.mark.parametrize("make", [head_first, two_heads, dictionary, autoencoder, features_too])
 def test_outputs_are_never_pruned(make):
     x, network = torch.randn(2, 3, 8, 8), seeded(make)
-    shapes = [tuple(y.shape) for y in dependencies.answers(network, x)]
+    shapes = [tuple(y.shape) for y in dependencies.outputs_of(network, x)]
     slim = pruning.shrink(network, example=x, macs=0.5, round_to=1)
-    assert [tuple(y.shape) for y in dependencies.answers(slim.model, x)] == shapes
+    assert [tuple(y.shape) for y in dependencies.outputs_of(slim.model, x)] == shapes
     assert slim.after.macs <= 0.5 * slim.before.macs and slim.mac_reduction >= 2
 
 
@@ -171,8 +171,8 @@ def test_what_counts_on_the_number_of_channels_is_refused_and_named(make, name, 
     except BadInput as error:
         assert "70% of the MACs cannot be reached" in str(error)
     else:
-        assert [y.shape for y in dependencies.answers(slim.model, x)] == [
-            y.shape for y in dependencies.answers(network, x)
+        assert [y.shape for y in dependencies.outputs_of(slim.model, x)] == [
+            y.shape for y in dependencies.outputs_of(network, x)
         ]
 
 

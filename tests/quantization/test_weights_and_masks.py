@@ -235,3 +235,14 @@ def test_names_that_the_quantizer_would_invent_may_be_taken(trap, target, tmp_pa
     assert not any(
         "<" in n for t in made.model().graph.node for n in t.output if n != "<3>" and not n.startswith("<3>")
     )
+
+
+def test_a_calibration_for_tensorrt_is_not_enough_for_onnx_runtime(tmp_path):
+    """It watched the layers' inputs alone; the other ranges would come from nowhere."""
+    graph = product(tmp_path, "itself")
+    with pytest.raises(
+        BadInput, match=r"did not watch 'h' .and 1 more., .*calibrate.graph, batches, target='onnxruntime'"
+    ):
+        quantization.to_qdq(graph, quantization.calibrate(graph, [IMAGES]), target="onnxruntime")
+    wide = quantization.calibrate(graph, [IMAGES], target="onnxruntime")
+    assert quantization.placement(quantization.to_qdq(graph, wide)).quantized == ("product",)
