@@ -16,7 +16,6 @@ NARROW_SCALES_OPSET = 19  # the first whose Q/DQ nodes take narrow tensors and s
 
 # They take FP16 by ONNX's schemas, and TensorRT wants their sizes and boxes in FP32.
 ALWAYS_WIDE = ("Resize", "RoiAlign")
-TYPED_BY_ATTRIBUTE = {"dtype", "output_datatype"}  # what such a node writes does not follow from what it reads
 
 
 def model_of(graph):
@@ -139,8 +138,6 @@ class Walk:
         schema = self._schema(node)
         if schema is None:  # an operator of somebody's own, which no schema limits
             return ins, outs
-        if TYPED_BY_ATTRIBUTE & set(schema.attributes):
-            return set(), set()
         low = {i for i in ins if self._takes(schema, _formal(schema.inputs, i))}
         linked = {_formal(schema.inputs, i).type_str for i in low}
         retyped = node.op_type in RETYPED

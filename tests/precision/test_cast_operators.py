@@ -114,6 +114,15 @@ CASES = {
         17,
         {"b"},
     ),
+    "EyeLike of its input's type": (
+        [
+            node("EyeLike", ["x"], ["e"], "b"),
+            node("Add", ["x", "e"], ["y"], "c"),
+        ],
+        {},
+        17,
+        {"b"},
+    ),
     "IsInf": (
         [node("IsInf", ["x"], ["i"], "a"), node("Where", ["i", "z", "x"], ["y"], "b")],
         {"z": np.float32(0)},
