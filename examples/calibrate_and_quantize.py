@@ -12,7 +12,7 @@ network = training.fit(models.article_cnn(), digits.train, epochs=1, progress=Fa
 graph = export.to_onnx(network, network.example_input(2))
 
 batches = [data.preprocess(images) for images, _ in digits.train.take(256).batches(64)]  # (64, 1, 28, 28) each
-seen = quantization.calibrate(graph, batches)
+seen = quantization.calibrate(graph, batches, target="onnxruntime")
 largest = max(np.abs(batch).max() for batch in batches)  # without calibration it would become the code 127
 scale = quantization.scale_of(np.concatenate(batches)).scale
 assert np.isclose(scale, largest / 127), f"scale {scale} by the library, {largest / 127} by hand"

@@ -173,7 +173,7 @@ class _Job:
                     f"{graph.path.name} is an FP32 graph; strongly typed TensorRT takes BF16 from the graph: cast it "
                     "first (lab 05)"
                 )
-            graph = export.to_half(graph)
+            graph = export.cast(graph)
         builder, network, _ = network_of.parse(graph, log=self.log)
         return builder, network
 

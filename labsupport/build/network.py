@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ def parse(graph, *, log=None):
 
 
 def flags(trt) -> int:
+    """The flags with which this generation makes a network whose types are the graph's own."""
     generation = environment.generation()
     if generation == "8.6":
         return 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
@@ -47,23 +50,36 @@ def flags(trt) -> int:
 
 
 def _parser_complaint(parser, graph) -> str:
+    """The parser's own reason, the node that it stopped at, and advice where there is any."""
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
-    text = errors[0].desc() if errors else "no reason given"
-    node = next((n for e in errors[:1] for i, n in enumerate(graph.model().graph.node) if i == e.node()), None)
-    where = f"node {node.name or '(unnamed)'} ({node.op_type})" if node is not None else "the graph"
-    known = (
-        f"TensorRT {environment.machine().tensorrt} reads opset {export.NEWEST_OPSET[environment.generation()]} "
-        "and below"
-    )
+    said = [e.desc().strip() for e in errors]
+    text = next((t for t in said if t and not t.startswith("Invalid Node")), said[0] if said else "no reason given")
+    nodes = graph.model().graph.node
+    node = next((nodes[e.node()] for e in errors[:1] if 0 <= e.node() < len(nodes)), None)
+    where = f"node {node.name or '(unnamed)'} ({node.op_type})" if node is not None else _odd_input(graph)
     if node is not None and not parser.supports_operator(node.op_type):
         return (
-            f"{graph.path.name}: TensorRT has no operator {node.op_type}, wanted by {where}; rewrite it into "
-            "known operators or write a plugin (lab 10)"
+            f"{graph.path.name}: TensorRT has no operator {node.op_type}, wanted by {where}; rewrite it into known "
+            "operators or write a plugin (lab 10)"
         )
-    return (
-        f"{graph.path.name}: the parser stopped at {where}: {text.strip()}. The file is opset {graph.opset}; {known}: "
-        f"export.to_onnx(..., target={environment.generation()!r})"
-    )
+    newest, version = export.NEWEST_OPSET[environment.generation()], environment.machine().tensorrt
+    advice = "rewrite that place of the network, or export it another way"
+    if graph.opset > newest:
+        target = environment.generation()
+        advice = (
+            f"the file is opset {graph.opset}, and TensorRT {version} reads opset {newest} and below: "
+            f"export.to_onnx(..., target={target!r})"
+        )
+    return f"{graph.path.name}: the parser stopped at {where}: {text.rstrip('.')}; {advice}"
+
+
+def _odd_input(graph) -> str:
+    """The input or output that TensorRT has no tensor for, where there is one: text, a sequence, more than 8 axes."""
+    types = ("string", "sequence", "map", "optional", "double", "complex64", "complex128")
+    for name, (shape, dtype) in (*graph.inputs.items(), *graph.outputs.items()):
+        if dtype in types or len(shape) > 8:
+            return f"{name!r} ({dtype}, {len(shape)} axes; TensorRT has tensors of numbers, of at most 8 axes)"
+    return "the graph"
 
 
 def member(enum, name: str):
@@ -78,6 +94,7 @@ def member(enum, name: str):
 
 
 def set_io_formats(trt, network, io_formats: Mapping):
+    """Set type (on 8.6) and layout of named inputs and outputs. Raises BadInput for one that is not there."""
     tensors = {t.name: t for t in _ios(network)}
     for name, (dtype, layout) in (io_formats or {}).items():
         if name not in tensors:
@@ -94,28 +111,50 @@ def _ios(network):
 
 
 def listed(profiles) -> list:
-    """Optimization profiles as a list: one mapping is a list of one, nothing an empty list."""
-    return list(profiles) if isinstance(profiles, (list, tuple)) else [profiles] if profiles else []
+    """Optimization profiles as a list: one mapping is a list of one, nothing an empty list. Raises BadInput."""
+    groups = list(profiles) if isinstance(profiles, (list, tuple)) else [profiles] if profiles else []
+    for group in groups:
+        for name, profile in group.items() if isinstance(group, Mapping) else ():
+            if isinstance(profile, Profile):
+                _check_numbers(name, profile)
+    return groups
+
+
+def _check_numbers(name: str, profile: Profile) -> None:
+    """Refuse what TensorRT's bindings do not take, or take wrongly: negative, fractional and huge numbers, and text."""
+    for field in ("min", "opt", "max"):
+        shape = getattr(profile, field)
+        whole = isinstance(shape, (tuple, list)) and all(
+            isinstance(n, numbers.Integral) and type(n) is not bool for n in shape
+        )
+        if not whole or not all(-(2**31) <= n < 2**31 for n in shape):
+            raise BadInput(
+                f"profile of {name!r}: {field}={shape!r}; wanted is a tuple of whole numbers, one an axis, such as "
+                "(1, 3, 224, 224)"
+            )
 
 
 def profile_groups(network, profiles, batch) -> list:
-    free = {
-        t.name: tuple(t.shape)
-        for t in (network.get_input(i) for i in range(network.num_inputs))
-        if -1 in tuple(t.shape)
-    }
+    """The optimization profiles to add: those given, or one of the free batch. Raises BadInput."""
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    free = {t.name: tuple(t.shape) for t in inputs if -1 in tuple(t.shape)}
+    shapes = sorted(t.name for t in inputs if t.is_shape_tensor)  # their values are shapes, and need a range, too
     if profiles:
         groups = listed(profiles)
         for group in groups:
-            unknown, missing = (
-                set(group) - {network.get_input(i).name for i in range(network.num_inputs)},
-                set(free) - set(group),
-            )
+            unknown, missing = set(group) - {t.name for t in inputs}, {*free, *shapes} - set(group)
             if unknown or missing:
-                raise BadInput(f"profiles names {sorted(group)}, but the inputs with free axes are {sorted(free)}")
+                also = f", and those whose values are shapes {shapes}" if shapes else ""
+                raise BadInput(
+                    f"profiles names {sorted(group)}, but the inputs with free axes are {sorted(free)}{also}"
+                )
         return groups
+    if shapes:
+        raise BadInput(
+            f"the values of {shapes} are a shape; say their ranges: profiles={{{shapes[0]!r}: Profile(min, opt, max)}}"
+        )
     if not free:
-        fixed = next((tuple(network.get_input(i).shape)[:1] for i in range(network.num_inputs)), ())
+        fixed = next((tuple(t.shape)[:1] for t in inputs), ())
         if batch is not None and fixed and batch not in (fixed[0], (fixed[0],) * 3):
             raise BadInput(
                 f"batch={batch!r}, but the network's batch is fixed at {fixed[0]}; export it with dynamic=True"
@@ -130,19 +169,27 @@ def profile_groups(network, profiles, batch) -> list:
 
 
 def add_profile(builder, config, network, mapping):
+    """Add one optimization profile: ranges of shapes, and of the values of inputs that are shapes themselves."""
     profile = builder.create_optimization_profile()
+    inputs = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
     for name, p in mapping.items():
-        shape = next(
-            tuple(network.get_input(i).shape) for i in range(network.num_inputs) if network.get_input(i).name == name
-        )
+        values = inputs[name].is_shape_tensor
+        shape = tuple(inputs[name].shape)
+        wanted = (-1,) * (math.prod(shape) if values else 0) or shape
         ordered = all(a <= b <= c for a, b, c in zip(p.min, p.opt, p.max))
-        fits = all(len(s) == len(shape) and all(w in (-1, d) for w, d in zip(shape, s)) for s in (p.min, p.opt, p.max))
+        fits = all(
+            len(s) == len(wanted) and all((values or d >= 0) if w == -1 else w == d for w, d in zip(wanted, s))
+            for s in (p.min, p.opt, p.max)
+        )
         if not (ordered and fits):
+            what = f"{wanted and len(wanted)} value(s)" if values else f"{shape} (-1 is free)"
             raise BadInput(
-                f"profile of {name!r} is {p}; the network has {shape} (-1 is free), and min ≤ opt ≤ max must hold on "
-                "every axis"
+                f"profile of {name!r} is {p}; the network has {what}, and min ≤ opt ≤ max must hold on every axis"
             )
-        profile.set_shape(name, p.min, p.opt, p.max)
+        if values:
+            profile.set_shape_input(name, list(p.min), list(p.opt), list(p.max))
+        else:
+            profile.set_shape(name, tuple(p.min), tuple(p.opt), tuple(p.max))
     if config.add_optimization_profile(profile) < 0:
         raise BadInput(f"the builder refused the profile {mapping}; every input with a free axis needs min ≤ opt ≤ max")
 
@@ -162,6 +209,7 @@ def layer_types(network) -> Counter:
 
 
 def short_type(text: str) -> str:
+    """A type as this package writes it, such as "fp16", from any of the names that TensorRT has for it."""
     text = text.lower()
     table = (
         ("bf16", "bf16"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree
 
 from labsupport.errors import BadInput
 
@@ -72,7 +73,8 @@ def tapped(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor
 
     def keep(name: str):
         def hook(module, inputs, output) -> None:
-            seen[name] = output
+            # a copy: an activation that works in place, as nn.ReLU(inplace=True) does, would overwrite it
+            seen[name] = _pytree.tree_map_only(Tensor, torch.clone, output)
 
         return hook
 

@@ -6,26 +6,16 @@ import difflib
 from collections.abc import Iterable
 
 from labsupport.errors import BadInput, LabError
-from labsupport.export import onnx_graph
+from labsupport.export import onnx_graph, surgery
 from labsupport.export.qdq_nodes import QDQ
 
 LOW = ("fp16", "bf16")
 OLDEST_OPSET = 13  # the first in which every common operator takes BF16 as well as FP16
+RETYPED = ("Cast", "ConstantOfShape", "DequantizeLinear")  # their type stands in an attribute that is written anew
 NARROW_SCALES_OPSET = 19  # the first whose Q/DQ nodes take narrow tensors and scales
 
-# They describe, create or scale data, and take FP32 whatever their neighbors do.
-ALWAYS_WIDE = (
-    "DynamicQuantizeLinear",
-    "Range",
-    "Resize",
-    "RandomNormal",
-    "RandomUniform",
-    "RandomNormalLike",
-    "RandomUniformLike",
-    "EyeLike",
-    "NonMaxSuppression",
-    "RoiAlign",
-)
+# They take FP16 by ONNX's schemas, and TensorRT wants their sizes and boxes in FP32.
+ALWAYS_WIDE = ("Resize", "RoiAlign")
 
 
 def model_of(graph):
@@ -36,18 +26,16 @@ def model_of(graph):
     graph = graph if isinstance(graph, onnx_graph.OnnxGraph) else onnx_graph.load(graph)
     kind = onnx_graph.float_type(graph)
     if kind != "fp32":
-        raise BadInput(
-            f"{graph.path.name} is {kind} already; hand in the FP32 graph, from which every other precision is made"
-        )
+        said = "computes in FP64" if kind == "fp64" else f"is {kind} already"
+        raise BadInput(f"{graph.path.name} {said}; hand in the FP32 graph, from which every other precision is made")
     if graph.opset < OLDEST_OPSET:
         raise BadInput(
             f"{graph.path.name} is opset {graph.opset}; operators take FP16 and BF16 side by side from opset "
             f"{OLDEST_OPSET} on: export it again with opset=17"
         )
-    model = graph.model()
-    for place, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{place}"
-        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+    model = surgery.plain(graph.model())
+    for node in model.graph.node:
+        if onnx_graph.bodies(node):
             raise BadInput(
                 f"{graph.path.name}: {node.name} ({node.op_type}) holds a branch or a loop, into which these tools do "
                 "not look; "
@@ -100,23 +88,9 @@ def _at_opset(model, opset: int, name: str):
         ) from error
 
 
-def _constant(node):
-    """The tensor in a Constant node, whichever attribute holds it; None for a sparse one and for text."""
-    import numpy as np
-    import onnx
-
-    for attribute in node.attribute:
-        if attribute.name == "value":
-            return attribute.t
-        kind = {
-            "value_float": np.float32,
-            "value_floats": np.float32,
-            "value_int": np.int64,
-            "value_ints": np.int64,
-        }.get(attribute.name)
-        if kind is not None:
-            return onnx.numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(attribute), kind))
-    return None
+def _formal(parameters, place: int):
+    """The formal parameter of an operator that an argument fills; the last may be there any number of times."""
+    return parameters[min(place, len(parameters) - 1)]
 
 
 class Walk:
@@ -130,38 +104,64 @@ class Walk:
         self.low, self.dtype = low_type(to)
         self.graph, self.model = model_of(graph)
         self.suffix, self.wide = to, known(keep_wide, self.graph, self.model)
-        if any(self.graph.ops.get(op) for op in QDQ):  # a Cast between a DequantizeLinear and its layer would part them
+        if any(
+            node.op_type in QDQ for node in self.model.graph.node
+        ):  # a Cast between a DequantizeLinear and its layer would part them
             self.model = _at_opset(self.model, NARROW_SCALES_OPSET, self.graph.path.name)
             self.scales = {node.input[1] for node in self.model.graph.node if node.op_type in QDQ}
-        self._lift_constants()
+        self.names = surgery.Names(self.model)
         self.weights = {w.name: w for w in self.model.graph.initializer if w.data_type == onnx.TensorProto.FLOAT}
-        inferred = onnx.shape_inference.infer_shapes(self.model)
-        listed = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
-        self.floats = {v.name for v in listed if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT} | set(
-            self.weights
-        )
+        listed = surgery.values_of(self.model)
+        self.floats = {n for n, v in listed.items() if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+        self.floats |= set(self.weights)
+        self.containers = {n for n, v in listed.items() if v.type.WhichOneof("value") not in ("tensor_type", None)}
+        self.opsets = {o.domain: o.version for o in self.model.opset_import}
+        if not self.floats:
+            raise BadInput(
+                f"{self.graph.path.name} has no FP32 tensor, so there is nothing to cast; its precision is its own"
+            )
         self.is_low: set[str] = set()
         self.made: dict[tuple[str, bool], str] = {}
         self.nodes: list = []
         self.new_weights: list = []
 
-    def _lift_constants(self) -> None:
-        """Turn Constant nodes into weights: a number has no type of its own until somebody reads it."""
-        kept = []
-        for node in self.model.graph.node:
-            value = _constant(node) if node.op_type == "Constant" else None
-            if value is not None:
-                value.name = node.output[0]
-                self.model.graph.initializer.append(value)
-            else:
-                kept.append(node)
-        del self.model.graph.node[:]
-        self.model.graph.node.extend(kept)
+    def narrow_places(self, node) -> tuple[set[int], set[int]]:
+        """Which inputs and outputs of a node, by place, take the low type: none of them where it is to stay FP32.
+
+        ONNX's schemas tell: IsInf, CumSum or Celu take no FP16 in older opsets, Resize takes it for its images alone.
+        """
+        touched = [t for t in (*node.input, *node.output) if t in self.floats]
+        wide = node.name in self.wide or node.op_type in ALWAYS_WIDE
+        if wide or not touched or self.containers & {*node.input, *node.output}:
+            return set(), set()
+        ins, outs = ({i for i, t in enumerate(ts) if t in self.floats} for ts in (node.input, node.output))
+        schema = self._schema(node)
+        if schema is None:  # an operator of somebody's own, which no schema limits
+            return ins, outs
+        low = {i for i in ins if self._takes(schema, _formal(schema.inputs, i))}
+        linked = {_formal(schema.inputs, i).type_str for i in low}
+        retyped = node.op_type in RETYPED
+        writes = {i for i in outs if retyped or _formal(schema.outputs, i).type_str in linked}
+        # A node whose results would all stay FP32 gains nothing by narrow inputs, unless it writes no floats at all.
+        return (low, writes) if writes or not outs else (set(), set())
 
     def narrows(self, node) -> bool:
         """Whether a node is to compute in the low precision."""
-        touched = [t for t in (*node.input, *node.output) if t in self.floats]
-        return bool(touched) and node.name not in self.wide and node.op_type not in ALWAYS_WIDE
+        return any(self.narrow_places(node))
+
+    def _schema(self, node):
+        from onnx import defs
+
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if domain not in self.opsets or not defs.has(node.op_type, self.opsets[domain], domain):
+            return None
+        return defs.get_schema(node.op_type, self.opsets[domain], domain)
+
+    @staticmethod
+    def _takes(schema, formal) -> bool:
+        """Whether a formal parameter's type may be the low one. TensorRT takes BF16 wherever ONNX has FP16."""
+        allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
+        return "tensor(float16)" in allowed.get(formal.type_str, [formal.type_str])
 
     def weight(self, name: str) -> str:
         """The low-precision twin of a weight."""
@@ -179,7 +179,7 @@ class Walk:
                     f"{np.abs(exact).max():.2g}, "
                     f"which {self.suffix} does not hold; quantize with that layer in exclude, or cast to='bf16'"
                 )
-            self.made[key] = f"{name}.{self.suffix}"
+            self.made[key] = self.names.free(f"{name}.{self.suffix}")
             self.new_weights.append(onnx.numpy_helper.from_array(values, self.made[key]))
         return self.made[key]
 
@@ -191,7 +191,7 @@ class Walk:
             return self.weight(tensor)
         key = (tensor, low)
         if key not in self.made:
-            self.made[key] = f"{tensor}.{self.suffix if low else 'fp32'}"
+            self.made[key] = self.names.free(f"{tensor}.{self.suffix if low else 'fp32'}")
             self.change(tensor, self.made[key], low)
         return self.made[key]
 
@@ -199,7 +199,9 @@ class Walk:
         """Append one Cast node."""
         import onnx
 
-        self.nodes.append(onnx.helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=kind))
+        self.nodes.append(
+            onnx.helper.make_node("Cast", [source], [target], name=self.names.free(f"{target}/Cast"), to=kind)
+        )
 
     def saved(self, path=None) -> onnx_graph.OnnxGraph:
         """Put the new nodes and weights into the model, drop what nobody reads, and save it."""
@@ -236,16 +238,24 @@ class Typed(Walk):
                 if value.name in self.floats:
                     value.type.tensor_type.elem_type = self.low
             self.is_low |= {v.name for v in self.model.graph.input if v.name in self.floats}
+        if not self.wide and not any(map(self.narrows, self.model.graph.node)):
+            ops = sorted({node.op_type for node in self.model.graph.node})
+            raise BadInput(
+                f"{self.graph.path.name}: no operator in it takes {self.suffix} at its opset: {', '.join(ops)}"
+            )
         for node in self.model.graph.node:
-            low, new = self.narrows(node), onnx.NodeProto()
+            (reads, writes), new = self.narrow_places(node), onnx.NodeProto()
             new.CopyFrom(node)
-            new.input[:] = [self.read(t, low) if t else t for t in node.input]
-            self._retype(new, low)
+            new.input[:] = [self.read(t, i in reads) if t else t for i, t in enumerate(node.input)]
+            self._retype(new, bool(writes))
             self.nodes.append(new)
             for place, tensor in enumerate(node.output):
+                low = place in writes
                 if tensor in self.floats and tensor in border and low == keep_io:
-                    new.output[place] = f"{tensor}.computed"  # the border keeps its name and gets a Cast before it
+                    # the border keeps its name and gets a Cast before it; inside, the tensor has another
+                    new.output[place] = self.names.free(f"{tensor}.computed")
                     self.cast(new.output[place], tensor, onnx.TensorProto.FLOAT if keep_io else self.low)
+                    self.made[(tensor, keep_io)] = new.output[place]
                     if not keep_io:
                         self.is_low.add(tensor)
                 elif tensor in self.floats and low:
@@ -261,7 +271,8 @@ class Typed(Walk):
             zero = onnx.numpy_helper.from_array(np.zeros(1, np.float32))
             node.attribute.append(onnx.helper.make_attribute("value", zero))
         for attribute in node.attribute if low else ():
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT:
+            typed = (node.op_type, attribute.name) in (("Cast", "to"), ("DequantizeLinear", "output_dtype"))
+            if typed and attribute.i == onnx.TensorProto.FLOAT:
                 attribute.i = self.low
             if node.op_type == "ConstantOfShape" and attribute.name == "value":
                 attribute.t.CopyFrom(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from labsupport.errors import BadInput, LabError
-from labsupport.export.onnx_graph import OnnxGraph, _staged, float_type, fresh_folder, load, save
+from labsupport.export import frozen_values
+from labsupport.export.onnx_graph import OnnxGraph, _staged, fresh_folder, load, write
 
 EXPORTERS = ("torchscript", "dynamo")
 
@@ -60,19 +62,24 @@ def to_onnx(
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        write = _export_torchscript if exporter == "torchscript" else _export_dynamo
-        with _staged(path) as staged, torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecation notes about the exporter this function chose on purpose
-            write(model, examples, staged, opset, names_in, names_out, axes, fold_batchnorm)
+        into = _export_torchscript if exporter == "torchscript" else _export_dynamo
+        with _staged(path) as staged, torch.inference_mode(False), torch.no_grad():
+            with warnings.catch_warnings(record=True) as heard:
+                warnings.simplefilter("ignore")  # deprecation notes about the exporter this function chose on purpose
+                warnings.simplefilter("always", torch.jit.TracerWarning)
+                into(model, examples, staged, opset, names_in, names_out, axes, fold_batchnorm)
             _drop_identities(staged)
+            frozen_values.demand_live(model, examples, load(staged), axes, heard)
+            declared = frozen_values.declare(load(staged), axes)
+            if declared is not None:
+                write(declared, staged)
             graph = load(staged, exporter=exporter, folded=_folded(model, staged))
         return replace(graph, path=path)
     except LabError:
         raise
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LabError(
-            f"the {exporter} exporter could not export {type(model).__name__} at opset {opset}: {first}. "
+            f"the {exporter} exporter could not export {type(model).__name__} at opset {opset}: {_cause(error)}. "
             f"Try exporter={'dynamo' if exporter == 'torchscript' else 'torchscript'!r}, or rewrite the operation it "
             "names."
         ) from error
@@ -81,21 +88,21 @@ def to_onnx(
             module.training = training
 
 
-def to_half(graph: OnnxGraph, *, path: str | os.PathLike | None = None, keep_io: bool = True) -> OnnxGraph:
-    """The same network with FP16 weights and arithmetic, as strongly typed TensorRT (10, 11, RTX) wants it.
-
-    ``keep_io`` leaves inputs and outputs in FP32 behind Cast nodes. Uses onnxconverter-common; lab 05 compares
-    it with NVIDIA's AutoCast, which keeps layers at risk of overflow wide. Returns a new graph.
-    """
-    from onnxconverter_common import float16
-
-    if float_type(graph) == "fp16":
-        return graph
-    out = Path(path) if path else fresh_folder() / f"{graph.path.stem}.fp16.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # notes about constants clipped at FP16's smallest value
-        half = float16.convert_float_to_float16(graph.model(), keep_io_types=keep_io, disable_shape_infer=False)
-    return save(half, out)
+def _cause(error: BaseException) -> str:
+    """What went wrong first, and for which node: the exporters wrap it in steps and advice for their own developers."""
+    chain = [error]
+    while (before := chain[-1].__cause__) is not None and before not in chain:
+        chain.append(before)
+    said = [re.sub(r"\x1b\[[0-9;]*m", "", str(each)).strip().split("\n\n")[0] for each in reversed(chain)]
+    said = [" ".join(text.split()) for text in said if text and not text.startswith("Failed to ")]
+    node = next((text.split(" :")[0] + ")" for text in said[1:] if text.startswith("Error when translating")), "")
+    fixed = re.search(r"inferred a static shape of (\d+) for dimension (\S+?)\.?$", said[0]) if said else None
+    if fixed:
+        return f"the network fixes {fixed[2]} at {fixed[1]}, and it was to be free; say which axes are: dynamic={{...}}"
+    first = said[0][:300].rstrip(".") if said else type(chain[-1]).__name__
+    if "data-dependent" in first:
+        first = f"a condition or a size depends on a tensor's value: {first}"
+    return f"{first} ({node[:120].lower()}" if node else first
 
 
 # --- how the two exporters are called ------------------------------------------------------------------------
@@ -150,28 +157,12 @@ def _export_dynamo(model, examples, path, opset, names_in, names_out, axes, fold
 
 def _drop_identities(path: Path) -> None:
     """Take out Identity nodes: the exporter writes one per pair of equal weights, and no runtime would run them."""
-    import onnx
+    import onnx_ir as ir
+    from onnx_ir.passes.common import IdentityEliminationPass
 
-    model = onnx.load(str(path))
-    if any(
-        a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for n in model.graph.node for a in n.attribute
-    ):
-        return  # the branches of an If or a Loop read outer tensors by name, and are left as they are
-    outputs = {o.name for o in model.graph.output}
-    source = {
-        n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Identity" and n.output[0] not in outputs
-    }
-    if not source:
-        return
-    kept = [n for n in model.graph.node if not (n.op_type == "Identity" and n.output[0] in source)]
-    for node in kept:
-        for i, name in enumerate(node.input):
-            while name in source:
-                name = source[name]
-            node.input[i] = name
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-    onnx.save(model, str(path))
+    model = ir.load(path)
+    if IdentityEliminationPass()(model).modified:
+        write(ir.to_proto(model), path)
 
 
 def _opset_for(target: str | None, exporter: str, opset: int | None) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from labsupport.export import onnx_graph
+from labsupport.export.onnx_graph import bodies, everywhere
+
+__all__ = ["Unknown", "bodies", "everywhere", "unknown_operators"]
 
 STANDARD = ("", "ai.onnx", "ai.onnx.ml")
 
@@ -59,20 +61,3 @@ def _standard(node, opsets) -> bool:
 
 def _opsets(owner) -> dict:
     return {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in owner.opset_import}
-
-
-def bodies(node) -> list:
-    """The graphs that a node holds: the branches of an If, the body of a Loop or Scan."""
-    return [
-        graph
-        for attribute in node.attribute
-        for graph in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
-    ]
-
-
-def everywhere(nodes) -> Iterator:
-    """The nodes, and those in the bodies that they hold."""
-    for node in nodes:
-        yield node
-        for body in bodies(node):
-            yield from everywhere(body.node)

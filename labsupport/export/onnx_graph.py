@@ -10,11 +10,13 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from labsupport.errors import BadInput, LabError
+
+LARGEST_INSIDE = 2**30  # bytes of weights that a file of at most 2 GB takes in
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,22 @@ class OnnxGraph:
     @property
     def sha256(self) -> str:
         """Checksum of the file and of weights kept beside it, the identity that caches and sidecars go by."""
-        data = self.path.read_bytes()
-        digest = hashlib.sha256(data)
-        for name in _external_files(data):
-            digest.update((self.path.parent / name).read_bytes())
+        digest = hashlib.sha256()
+        for file in self._files():
+            with file.open("rb") as opened:
+                while part := opened.read(2**24):
+                    digest.update(part)
         return digest.hexdigest()
 
     @property
     def size_mib(self) -> float:
-        """Size of the file in MiB."""
-        return self.path.stat().st_size / 2**20
+        """Size in MiB of the file, and of those beside it that hold its weights."""
+        return sum(file.stat().st_size for file in self._files()) / 2**20
+
+    def _files(self) -> list[Path]:
+        """The file itself, then the files of its weights, wherever in the graph a tensor names one."""
+        beside = {place["location"] for place in map(external, tensors_of(_light(self.path))) if place}
+        return [self.path, *(self.path.parent / name for name in sorted(beside))]
 
     def model(self):
         """The graph as an ``onnx.ModelProto``, for surgery."""
@@ -69,7 +77,6 @@ def load(path: str | os.PathLike, *, exporter: str = "unknown", folded: Mapping[
     TensorRT's own parser accepts an empty file, an HTML page or a PNG as a network with no layers, so the
     check stands here, before any parser sees the file. Raises BadInput.
     """
-    import onnx
 
     if not isinstance(path, (str, os.PathLike)):
         raise BadInput(
@@ -77,11 +84,15 @@ def load(path: str | os.PathLike, *, exporter: str = "unknown", folded: Mapping[
             "export.to_onnx(model, example)"
         )
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise BadInput(
             f"{path.name}: no such file (looked in {path.parent}); export one with export.to_onnx(model, example)"
         )
-    head = path.read_bytes()[:64] if path.stat().st_size else b""
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe, a socket or a device"
+        raise BadInput(f"{path.name} is {kind}, no ordinary file; give the .onnx file itself")
+    with path.open("rb") as opened:
+        head = opened.read(64)
     if not head:
         raise BadInput(f"{path.name} is empty (0 bytes): the export or the copy was cut off; export it again")
     kind = _what_is(head)
@@ -90,40 +101,91 @@ def load(path: str | os.PathLike, *, exporter: str = "unknown", folded: Mapping[
             f"{path.name} is not an ONNX file: it is {kind}; an ONNX file comes from export.to_onnx(model, example)"
         )
     try:
-        model = onnx.load(str(path))
+        model = _light(path)
     except Exception as error:
         raise BadInput(
-            f"{path.name} is not an ONNX file or is cut off ({_first_line(error)}); export it again"
+            f"{path.name} is not an ONNX file or is cut off ({first_line(error)}); export it again"
         ) from error
     if not model.graph.node:
         raise BadInput(f"{path.name} holds no operator nodes: it is not an ONNX network; export it again")
-    try:
-        onnx.checker.check_model(str(path))
-    except Exception as error:
-        raise BadInput(
-            f"{path.name} is not a valid ONNX network: {_first_line(error)}; export it again or repair that node"
-        ) from error
+    _check(model, path)
     initial = {i.name for i in model.graph.initializer}
     return OnnxGraph(
         path=path,
         ops=Counter(node.op_type for node in model.graph.node),
         inputs={v.name: spec_of(v) for v in model.graph.input if v.name not in initial},
         outputs={v.name: spec_of(v) for v in model.graph.output},
-        opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
+        opset=_opset(model),
         exporter=exporter,
         folded=dict(folded or {}),
     )
 
 
-def save(model, path: str | os.PathLike) -> OnnxGraph:
-    """Write an ``onnx.ModelProto``, check it, and only then put it in place of what was there."""
+def _light(path: Path):
+    """The model of a file, without the weights that are kept beside it."""
     import onnx
 
+    return onnx.load(str(path), load_external_data=False)
+
+
+def _check(model, path: Path) -> None:
+    """Refuse a network whose weights are not there, whose opset nobody knows yet, or that ONNX's checker refuses."""
+    import onnx
+
+    for tensor in tensors_of(model):
+        place = external(tensor)
+        file = path.parent / place["location"] if place else path
+        if not file.is_file() or place and file.stat().st_size < place["end"]:
+            raise BadInput(
+                f"{path.name} keeps the weight {tensor.name!r} in {file.name}, which is "
+                f"{'too short' if file.is_file() else 'not there'}; copy that file beside it (looked in {file.parent})"
+            )
+    opset, newest = _opset(model), onnx.defs.onnx_opset_version()
+    if opset > newest:
+        raise BadInput(
+            f"{path.name} says that it is opset {opset}, and onnx {onnx.__version__} knows {newest} at most; "
+            "export it again with a lower opset (17 is read by every target), or install a newer onnx"
+        )
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type not in onnx.TensorProto.DataType.values():
+            raise BadInput(
+                f"{path.name}: {value.name!r} has element type {value.type.tensor_type.elem_type}, which ONNX does not "
+                "know; export it again"
+            )
+    try:
+        onnx.checker.check_model(str(path))
+    except Exception as error:
+        raise BadInput(
+            f"{path.name} is not a valid ONNX network: {first_line(error)}; export it again or repair that node"
+        ) from error
+
+
+def _opset(model) -> int:
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def save(model, path: str | os.PathLike) -> OnnxGraph:
+    """Write an ``onnx.ModelProto``, check it, and only then put it in place of what was there.
+
+    Weights of more than 1 GiB go into a file beside it, ``<name>.data``: one ONNX file holds 2 GB at most.
+    """
     path = Path(path)
     with _staged(path) as staged:
-        onnx.save(model, str(staged))
+        write(model, staged)
         graph = load(staged)
     return replace(graph, path=path)
+
+
+def write(model, path: Path) -> None:
+    """Write a model unchecked, with large weights in a file beside it."""
+    import onnx
+
+    if sum(len(tensor.raw_data) for tensor in tensors_of(model)) <= LARGEST_INSIDE:
+        onnx.save(model, str(path))
+        return
+    beside = f"{path.name}.data"
+    onnx.save(model, str(path), save_as_external_data=True, location=beside, convert_attribute=True)
+    onnx.load_external_data_for_model(model, str(path.parent))  # onnx empties the model that it writes
 
 
 def another_file(path: str | os.PathLike, graph: OnnxGraph) -> Path:
@@ -143,7 +205,8 @@ def _staged(path: Path):
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=".export-"))
         try:
             yield folder / path.name
-            os.replace(folder / path.name, path)
+            for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):  # weights first
+                os.replace(file, path.parent / file.name)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
@@ -153,39 +216,72 @@ def _staged(path: Path):
         ) from error
 
 
-def _external_files(data: bytes) -> list[str]:
-    """Files beside the graph that hold its weights; large networks keep them apart."""
-    if b"location" not in data:  # the key that every such weight carries; reading the whole graph would be slow
-        return []
-    import onnx
+def bodies(node) -> list:
+    """The graphs that a node holds: the branches of an If, the body of a Loop or Scan."""
+    return [
+        graph
+        for attribute in node.attribute
+        for graph in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
+    ]
 
-    model = onnx.load_from_string(data)
-    entries = (
-        e for w in model.graph.initializer if w.data_location == onnx.TensorProto.EXTERNAL for e in w.external_data
-    )
-    return sorted({entry.value for entry in entries if entry.key == "location"})
+
+def everywhere(nodes) -> Iterator:
+    """The nodes, and those in the bodies that they hold."""
+    for node in nodes:
+        yield node
+        for body in bodies(node):
+            yield from everywhere(body.node)
+
+
+def tensors_of(model) -> Iterator:
+    """Every tensor that a model holds: weights, also those of branches, and the values of Constant nodes."""
+    yield from model.graph.initializer
+    for node in everywhere([*model.graph.node, *(node for function in model.functions for node in function.node)]):
+        for attribute in node.attribute:
+            yield from ([attribute.t] if attribute.HasField("t") else attribute.tensors)
+        for body in bodies(node):
+            yield from body.initializer
+
+
+def external(tensor) -> dict:
+    """Where a tensor's values lie beside the graph: its file as "location", and the byte where they "end"; or {}."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    if tensor.data_location != tensor.EXTERNAL or "location" not in entries:
+        return {}
+    return {"location": entries["location"], "end": int(entries.get("offset", 0)) + int(entries.get("length", 0))}
 
 
 def float_type(graph: OnnxGraph) -> str:
-    """Which floating-point type the weights have: "fp32", "fp16", "bf16" or "mixed"."""
+    """Which floating-point type the weights have: "fp32", "fp16", "bf16", "fp64" or "mixed".
+
+    FP64 counts where there is nothing else: exporters write single FP64 numbers into FP32 graphs.
+    """
+    return weight_type(_light(graph.path), graph.inputs)
+
+
+def weight_type(model, inputs: Mapping[str, tuple]) -> str:
+    """`float_type` of a model in memory, whose inputs decide where it has no weights."""
     import onnx
 
     names = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
+    names[onnx.TensorProto.DOUBLE] = "fp64"
     # Scalars and shape constants stay FP32 in many half-precision graphs; weights have at least one axis of 2 or more.
-    kinds = {
-        names[w.data_type]
-        for w in graph.model().graph.initializer
-        if w.data_type in names and any(d > 1 for d in w.dims)
-    }
-    if not kinds:
-        kinds = {dtype for _, dtype in graph.inputs.values() if dtype in names.values()} or {"fp32"}
+    kinds = {names[w.data_type] for w in tensors_of(model) if w.data_type in names and any(d > 1 for d in w.dims)}
+    if not kinds - {"fp64"}:
+        read = {{"double": "fp64"}.get(dtype, dtype) for _, dtype in inputs.values()} & set(names.values())
+        kinds = read or kinds or {"fp32"}
+    kinds = kinds - {"fp64"} or kinds
     return kinds.pop() if len(kinds) == 1 else "mixed"
 
 
 def spec_of(value) -> tuple:
+    """(shape, type) of an input or output; a sequence, map or optional has no shape, and its kind for a type."""
     import onnx
 
-    tensor = value.type.tensor_type
+    kind = value.type.WhichOneof("value") or "tensor_type"
+    if kind not in ("tensor_type", "sparse_tensor_type"):
+        return (), kind.removesuffix("_type")
+    tensor = getattr(value.type, kind)
     shape = tuple(d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in tensor.shape.dim)
     short = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}
     name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
@@ -208,7 +304,8 @@ def _what_is(head: bytes) -> str:
     return next((what for magic, what in signatures.items() if stripped[: len(magic)].lower() == magic.lower()), "")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says in its first line that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:200]
 

@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from labsupport.export import surgery
+
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what is worth eight bits
 PRODUCTS = ("Gemm", "MatMul")
 QDQ = ("QuantizeLinear", "DequantizeLinear")
-
-
-def named(model):
-    """Give unnamed nodes a name: layers are excluded, and residual adds found again, by it."""
-    taken = {node.name for node in model.graph.node}
-    for place, node in enumerate(model.graph.node):
-        if not node.name:
-            node.name = next(n for n in (f"{node.op_type}_{place}{'_' * k}" for k in range(99)) if n not in taken)
-    return model
 
 
 def activations(model) -> list[str]:
@@ -116,13 +109,13 @@ def quantize_shortcuts(model, shortcuts: list[tuple[str, str]], ranges: Mapping)
     import numpy as np
     from onnx import helper, numpy_helper
 
-    nodes = {node.name: node for node in model.graph.node}
+    nodes, free = {node.name: node for node in model.graph.node}, surgery.Names(model).free
     coded = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     decoded = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     for add, tensor in shortcuts:
         if tensor not in coded:
             limit = max(-ranges[tensor][0], ranges[tensor][1]) / 127
-            names = [f"{tensor}_shortcut_{part}" for part in ("scale", "zero_point", "quantized", "dequantized")]
+            names = [free(f"{tensor}_shortcut_{part}") for part in ("scale", "zero_point", "quantized", "dequantized")]
             model.graph.initializer.extend(
                 [
                     numpy_helper.from_array(np.array(limit or 1.0, np.float32), names[0]),
@@ -130,14 +123,10 @@ def quantize_shortcuts(model, shortcuts: list[tuple[str, str]], ranges: Mapping)
                 ]
             )
             pair = [
-                helper.make_node(
-                    "QuantizeLinear", [tensor, *names[:2]], [names[2]], name=f"{tensor}_shortcut_QuantizeLinear"
-                ),
-                helper.make_node(
-                    "DequantizeLinear", [names[2], *names[:2]], [names[3]], name=f"{tensor}_shortcut_DequantizeLinear"
-                ),
+                helper.make_node(op, [source, *names[:2]], [target], name=free(f"{tensor}_shortcut_{op}"))
+                for op, source, target in zip(QDQ, (tensor, names[2]), names[2:])
             ]
-            place = next(i for i, node in enumerate(model.graph.node) if tensor in node.output) + 1
+            place = next((i for i, node in enumerate(model.graph.node) if tensor in node.output), -1) + 1
             for node in reversed(pair):
                 model.graph.node.insert(place, node)
             coded[tensor], decoded[names[2]] = names[2], names[3]

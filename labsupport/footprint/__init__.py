@@ -7,6 +7,7 @@ needs) and ``served`` (what a process really holds, measured).
 
 from __future__ import annotations
 
+from labsupport.export import at_batch
 from labsupport.footprint.arenas import Arena, arena
 from labsupport.footprint.builder_bill import Bill, bill
 from labsupport.footprint.memory_drawing import draw_arena, draw_lifetimes
@@ -14,7 +15,6 @@ from labsupport.footprint.served import Ledger, held_mib, pass_gb_per_s, serve_e
 from labsupport.footprint.tensor_lifetimes import (
     Lifetimes,
     Tensor,
-    at_batch,
     keep_everything,
     lifetimes,
     of_engine,

@@ -10,10 +10,10 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from labsupport import export
 from labsupport.errors import BadInput
+from labsupport.export import surgery
 
 MIB = 2**20
 VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
@@ -78,13 +78,14 @@ def lifetimes(graph, *, batch: int = 1, precision: str = "fp32", sizes_of=None) 
     """Lifetimes of an ONNX graph's activations, run in the order of its nodes, for one batch size.
 
     A tensor lives from the node that writes it to the last that reads it. The network's own inputs and outputs are
-    left out: their memory is the caller's. Floating-point tensors count as ``precision``. ``sizes_of`` names the
-    graph to look shapes up in, where ``graph`` has a runtime's fused operators that ONNX itself does not know.
+    left out: their memory is the caller's. Tensors inside branches and loop bodies are not counted. Floating-point
+    tensors count as ``precision``. ``sizes_of`` names the graph to look shapes up in, where ``graph`` has a runtime's
+    fused operators that ONNX itself does not know.
     """
     if precision not in VALUE_BYTES:
         raise BadInput(f"precision={precision!r} is not a type to count in; choose one of {list(VALUE_BYTES)}")
-    model = _model(graph)
-    sizes = _sizes_mib(_model(sizes_of) if sizes_of is not None else model, batch, VALUE_BYTES[precision])
+    model = _graph(graph).model()
+    sizes = _sizes_mib(_graph(sizes_of).model() if sizes_of is not None else model, batch, VALUE_BYTES[precision])
     outputs = {value.name for value in model.graph.output}
     nodes = [node for node in model.graph.node if node.op_type != "Constant"]
     last = {name: step for step, node in enumerate(nodes) for name in _reads(node)}
@@ -145,81 +146,54 @@ def of_engine(engine) -> Lifetimes:
     return Lifetimes(tuple(record.get("Name", "") for record in records), tuple(found.values()))
 
 
-def at_batch(graph, batch: int) -> export.OnnxGraph:
-    """The same network with its free first axis fixed, so that every shape in it is known; a new file."""
-    model = _model(graph)
-    _fix_batch(model, batch)
-    return export.save(model, _scratch(graph, f"b{batch}"))
-
-
 def keep_everything(graph) -> export.OnnxGraph:
     """The same network with every intermediate tensor made an output, as for debugging: none may be overwritten."""
-    model = _inferred(_model(graph))
-    written = {name for node in model.graph.node for name in node.output}
-    there = {value.name for value in model.graph.output}
-    model.graph.output.extend([value for value in model.graph.value_info if value.name in written - there])
-    return export.save(model, _scratch(graph, "kept"))
+    graph = _graph(graph)
+    model = graph.model()
+    known = surgery.values_of(model)
+    written = [name for node in model.graph.node for name in node.output if name in known]
+    return export.exposed(graph, written, path=export.fresh_folder() / f"{graph.path.stem}.kept.onnx")
 
 
 # --- sizes and names, read from a graph -------------------------------------------------------------------------
 
 
-def _model(graph):
-    import onnx
-
-    return graph.model() if isinstance(graph, export.OnnxGraph) else onnx.load(str(graph))
-
-
-def _inferred(model):
-    """The model with the shapes written in that follow from its inputs."""
-    import onnx
-
-    try:
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except onnx.shape_inference.InferenceError as error:
-        raise BadInput(
-            f"the shapes of this network do not follow from its inputs: {str(error).splitlines()[0]}; export it again, "
-            "or pass sizes_of=<the graph before fusion>"
-        ) from error
-
-
-def _fix_batch(model, batch: int) -> None:
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise BadInput(f"batch={batch!r}; give a whole number, 1 or more")
-    weights = {weight.name for weight in model.graph.initializer}
-    for value in [value for value in model.graph.input if value.name not in weights] + list(model.graph.output):
-        axes = value.type.tensor_type.shape.dim
-        if len(axes) and not axes[0].HasField("dim_value"):
-            axes[0].dim_value = batch
-    del model.graph.value_info[:]  # shapes written down for a free batch
+def _graph(graph) -> export.OnnxGraph:
+    return graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
 
 
 def _sizes_mib(model, batch: int, value_bytes: int) -> dict[str, float | None]:
     import onnx
 
-    _fix_batch(model, batch)
-    for weight in model.graph.initializer:
-        if (
-            math.prod(weight.dims) > 1024
-        ):  # only shapes written as constants matter here, and weights are slow to carry along
-            weight.ClearField("raw_data")
-    model = _inferred(model)
+    surgery.fix_batch(model, batch)
+    model = surgery.inferred(model, data_prop=True)
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
     sizes: dict[str, float | None] = {}
     for value in [*model.graph.value_info, *model.graph.output]:
         kind = value.type.tensor_type
-        known = kind.HasField("shape") and all(axis.HasField("dim_value") for axis in kind.shape.dim)
-        width = (
-            value_bytes if kind.elem_type in floats else onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
-        )
-        sizes[value.name] = math.prod(axis.dim_value for axis in kind.shape.dim) * width / MIB if known else None
+        bits = 8 * value_bytes if kind.elem_type in floats else _bits(kind.elem_type)
+        known = kind.HasField("shape") and all(axis.HasField("dim_value") for axis in kind.shape.dim) and bits
+        count = math.prod(axis.dim_value for axis in kind.shape.dim)
+        sizes[value.name] = math.ceil(count * bits / 8) / MIB if known else None
     return sizes
+
+
+def _bits(kind: int) -> int:
+    """Bits of one value; 0 for what has no size of its own: text, a sequence, a map."""
+    import onnx
+
+    name = onnx.TensorProto.DataType.Name(kind)
+    if name in ("UNDEFINED", "STRING"):
+        return 0
+    packed = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # several to a byte
+    return packed.get(name) or 8 * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
 
 
 def _size_of(name: str, node, sizes: Mapping) -> float:
     if sizes.get(name) is None:
         raise BadInput(
-            f"the size of {name!r}, written by {node.name or node.op_type}, does not follow from the graph; "
+            f"the size of {name!r}, written by {node.name or node.op_type}, does not follow from the graph: its shape "
+            "is not known, or it is text, a sequence or a map; "
             "export it with dynamic=False, for an example of the batch you mean, or pass sizes_of=<the graph before "
             "fusion>"
         )
@@ -246,8 +220,3 @@ def _record_mib(tensor: Mapping) -> float:
     if padded and len(shape) > 1:
         shape[1] = -(-shape[1] // int(padded[1])) * int(padded[1])
     return math.prod(shape) * width / MIB
-
-
-def _scratch(graph, suffix: str) -> Path:
-    path = graph.path if isinstance(graph, export.OnnxGraph) else Path(graph)
-    return export.fresh_folder() / f"{path.stem}.{suffix}.onnx"

@@ -10,7 +10,7 @@ import numpy as np
 
 from labsupport import export, runtimes
 from labsupport.errors import BadInput
-from labsupport.export import casting
+from labsupport.export import casting, surgery
 from labsupport.precision import number_formats, rounding
 from labsupport.precision.type_reports import MOVERS
 
@@ -118,7 +118,7 @@ def scan(graph, feed, *, to: str = "fp16", keep_wide=(), roundings: float = ROUN
     tolerance = roundings * format.epsilon / 2
     rows: list[LayerError] = []
     for node in twins.computing:
-        row = _row(node, exact, bad, format, tolerance, node.name not in twins.narrowed)
+        row = _row(node, exact, bad, format, tolerance, twins.own)
         if not row.cause and row.error > tolerance:
             row = replace(row, cause="inherited" if any(r.cause in CAUSES for r in rows) else "accumulated")
         rows.append(row)
@@ -171,47 +171,38 @@ def exposed(graph, tensors: Iterable[str] | None = None) -> export.OnnxGraph:
     For an engine, too: what must be written to memory cannot stay inside a fused kernel, so such an engine is slower
     and may round where the plain one does not. Raises BadInput for a tensor that is not there.
     """
-    import onnx
-
     graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
-    model = onnx.shape_inference.infer_shapes(graph.model())
-    there = {value.name for value in (*model.graph.output, *model.graph.input)}
-    found = {value.name: value for value in model.graph.value_info}
     if tensors is None:
+        import onnx
+
         floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+        model = graph.model()
+        kinds = {n: v.type.tensor_type.elem_type for n, v in surgery.values_of(model).items()}
         written = [node.output[0] for node in model.graph.node if node.op_type not in MOVERS]
-        tensors = [t for t in written if t in found and found[t].type.tensor_type.elem_type in floats]
-    for tensor in tensors:
-        if tensor not in there and tensor not in found:
-            raise BadInput(
-                f"{graph.path.name} has no tensor {tensor!r} whose shape ONNX can tell, so it cannot become an output"
-            )
-        if tensor not in there:
-            model.graph.output.append(found[tensor])
-    folder = export.fresh_folder()
-    return export.save(model, folder / f"{graph.path.stem}.exposed.onnx")
+        tensors = [t for t in written if kinds.get(t) in floats]
+    return export.exposed(graph, tensors)
 
 
 class Twins(casting.Walk):
     """The FP32 network, and beside each node that would be narrow a twin that reads the exact tensors rounded."""
 
     def change(self, tensor, target, low):
-        self.nodes.extend(rounding.pair(tensor, target, self.low))
+        self.nodes.extend(rounding.pair(tensor, target, self.low, self.names))
 
     def weight(self, name):
         import onnx
 
         if (name, True) not in self.made:
             low = number_formats.rounded(onnx.numpy_helper.to_array(self.weights[name]), self.suffix)
-            self.made[(name, True)] = f"{name}.{self.suffix}"
-            self.new_weights.append(onnx.numpy_helper.from_array(low, f"{name}.{self.suffix}"))
+            self.made[(name, True)] = self.names.free(f"{name}.{self.suffix}")
+            self.new_weights.append(onnx.numpy_helper.from_array(low, self.made[(name, True)]))
         return self.made[(name, True)]
 
     def walk(self) -> Twins:
         """Write each node as it is and, where it would be narrow, its twin."""
         import onnx
 
-        self.computing, self.narrowed, self.tensors = [], set(), []
+        self.computing, self.narrowed, self.tensors, self.own = [], set(), [], {}
         for node in self.model.graph.node:
             self.nodes.append(node)
             results = [t for t in node.output if t in self.floats]
@@ -221,15 +212,26 @@ class Twins(casting.Walk):
             self.tensors += results
             if self.narrows(node):
                 self.narrowed.add(node.name)
-                twin = onnx.NodeProto()
-                twin.CopyFrom(node)
-                twin.name, twin.input[:] = f"{node.name}/twin", [self.read(t, True) if t else t for t in node.input]
-                twin.output[:] = [f"{t}.unrounded" if t in results else f"{t}.twin" for t in node.output]
-                self.nodes.append(twin)
-                for tensor in results:
-                    self.nodes.extend(rounding.pair(f"{tensor}.unrounded", f"{tensor}.own", self.low))
+                self._twin(node)
         self.nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in self.nodes]
         return self
+
+    def _twin(self, node) -> None:
+        """The node once more, on its exact inputs rounded, and its results rounded."""
+        import onnx
+
+        (reads, writes), twin = self.narrow_places(node), onnx.NodeProto()
+        twin.CopyFrom(node)
+        twin.name = self.names.free(f"{node.name}/twin")
+        twin.input[:] = [self.read(t, i in reads) if t else t for i, t in enumerate(node.input)]
+        twin.output[:] = [t and self.names.free(f"{t}.twin") for t in node.output]
+        self.nodes.append(twin)
+        for place, tensor in enumerate(node.output):
+            if tensor in self.floats:
+                self.own[tensor] = twin.output[place]
+            if place in writes:
+                self.own[tensor] = self.names.free(f"{tensor}.own")
+                self.nodes.extend(rounding.pair(twin.output[place], self.own[tensor], self.low, self.names))
 
     def exposed(self) -> export.OnnxGraph:
         """The graph saved, with every tensor that is read or written by a computing node as an output."""
@@ -239,10 +241,7 @@ class Twins(casting.Walk):
             for t in (*node.input, *node.output)
             if t in self.floats and t not in self.weights
         ]
-        own = [
-            f"{t}.own" for node in self.computing if node.name in self.narrowed for t in node.output if t in self.floats
-        ]
-        return exposed(self.saved(), dict.fromkeys([*shown, *own]))
+        return exposed(self.saved(), dict.fromkeys([*shown, *self.own.values()]))
 
 
 def _run(graph, feed) -> dict:
@@ -253,13 +252,14 @@ def _run(graph, feed) -> dict:
     return {**{name: np.asarray(x) for name, x in arrays.items()}, **outputs}
 
 
-def _row(node, exact, low, format, tolerance, wide) -> LayerError:
+def _row(node, exact, low, format, tolerance, own) -> LayerError:
     results = [t for t in node.output if t in exact]
     touched = [exact[t] for t in dict.fromkeys((*node.input, *results)) if t in exact and exact[t].dtype.kind == "f"]
     sizes = np.concatenate([np.abs(x[np.isfinite(x) & (x != 0)]).ravel() for x in touched] or [np.zeros(1)])
     sizes = sizes if sizes.size else np.zeros(1)
     error = max((relative(exact[t], low[t]) for t in results if t in low), default=0.0)
-    own = 0.0 if wide else max(relative(exact[t], exact[f"{t}.own"]) for t in results)
+    wide = not any(t in own for t in results)
+    own = max((relative(exact[t], exact[own[t]]) for t in results if t in own), default=0.0)
     cause = "" if own <= tolerance else _cause(node, exact, results, sizes, format)
     return LayerError(node.name, node.op_type, float(sizes.max()), float(sizes.min()), error, own, cause, wide)
 

@@ -6,16 +6,20 @@ import numpy as np
 
 from labsupport import export
 from labsupport.errors import BadInput
+from labsupport.export import surgery
 
 
-def pair(source: str, target: str, kind: int) -> list:
-    """Two Cast nodes, to the narrow type and back to FP32: the value is rounded, the tensor stays FP32."""
+def pair(source: str, target: str, kind: int, names) -> list:
+    """Two Cast nodes, to the narrow type and back to FP32: the value is rounded, the tensor stays FP32.
+
+    ``names`` is the graph's `surgery.Names`, so that theirs meet none of its own.
+    """
     import onnx
 
-    there = onnx.helper.make_node("Cast", [source], [f"{target}.narrow"], name=f"{target}/there", to=kind)
+    narrow, there, back = (names.free(f"{target}{end}") for end in (".narrow", "/there", "/back"))
     return [
-        there,
-        onnx.helper.make_node("Cast", [f"{target}.narrow"], [target], name=f"{target}/back", to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("Cast", [source], [narrow], name=there, to=kind),
+        onnx.helper.make_node("Cast", [narrow], [target], name=back, to=onnx.TensorProto.FLOAT),
     ]
 
 
@@ -29,9 +33,9 @@ def rounded(graph, *, path=None) -> export.OnnxGraph:
     import onnx
 
     graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
-    model = onnx.shape_inference.infer_shapes(graph.model())
-    body, low = model.graph, (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    kinds = {v.name: v.type.tensor_type.elem_type for v in (*body.value_info, *body.input, *body.output)}
+    model = surgery.plain(graph.model())
+    body, names, low = model.graph, surgery.Names(model), (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    kinds = {name: value.type.tensor_type.elem_type for name, value in surgery.values_of(model).items()}
     narrow = {name: kind for name, kind in kinds.items() if kind in low}
     border = {v.name for v in (*body.input, *body.output) if v.name in narrow}
     if border:
@@ -49,10 +53,10 @@ def rounded(graph, *, path=None) -> export.OnnxGraph:
         _widen_attributes(node, low)
         made = {place: tensor for place, tensor in enumerate(node.output) if tensor in narrow}
         for place, tensor in made.items():
-            node.output[place] = f"{tensor}.exact"
+            node.output[place] = names.free(f"{tensor}.exact")
         nodes.append(node)
-        for tensor in made.values():
-            nodes += pair(f"{tensor}.exact", tensor, narrow[tensor])
+        for place, tensor in made.items():
+            nodes += pair(node.output[place], tensor, narrow[tensor], names)
     weights = [onnx.numpy_helper.from_array(_float32(w), w.name) if w.data_type in low else w for w in body.initializer]
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     for field, content in ((body.node, nodes), (body.initializer, weights), (body.value_info, [])):
@@ -67,7 +71,7 @@ def _widen_attributes(node, low) -> None:
     import onnx
 
     for attribute in node.attribute:
-        if node.op_type == "Cast" and attribute.name == "to" and attribute.i in low:
+        if attribute.name in ("to", "output_dtype") and attribute.i in low:
             attribute.i = onnx.TensorProto.FLOAT
         if attribute.HasField("t") and attribute.t.data_type in low:
             attribute.t.CopyFrom(onnx.numpy_helper.from_array(_float32(attribute.t), attribute.t.name))

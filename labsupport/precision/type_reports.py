@@ -7,6 +7,7 @@ from collections import Counter
 from labsupport import build, environment, export
 from labsupport.build import network as network_of
 from labsupport.build import readback
+from labsupport.export import surgery
 
 # Nodes that carry values elsewhere; they compute nothing, so nothing is rounded in them.
 MOVERS = (
@@ -33,10 +34,10 @@ def node_types(graph) -> dict[str, str]:
     import onnx
 
     graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
-    body = onnx.shape_inference.infer_shapes(graph.model()).graph
+    model = graph.model()
     short = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
-    kinds = {v.name: short.get(v.type.tensor_type.elem_type) for v in (*body.value_info, *body.output)}
-    written = {node.name: kinds.get(node.output[0]) for node in body.node if node.op_type not in MOVERS}
+    kinds = {name: short.get(v.type.tensor_type.elem_type) for name, v in surgery.values_of(model).items()}
+    written = {node.name: kinds.get(node.output[0]) for node in model.graph.node if node.op_type not in MOVERS}
     return {name: kind for name, kind in written.items() if kind}
 
 

@@ -1,9 +1,9 @@
 """Weights taken away: zeros anywhere, whole channels, two of every four; and which of these a machine makes fast.
 
 Every transform returns a new object and leaves its argument alone. The parts: ``masks`` (zeros anywhere, training on
-with the zeros held), ``channels`` (importance, coupled layers, smaller networks), ``macs`` (what a network costs),
-``sparse24`` (the pattern of Tensor Cores), ``sparse_kernels`` (who computes it: TensorRT, PyTorch), ``staircase``
-(latency against width).
+with the zeros held), ``channels`` (importance, smaller networks), ``dependencies`` (coupled layers), ``macs`` (what a
+network costs), ``sparse24`` (the pattern of Tensor Cores), ``sparse_kernels`` (who computes it: TensorRT, PyTorch),
+``staircase`` (latency against width).
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from __future__ import annotations
 from labsupport.pruning import staircase
 from labsupport.pruning.channels import (
     CRITERIA,
-    Coupled,
     Slim,
     channel_importance,
-    coupled,
     drop_channels,
     shrink,
     slice_pair,
 )
+from labsupport.pruning.dependencies import Coupled, coupled
 from labsupport.pruning.macs import Cost, cost
 from labsupport.pruning.masks import Masked, compressed_rows, fine_tune, keep_largest, magnitude, masked, zeros
 from labsupport.pruning.sparse24 import (

@@ -13,28 +13,13 @@ from torch.nn import functional as F
 
 from labsupport import data
 from labsupport.data.datasets import Split
-from labsupport.errors import BadInput, NotAvailable
+from labsupport.errors import BadInput, LabError
+from labsupport.pruning import dependencies
+from labsupport.pruning.dependencies import norm_after, traceable
 from labsupport.pruning.macs import Cost, cost, example_of
 from labsupport.pruning.masks import layer
 
 CRITERIA = ("magnitude", "batchnorm", "taylor")
-NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
-
-
-@dataclass(frozen=True)
-class Coupled:
-    """What must lose the same channels as one layer: ``outputs`` shrink their outputs, ``inputs`` their inputs."""
-
-    layer: str
-    outputs: tuple[str, ...]
-    norms: tuple[str, ...]
-    inputs: tuple[str, ...]
-
-    def __repr__(self) -> str:
-        return (
-            f"outputs of {', '.join(self.outputs)}\n  with {', '.join(self.norms) or 'no norm'}\n  "
-            f"inputs of {', '.join(self.inputs) or 'no other layer'}"
-        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,13 +58,14 @@ def channel_importance(
     if criterion == "magnitude":
         return weight.flatten(1).norm(dim=1)
     if criterion == "batchnorm":
-        return _norm_after(model, name).weight.detach().abs()
-    graded = _traceable(model)
+        return norm_after(model, name).weight.detach().abs()
+    graded = traceable(model)
     take_gradients(graded, batch)
     return (weight * layer(graded, name).weight.grad).flatten(1).sum(dim=1).square()
 
 
 def check_criterion(criterion: str, batch: Split | None) -> None:
+    """Raises BadInput for an unknown criterion, and for "taylor" without labeled images."""
     if criterion not in CRITERIA:
         raise BadInput(f"criterion={criterion!r} is not known; choose one of {list(CRITERIA)}")
     if criterion == "taylor" and not isinstance(batch, Split):
@@ -129,41 +115,22 @@ def slice_pair(first: nn.Conv2d, norm: nn.BatchNorm2d | None, second: nn.Conv2d,
     return first, norm, second
 
 
-def coupled(model: nn.Module, name: str, example: Tensor | None = None) -> Coupled:
-    """The layers that must lose the same channels as layer ``name`` loses outputs, followed through residual sums.
-
-    Source: DepGraph, Fang et al. 2023, arXiv:2301.12900 (torch-pruning).
-    """
-    layer(model, name)
-    model = _traceable(model)
-    conv = layer(model, name)
-    tp, graph = _graph(model, example)
-    group = graph.get_pruning_group(conv, _pruner(tp, conv), idxs=[0])
-    names = {module: n for n, module in model.named_modules()}
-    found: dict[str, list[str]] = {"outputs": [], "norms": [], "inputs": []}
-    for dependency, _ in group:
-        module = dependency.target.module
-        if module in names:
-            way = "inputs" if "in_channels" in dependency.handler.__name__ else "outputs"
-            found["norms" if isinstance(module, NORMS) else way].append(names[module])
-    return Coupled(name, **{way: tuple(sorted(set(members))) for way, members in found.items()})
-
-
 def drop_channels(
     model: nn.Module, name: str, drop: Sequence[int] | Tensor, example: Tensor | None = None
 ) -> nn.Module:
     """A copy without these output channels of layer ``name``, and without them in every layer coupled to it.
 
-    Raises BadInput for a layer that is not there, for a channel that is not, and for all channels at once.
+    The network's outputs never shrink. Raises BadInput for a layer that is not there, for a channel that is not, for
+    all channels at once, and where no network is left: groups, views or PixelShuffle that count on their number.
     """
     width = _width(layer(model, name))
     drop = _indices(drop, width, "drop").tolist()
     if len(drop) == width:
         raise BadInput(f"all {width} channels of {name} would go, and nothing could flow through it; keep at least one")
-    thin = _traceable(model)
-    conv = layer(thin, name)
-    tp, graph = _graph(thin, example)
-    graph.get_pruning_group(conv, _pruner(tp, conv), idxs=drop).prune()
+    thin = traceable(model)
+    complaint = dependencies.drop(thin, name, drop, example if example is not None else example_of(model))
+    if complaint:
+        raise BadInput(f"channels {drop[:6]} of {name} cannot go: {complaint}")
     return _as_it_came(thin, model)
 
 
@@ -179,9 +146,9 @@ def shrink(
 ) -> Slim:
     """A copy without the least important channels of each layer, until at most the share ``macs`` of MACs is left.
 
-    Widths stay multiples of ``round_to`` where the layer is wider than that. The last dense layer keeps its outputs,
-    and so do the layers named in ``keep``. Layers coupled by a residual sum are judged and pruned together. The
-    network must be trained on afterwards. Raises BadInput.
+    Widths stay multiples of ``round_to`` where the layer is wider than that. What feeds the network's outputs keeps
+    its width, and so do the layers named in ``keep`` and those that a view, a chunk, groups or PixelShuffle fix. Layers
+    coupled by a residual sum are judged and pruned together. The network must be trained on afterward. Raises BadInput.
     """
     check_criterion(criterion, batch)
     if isinstance(macs, bool) or not isinstance(macs, (int, float)) or not 0 < macs <= 1:
@@ -189,34 +156,49 @@ def shrink(
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise BadInput(f"round_to={round_to!r}; wanted is a whole number, such as 8: widths become its multiples")
     example = example if example is not None else example_of(model)
-    protected = [*([keep] if isinstance(keep, str) else keep or ()), *_last(model)]
+    protected = [keep] if isinstance(keep, str) else list(keep or ())
     for name in protected:
         layer(model, name)
-    graded = _traceable(model)
+    graded = traceable(model)
     if criterion == "taylor":
         take_gradients(graded, batch)
-    before = cost(model, example)
-    low, high, best = 0.0, 0.95, None
-    for _ in range(7):  # MACs fall with the ratio, in steps of round_to
+    options = {"macs": macs, "criterion": criterion, "round_to": round_to, "example": example}
+    best, complaint = _search(model, graded, [*protected, *_last(model)], **options)
+    if complaint:  # rare, so that not every network pays for a trial of each layer
+        fixed = dependencies.fixed_layers(graded, example, round_to)
+        best, complaint = _search(model, graded, [*protected, *fixed], **options)
+    if best is None:
+        raise BadInput(
+            f"{macs:.0%} of the MACs cannot be reached with widths of at least {round_to}; "
+            f"raise macs, or lower round_to{': ' * bool(complaint)}{complaint}"
+        )
+    return best
+
+
+def _search(model, graded, fixed, *, macs, example, **options) -> tuple[Slim | None, str]:
+    """The largest network within the share of MACs or None, and why one was no network; MACs fall with the ratio."""
+    before, low, high, best = cost(model, example), 0.0, 0.95, None
+    for _ in range(7):
         ratio = (low + high) / 2
-        trial = _pruned(graded, ratio, criterion, round_to, protected, example)
+        try:
+            trial, twin = _pruned(graded, ratio, protected=fixed, example=example, **options)
+        except LabError:
+            raise
+        except Exception as error:  # torch-pruning's own assertions
+            return None, f"torch-pruning cannot follow its channels ({dependencies.said(error)})"
+        if complaint := twin.complaint(trial, example):
+            return None, complaint
         after = cost(trial, example)
         if after.macs <= macs * before.macs:
             best, high = Slim(_as_it_came(trial, model), before, after, _widths(trial)), ratio
         else:
             low = ratio
-    if best is None:
-        raise BadInput(
-            f"{macs:.0%} of the MACs cannot be reached with widths of at least {round_to}; "
-            "raise macs, or lower round_to"
-        )
-    return best
+    return best, ""
 
 
-def _pruned(
-    graded: nn.Module, ratio: float, criterion: str, round_to: int, protected: list[str], example: Tensor
-) -> nn.Module:
-    tp = _torch_pruning()
+def _pruned(graded: nn.Module, ratio: float, criterion: str, round_to: int, protected: list[str], example: Tensor):
+    """(the network at one pruning ratio, its twin)."""
+    tp = dependencies.torch_pruning()
     trial = copy.deepcopy(graded)
     for ours, theirs in zip(trial.parameters(), graded.parameters(), strict=True):
         ours.grad = None if theirs.grad is None else theirs.grad.clone()  # deepcopy leaves gradients behind
@@ -232,19 +214,14 @@ def _pruned(
             importance=rank,
             pruning_ratio=ratio,
             round_to=round_to,
-            ignored_layers=[layer(trial, name) for name in protected],
+            ignored_layers=[trial.get_submodule(name) for name in protected],
         )
-    pruner.step()
+    twin = dependencies.Twin(graded)
+    for group in pruner.step(interactive=True):
+        twin.follow(trial, group)
+        group.prune()
     trial.zero_grad(set_to_none=True)
-    return trial
-
-
-def _traceable(model: nn.Module) -> nn.Module:
-    """A copy that torch-pruning can follow: it reads the graph of gradients, which a frozen network has none of."""
-    copied = copy.deepcopy(model)
-    for parameter in copied.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    return copied
+    return trial, twin
 
 
 def _as_it_came(thin: nn.Module, model: nn.Module) -> nn.Module:
@@ -256,38 +233,6 @@ def _as_it_came(thin: nn.Module, model: nn.Module) -> nn.Module:
     for name, module in thin.named_modules():
         module.training = modes.get(name, module.training)
     return thin
-
-
-def _graph(model: nn.Module, example: Tensor | None):
-    tp = _torch_pruning()
-    with torch.enable_grad():  # also where the caller switched gradients off
-        return tp, tp.DependencyGraph().build_dependency(model, example if example is not None else example_of(model))
-
-
-def _torch_pruning():
-    try:
-        import torch_pruning
-    except ImportError:
-        raise NotAvailable(
-            "torch-pruning, which follows channels through a network, is not installed; "
-            "get it with: python3 -m pip install torch-pruning"
-        ) from None
-    return torch_pruning
-
-
-def _pruner(tp, module: nn.Module):
-    return tp.prune_linear_out_channels if isinstance(module, nn.Linear) else tp.prune_conv_out_channels
-
-
-def _norm_after(model: nn.Module, name: str) -> nn.Module:
-    model = _traceable(model)
-    conv = layer(model, name)
-    tp, graph = _graph(model, None)
-    group = graph.get_pruning_group(conv, _pruner(tp, conv), idxs=[0])
-    for dependency, _ in group:
-        if dependency.source.module is conv and isinstance(dependency.target.module, NORMS):
-            return dependency.target.module
-    raise BadInput(f"no BatchNorm follows {name}, so there is no scale to read; choose 'magnitude' or 'taylor'")
 
 
 def _last(model: nn.Module) -> list[str]:

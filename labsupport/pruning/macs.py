@@ -12,7 +12,7 @@ from labsupport.errors import BadInput
 
 @dataclass(frozen=True, repr=False)
 class Cost:
-    """MACs of one item and weights of a network; ``layers`` has the MACs of each convolution and dense layer."""
+    """MACs of one item and weights of a network; ``layers`` has the MACs of each layer that multiplies."""
 
     macs: int
     weights: int
@@ -27,36 +27,69 @@ class Cost:
 
 
 def cost(model: nn.Module, example: Tensor | None = None) -> Cost:
-    """Count the MACs that convolutions and dense layers spend on one item, and all weights; nothing is changed.
+    """Count the MACs of one item, convolutions, dense layers and every other product, and all weights.
 
-    ``example`` (N, …) defaults to the model's own ``example_input()``. BatchNorm and activations are not counted: at
-    inference they are folded or fused.
+    ``example`` (N, …), or a tuple of inputs, defaults to the model's own ``example_input()``. PyTorch's FlopCounterMode
+    counts, two operations a MAC; BatchNorm and activations are not counted: at inference they are folded or fused.
+    Nothing is changed. Raises BadInput for layers that it cannot count: recurrent ones, and fused kernels.
     """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
     example = example if example is not None else example_of(model)
-    spent: dict[str, int] = {}
-
-    def count(name):
-        def hook(layer, inputs, output):
-            # every value of the output is a dot product as long as one filter
-            spent[name] = spent.get(name, 0) + output[0].numel() * layer.weight[0].numel()
-
-        return hook
-
-    handles = [
-        layer.register_forward_hook(count(name))
-        for name, layer in model.named_modules()
-        if isinstance(layer, (nn.Conv2d, nn.Linear))
-    ]
+    examples = example if isinstance(example, (tuple, list)) else (example,)
+    if not (isinstance(examples[0], Tensor) and examples[0].ndim and examples[0].shape[0]):
+        raise BadInput(f"the example is {examples[0]!r:.60}; wanted is a tensor (N, …) of one item or more")
+    uncounted = [(n, type(m).__name__) for n, m in model.named_modules() if isinstance(m, (nn.RNNBase, nn.Bilinear))]
+    if uncounted:
+        raise BadInput(
+            f"the products of {uncounted[0][0] or 'the network'} ({uncounted[0][1]}) run inside one kernel, where "
+            "nobody counts them; write it with nn.Linear or nn.LSTMCell"
+        )
     modes = [(module, module.training) for module in model.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused kernel for attention, which the counter does not know
+    counter = FlopCounterMode(display=False, custom_mapping=_products())
     try:
-        with torch.inference_mode():
-            model.eval()(example)
+        # The plain kernels for attention: products inside a fused one are not counted on every device.
+        with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            model.eval()(*examples)
     finally:
-        for handle in handles:
-            handle.remove()
+        torch.backends.mha.set_fastpath_enabled(fast)
         for module, training in modes:
             module.training = training
-    return Cost(sum(spent.values()), sum(p.numel() for p in model.parameters()), spent)
+    spent = _by_layer(model, counter.get_flop_counts())
+    items = 2 * examples[0].shape[0]
+    total = counter.get_total_flops() // items
+    return Cost(
+        total, sum(p.numel() for p in model.parameters()), {name: flops // items for name, flops in spent.items()}
+    )
+
+
+def _products() -> dict:
+    """Products with a vector, which PyTorch's counter leaves out: operator → operations from the shapes."""
+    aten = torch.ops.aten
+    return {
+        aten.mv: lambda matrix, vector, **_: 2 * matrix[0] * matrix[1],
+        aten.dot: lambda one, other, **_: 2 * one[0],
+        aten.addmv: lambda bias, matrix, vector, **_: 2 * matrix[0] * matrix[1],
+    }
+
+
+def _by_layer(model: nn.Module, counted: dict) -> dict[str, int]:
+    """Operations of each innermost module that computes; products in a module's own forward count for that module."""
+    top, spent = type(model).__name__, {}
+    names = {f"{top}.{name}" if name else top: name for name, _ in model.named_modules()}
+    totals = {names[path]: sum(ops.values()) for path, ops in counted.items() if path in names}
+    for name, flops in totals.items():
+        inner = sum(f for n, f in totals.items() if n and n != name and _parent(n) == name)
+        if name and flops > inner:
+            spent[name] = flops - inner
+    return spent
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def example_of(model: nn.Module) -> Tensor:

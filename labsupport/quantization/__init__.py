@@ -8,12 +8,13 @@ stand ``qat`` (training with rounding) and ``modelopt_road`` (the same by NVIDIA
 
 from __future__ import annotations
 
+from labsupport.export import at_batch
 from labsupport.quantization.calibration import METHODS, Calibration, Histogram, collect, histogram
 from labsupport.quantization.calibration_drawing import draw_thresholds
 from labsupport.quantization.conversion_cost import conversions
 from labsupport.quantization.int8_calibrator import entropy_calibrator
 from labsupport.quantization.layer_costs import LayerCost, Mixed, Sensitivity, choose_mixed, sensitivity
-from labsupport.quantization.qdq import TARGETS, Placement, at_batch, calibrate, layers, placement, to_qdq
+from labsupport.quantization.qdq import TARGETS, Placement, calibrate, layers, placement, to_qdq
 from labsupport.quantization.scales import (
     FORMATS,
     Noise,

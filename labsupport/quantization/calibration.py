@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from labsupport import export
 from labsupport.errors import BadInput, LabError
+from labsupport.export import onnx_graph, surgery
 from labsupport.quantization import scales
 
 METHODS = ("max", "percentile", "entropy", "mse")
@@ -131,12 +132,12 @@ def histogram(values, *, name: str = "values", bins: int = BINS) -> Histogram:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """The histograms of one graph's activations, and a small feed that the quantizer can run once more."""
+    """The histograms of one graph's activations; ``masked`` names those that took the value −inf and so have none."""
 
     sha256: str
     histograms: Mapping[str, Histogram]
     items: int
-    sample: Mapping[str, np.ndarray] = field(repr=False, default_factory=dict)
+    masked: frozenset[str] = frozenset()
 
     def __getitem__(self, tensor: str) -> Histogram:
         if tensor not in self.histograms:
@@ -154,17 +155,10 @@ def collect(graph, batches, *, tensors: Iterable[str] | None = None, bins: int =
     preprocessed as for inference. ``tensors`` names the activations; left out, all floating-point ones. One pass and
     constant memory. Raises BadInput for data that are empty, wrongly shaped, constant or not finite.
     """
-    import onnxruntime as ort
-
     graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
     if bins < 4 * CANDIDATES or bins % 4:
         raise BadInput(f"bins={bins!r}; give a multiple of 4, {4 * CANDIDATES} or more")
-    model, inputs = _exposing(graph, tensors), set(graph.inputs)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    # Constant folding takes nodes away whose outputs are wanted here, and ONNX Runtime 1.23 stops at that.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = _session(graph, tensors)
     wanted = [
         v.name
         for v in session.get_outputs()
@@ -176,7 +170,7 @@ def collect(graph, batches, *, tensors: Iterable[str] | None = None, bins: int =
         if dtype == "fp32" and (tensors is None or name in set(tensors))
     ]
     found = {name: _empty(name, bins) for name in [*fed, *wanted]}
-    items, sample = 0, {}
+    items, masked = 0, set()
     for feed in feeds(graph, batches):
         try:
             outputs = session.run(wanted, feed)
@@ -187,12 +181,13 @@ def collect(graph, batches, *, tensors: Iterable[str] | None = None, bins: int =
                 "graph.inputs"
             ) from error
         for name, values in [*((n, feed[n]) for n in fed), *zip(wanted, outputs)]:
+            if np.isneginf(values).any():  # a mask: no code stands for it, and its layer stays wide
+                masked.add(name)
+                values = values[~np.isneginf(values)]
             found[name] = found[name].add(values)
-        items += len(next(iter(feed.values())))
-        sample = sample or {
-            n: x[:1] if isinstance(graph.inputs[n][0][0], str) else x for n, x in feed.items() if n in inputs
-        }
-    return Calibration(graph.sha256, found, items, sample)
+        items += next((len(x) for x in feed.values() if x.ndim), 1)
+    found = {name: histogram for name, histogram in found.items() if name not in masked}
+    return Calibration(graph.sha256, found, items, frozenset(masked))
 
 
 def feeds(graph, batches) -> Iterator[dict[str, np.ndarray]]:
@@ -249,7 +244,7 @@ def _checked(name: str, place: int, array, shape: tuple, dtype: str) -> np.ndarr
     x = np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
     where, wanted = (
         f"calibration batch {place}, input {name!r}",
-        {"fp32": "float32", "fp16": "float16"}.get(dtype, dtype),
+        {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "double": "float64"}.get(dtype, dtype),
     )
     if not x.size:
         raise BadInput(f"{where} is empty, shape {x.shape}; leave empty batches out")
@@ -260,24 +255,30 @@ def _checked(name: str, place: int, array, shape: tuple, dtype: str) -> np.ndarr
         raise BadInput(
             f"{where} is {x.dtype}; the network wants {wanted}: preprocess it as for inference (data.preprocess)"
         )
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
+    if x.dtype.kind == "f" and not (np.isfinite(x) | np.isneginf(x)).all():  # −inf is what masks hold
         raise BadInput(f"{where} holds NaN or infinity, from which every range would be NaN; look at the preprocessing")
     return x
 
 
-def _exposing(graph, tensors):
-    """The model with its activations as outputs, so that one run hands them all over."""
-    import onnx
+def _session(graph, tensors):
+    """A session that hands over the named tensors, or all of them, by one function for every room."""
+    import onnxruntime as ort
 
-    model = graph.model()
+    model = surgery.plain(graph.model())
     there = {name for node in model.graph.node for name in node.output if name}
     unknown = sorted(set(tensors or ()) - there - set(graph.inputs))
     if unknown:
         raise BadInput(f"{graph.path.name} has no tensor {unknown[0]!r}; it has {sorted(there)[:6]}…")
-    outputs = {o.name for o in model.graph.output}
-    for name in sorted((there if tensors is None else set(tensors) & there) - outputs):
-        model.graph.output.append(onnx.ValueInfoProto(name=name))
-    return model
+    file = export.fresh_folder() / "exposed.onnx"  # a file, because a session takes at most 2 GB of bytes
+    onnx_graph.write(surgery.expose(model, sorted(there if tensors is None else set(tensors) & there)), file)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    # Constant folding takes nodes away whose outputs are wanted here, and ONNX Runtime 1.23 stops at that.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    for part in file.parent.iterdir():
+        part.unlink()
+    return session
 
 
 def _empty(name: str, bins: int) -> Histogram:

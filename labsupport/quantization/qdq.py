@@ -14,7 +14,7 @@ from pathlib import Path
 
 from labsupport import export
 from labsupport.errors import BadInput, LabError
-from labsupport.export import qdq_nodes
+from labsupport.export import constant_folding, onnx_graph, qdq_nodes, surgery
 from labsupport.export.qdq_nodes import LAYERS, QDQ
 from labsupport.quantization import calibration
 from labsupport.quantization.calibration import Calibration
@@ -75,7 +75,7 @@ def layers(graph) -> tuple[str, ...]:
 
 def operators(graph) -> dict[str, str]:
     """Node name → operator, with the names that ``to_qdq`` gives to unnamed nodes."""
-    return {node.name: node.op_type for node in qdq_nodes.named(_loaded(graph).model()).graph.node}
+    return {node.name: node.op_type for node in _plain(_loaded(graph)).graph.node}
 
 
 def calibrate(graph, batches, *, target: str = "tensorrt") -> Calibration:
@@ -84,8 +84,8 @@ def calibrate(graph, batches, *, target: str = "tensorrt") -> Calibration:
     _check_choice("target", target, TARGETS)
     if isinstance(batches, Calibration):
         return batches
-    model = qdq_nodes.named(graph.model())
-    return calibration.collect(graph, batches, tensors=qdq_nodes.activations(model) if target == "tensorrt" else None)
+    wanted = qdq_nodes.activations(_plain(graph)) if target == "tensorrt" else None
+    return calibration.collect(graph, batches, tensors=wanted)
 
 
 def to_qdq(
@@ -107,7 +107,9 @@ def to_qdq(
     ``target="tensorrt"``: signed, symmetric, FP32 biases, Q/DQ on the inputs of convolutions and matrix products and on
     the shortcut of each residual add, nowhere else, so that add and ReLU fuse into the convolution and pooling stays
     between one pair. ``target="onnxruntime"``: unsigned activations with a zero point, signed weights, every operator
-    that has a CPU kernel. ``method``: "max", "percentile", "entropy", "mse". ``exclude`` names layers that stay FP32.
+    that has a CPU kernel. Weights that constants make (behind Transpose, Cast …) count as weights, scales per channel;
+    what reads or writes −inf, as masks do, stays FP32, for no code stands for it. ``method``: "max", "percentile",
+    "entropy", "mse". ``exclude`` names layers that stay FP32.
     ``residual`` says which residual adds read codes for TensorRT: "convolutions" those that a convolution takes in;
     "shortcut" also those after a matrix product, on the side that goes round it; "both" the product's side as well, so
     that a transformer's products write one byte a number. ``reduce_range`` gives weights 7 bits, for CPUs without VNNI,
@@ -118,8 +120,8 @@ def to_qdq(
     _check_choice("target", target, TARGETS)
     _check_choice("method", method, calibration.METHODS)
     _check_choice("residual", residual, RESIDUAL)
-    model = qdq_nodes.named(graph.model())
-    kept = _kept_wide(model, exclude)
+    model = _plain(graph)
+    kept = _kept_wide(model, exclude, {node.name for node in graph.model().graph.node})
     known = batches if isinstance(batches, Calibration) else calibrate(graph, batches, target=target)
     if known.sha256 != graph.sha256:
         raise BadInput(
@@ -127,9 +129,13 @@ def to_qdq(
             "quantization.calibrate(graph, batches)"
         )
     format = "int8" if target == "tensorrt" else "uint8"
-    ranges = {name: h.range(method, percentile=percentile, format=format) for name, h in known.histograms.items()}
+    _check_complete(model, known, target)
+    there = {name for node in model.graph.node for name in node.output} | set(graph.inputs)  # weights have no range
+    histograms = {name: h for name, h in known.histograms.items() if name in there}
+    ranges = {name: h.range(method, percentile=percentile, format=format) for name, h in histograms.items()}
     qdq_nodes.clip_early(model, ranges)
-    made = _quantized(model, ranges, known.sample, target, kept, per_channel, reduce_range)
+    kept |= _masked(model, known.masked)
+    made = _quantized(model, ranges, target, kept, per_channel, reduce_range)
     if target == "tensorrt":
         qdq_nodes.only_layers_read_codes(made)
         qdq_nodes.quantize_shortcuts(made, qdq_nodes.shortcuts(model, kept, residual), ranges)
@@ -146,63 +152,45 @@ def to_qdq(
     return saved
 
 
-def at_batch(graph, batch: int, *, path: str | Path | None = None) -> export.OnnxGraph:
-    """The same graph for one batch size: TensorRT 8.6 tells the types of an engine's layers for fixed shapes only."""
-    graph = _loaded(graph)
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise BadInput(f"batch={batch!r}; give a whole number of items, 1 or more")
-    model = graph.model()
-    weights = {w.name for w in model.graph.initializer}
-    for value in (*model.graph.input, *model.graph.output):
-        if value.name in weights:
-            continue
-        first = value.type.tensor_type.shape.dim[0]
-        if first.HasField("dim_value") and first.dim_value not in (0, batch):
-            raise BadInput(
-                f"{graph.path.name} has its batch fixed at {first.dim_value}; export it with dynamic=True, then "
-                f"choose {batch}"
-            )
-        first.dim_value = batch
-    del model.graph.value_info[:]
-    out = path or export.fresh_folder() / f"{graph.path.stem}.b{batch}.onnx"
-    return export.save(model, export.another_file(out, graph))
+def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel: bool, reduce_range: bool):
+    """ONNX Runtime's placement of Q/DQ nodes with our ranges: what quantize_static does after its calibration.
 
-
-def _quantized(
-    model, ranges: Mapping, sample: Mapping, target: str, kept: set[str], per_channel: bool, reduce_range: bool
-):
-    """One call of quantize_static with our ranges; it wants a calibration run of its own, so it gets one item."""
+    It names what it adds after tensors, whoever has that name already: it sees numbers for names, put back afterwards.
+    """
     from onnxruntime import quantization as ort
+    from onnxruntime.quantization.calibrate import TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     trt = target == "tensorrt"
-    options = {
+    numbers, back = surgery.numbered(model)
+    options: dict = {
         "ActivationSymmetric": trt,
         "WeightSymmetric": True,
         "QuantizeBias": not trt,  # TensorRT refuses a DequantizeLinear of INT32
         "AddQDQPairToWeight": trt,
         "OpTypesToExcludeOutputQuantization": list(LAYERS) if trt else [],
-        "TensorQuantOverrides": {name: [_override(pair, trt)] for name, pair in ranges.items()},
     }
-    folder = export.fresh_folder()
-    out = folder / "quantized.onnx"
+    overrides = {numbers[name]: _override(pair, trt) for name, pair in ranges.items()}
+    options["TensorQuantOverrides"] = {name: [pair] for name, pair in overrides.items()}
+    pairs = {name: (pair["rmin"], pair["rmax"]) for name, pair in overrides.items()}
     with _quiet():
-        ort.quantize_static(
-            model,
-            str(out),
-            _one_item(sample),
-            quant_format=ort.QuantFormat.QDQ,
-            per_channel=per_channel,
-            op_types_to_quantize=list(LAYERS) if trt else None,
+        quantizer = QDQQuantizer(
+            surgery.renamed(model, numbers.__getitem__),
+            per_channel,
+            reduce_range,
+            weight_qType=ort.QuantType.QInt8,
+            activation_qType=ort.QuantType.QInt8 if trt else ort.QuantType.QUInt8,
+            tensors_range=TensorsData(ort.CalibrationMethod.MinMax, pairs),
+            nodes_to_quantize=[],
             nodes_to_exclude=sorted(kept),
-            reduce_range=reduce_range,
-            activation_type=ort.QuantType.QInt8 if trt else ort.QuantType.QUInt8,
-            weight_type=ort.QuantType.QInt8,
-            calibrate_method=ort.CalibrationMethod.MinMax,
+            op_types_to_quantize=list(LAYERS) if trt else sorted({*QLinearOpsRegistry, *QDQRegistry}),
             extra_options=options,
         )
-    import onnx
-
-    return onnx.load(str(out))
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+    surgery.renamed(model, back)
+    return surgery.renamed(quantizer.model.model, back)
 
 
 def _override(pair: tuple[float, float], symmetric: bool) -> dict:
@@ -212,19 +200,6 @@ def _override(pair: tuple[float, float], symmetric: bool) -> dict:
     if symmetric:
         low, high = -max(-low, high), max(-low, high)
     return {"rmin": np.float32(low), "rmax": np.float32(high)}
-
-
-def _one_item(sample: Mapping):
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class OneItem(CalibrationDataReader):
-        def __init__(self):
-            self.left = [dict(sample)]
-
-        def get_next(self):
-            return self.left.pop() if self.left else None
-
-    return OneItem()
 
 
 # --- what is refused ------------------------------------------------------------------------------------------
@@ -249,6 +224,8 @@ def _fit_for_quantization(graph) -> export.OnnxGraph:
             "17 is read everywhere"
         )
     kind = export.float_type(graph)
+    if kind == "mixed":  # weights kept narrow and widened by a Cast are FP32 for their layer
+        kind = onnx_graph.weight_type(_plain(graph), graph.inputs)
     if kind != "fp32":
         raise BadInput(
             f"{graph.path.name} has {kind} weights; quantize the FP32 graph, and let the builder choose the type of "
@@ -268,20 +245,48 @@ def _fit_for_quantization(graph) -> export.OnnxGraph:
     return graph
 
 
-def _kept_wide(model, exclude: Iterable[str]) -> set[str]:
+def _check_complete(model, known: Calibration, target: str) -> None:
+    """Refuse a calibration made for TensorRT, which watched fewer tensors than ONNX Runtime quantizes."""
+    if target == "tensorrt":
+        return
+    kinds = {name: value.type.tensor_type.elem_type for name, value in surgery.values_of(model).items()}
+    wanted = [name for node in model.graph.node for name in node.output if kinds.get(name) == 1]
+    missing = [name for name in wanted if name not in known.histograms and name not in known.masked]
+    if missing:
+        raise BadInput(
+            f"the calibration did not watch {missing[0]!r} (and {len(missing) - 1} more), which target={target!r} "
+            f"quantizes; make it with quantization.calibrate(graph, batches, target={target!r})"
+        )
+
+
+def _plain(graph: export.OnnxGraph):
+    return constant_folding.with_plain_weights(graph.model(), LAYERS)
+
+
+def _masked(model, tensors: Iterable[str]) -> set[str]:
+    """Nodes that touch one of these tensors, or a weight with infinity in it: the masks of attention."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    floats = (weight for weight in model.graph.initializer if weight.data_type == weight.FLOAT)
+    infinite = {w.name for w in floats if not np.isfinite(numpy_helper.to_array(w)).all()} | set(tensors)
+    return {node.name for node in model.graph.node if infinite & {*node.input, *node.output}}
+
+
+def _kept_wide(model, exclude: Iterable[str], also: Iterable[str] = ()) -> set[str]:
     exclude = [exclude] if isinstance(exclude, str) else list(exclude) if isinstance(exclude, Iterable) else [exclude]
     if not all(isinstance(name, str) for name in exclude):
         raise BadInput(f"exclude={exclude!r}; give the names of the layers that stay wide, an empty list for none")
     exclude = set(exclude)
     ops = {node.name: node.op_type for node in model.graph.node}
-    for name in sorted(exclude - set(ops)):
+    for name in sorted(exclude - set(ops) - set(also)):
         near = difflib.get_close_matches(name, ops, 3, 0.3) or list(ops)[:3]
         raise BadInput(f"exclude names {name!r}, which is no node of the graph; did you mean one of {near}?")
     if not [name for name, op in ops.items() if op in LAYERS and name not in exclude]:
         raise BadInput(
             "exclude names every layer that could be quantized; leave at least one, or use the FP32 graph as it is"
         )
-    return exclude
+    return exclude & set(ops)
 
 
 def _loaded(graph) -> export.OnnxGraph:

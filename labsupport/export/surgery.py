@@ -1,0 +1,218 @@
+"""What all changes to a graph need: names that are free, shapes that follow, inner tensors shown, another batch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from labsupport.errors import BadInput
+from labsupport.export import onnx_graph
+from labsupport.export.onnx_graph import OnnxGraph, bodies, everywhere
+
+SMALL = 1024  # weights up to this many values may be shapes, which shape inference reads
+
+
+class Names:
+    """Names for new nodes and tensors that meet none of a model's own, those inside its branches and functions too."""
+
+    def __init__(self, model) -> None:
+        self.taken = {name for name in _names(model) if name}
+
+    def free(self, wanted: str) -> str:
+        """``wanted``, or where the model has that already, with a number behind it; taken from now on."""
+        name, number = wanted, 2
+        while name in self.taken:
+            name, number = f"{wanted}_{number}", number + 1
+        self.taken.add(name)
+        return name
+
+
+def _names(model) -> Iterator[str]:
+    graphs = [model.graph, *(body for node in everywhere(model.graph.node) for body in bodies(node))]
+    for graph in graphs:
+        for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+            yield value.name
+    for function in model.functions:
+        yield from (*function.input, *function.output)
+    for node in everywhere([*model.graph.node, *(n for f in model.functions for n in f.node)]):
+        yield from (node.name, *node.input, *node.output)
+
+
+def renamed(model, name_of):
+    """Give every tensor of a model, in its branches too, the name that ``name_of`` tells for it, in place."""
+    nodes = list(everywhere(model.graph.node))
+    for node in nodes:
+        for field in (node.input, node.output):
+            field[:] = [name and name_of(name) for name in field]
+    for graph in (model.graph, *(body for node in nodes for body in bodies(node))):
+        for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+            value.name = name_of(value.name)
+    return model
+
+
+def numbered(model) -> tuple[dict[str, str], Callable[[str], str]]:
+    """(tensor name → a number for a name, the way back) for libraries that invent names after those that they see.
+
+    The way back also names what was invented: after its tensor, and like nothing else in the model.
+    """
+    names, told = Names(model), {}
+    numbers = {name: f"<{i}>" for i, name in enumerate(sorted(names.taken))}
+    plain_names = {number: name for name, number in numbers.items()}
+
+    def back(name: str) -> str:
+        if name not in told:
+            number, rest = re.match(r"(<\d+>)?(.*)", name, re.DOTALL).groups()
+            told[name] = plain_names[number] if number and not rest else names.free(plain_names.get(number, "") + rest)
+        return told[name]
+
+    return numbers, back
+
+
+def named(model):
+    """Give unnamed nodes a name: by it they are left out of a change, and found again in what came of it."""
+    names = None
+    for place, node in enumerate(model.graph.node):
+        if not node.name:
+            names = names or Names(model)
+            node.name = names.free(f"{node.op_type}_{place}")
+    return model
+
+
+def plain(model):
+    """The network with its local functions written out, weights not among the inputs, Constant nodes as weights.
+
+    onnx-ir does all three. Nodes get names first, so that they keep them.
+    """
+    import onnx_ir as ir
+    from onnx_ir.passes import common
+
+    model = ir.from_proto(named(model))
+    passes = [common.RemoveInitializersFromInputsPass(), common.LiftConstantsToInitializersPass(True, 0)]
+    if model.functions:
+        passes.insert(0, common.InlinePass())
+    for change in passes:
+        model = change(model).model
+    model.ir_version = max(model.ir_version, 4)  # the first in which a weight need not be an input
+    return named(ir.to_proto(model))
+
+
+def inferred(model, *, data_prop: bool = False):
+    """A model with the types and shapes that follow from its inputs, and without its weights, so of any size.
+
+    Raises BadInput where they contradict each other.
+    """
+    import onnx
+
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    for field in ("node", "input", "output", "value_info"):
+        getattr(light.graph, field).extend(getattr(model.graph, field))
+    for weight in model.graph.initializer:
+        small = math.prod(weight.dims) <= SMALL and weight.data_location != onnx.TensorProto.EXTERNAL
+        hollow = onnx.TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
+        light.graph.initializer.append(weight if small else hollow)
+    try:
+        return onnx.shape_inference.infer_shapes(light, data_prop=data_prop)
+    except Exception as error:  # the checker's own types
+        raise BadInput(
+            f"the shapes of this network do not follow from its inputs: {str(error).splitlines()[0]}; export it again, "
+            "or pass sizes_of=<the graph before fusion>"
+        ) from error
+
+
+def values_of(model) -> dict:
+    """Tensor name → its ValueInfoProto with what shape inference found, for every tensor that it knows of."""
+    graph = inferred(model).graph
+    return {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
+
+
+def expose(model, tensors: Iterable[str]):
+    """Make inner tensors further outputs of a model, in place; the one way in which every room does it.
+
+    A tensor of which ONNX tells neither type nor shape gets a bare name: ONNX Runtime runs that, `save` refuses it.
+    """
+    import onnx
+
+    known = values_of(model)
+    there = {value.name for value in (*model.graph.output, *model.graph.input)}
+    for name in dict.fromkeys(tensors):
+        if name not in there:
+            model.graph.output.append(known.get(name) or onnx.ValueInfoProto(name=name))
+    return model
+
+
+def exposed(graph, tensors: Iterable[str], *, path=None) -> OnnxGraph:
+    """The same network with the named tensors as further outputs, in a new file.
+
+    For an engine, too: what must be written to memory cannot stay inside a fused kernel, so such an engine is slower
+    and may round where the plain one does not. Raises BadInput for a tensor that is not there.
+    """
+    graph = graph if isinstance(graph, OnnxGraph) else onnx_graph.load(graph)
+    model, tensors = graph.model(), list(dict.fromkeys(tensors))
+    known = values_of(model)
+    for tensor in tensors:
+        if tensor not in known:
+            raise BadInput(
+                f"{graph.path.name} has no tensor {tensor!r} whose shape ONNX can tell, so it cannot become an output"
+            )
+    out = path or onnx_graph.fresh_folder() / f"{graph.path.stem}.exposed.onnx"
+    return onnx_graph.save(expose(model, tensors), onnx_graph.another_file(out, graph))
+
+
+def at_batch(graph, batch: int, *, path=None) -> OnnxGraph:
+    """The same network with its free batch axis fixed, so that every shape in it is known; a new file.
+
+    TensorRT 8.6 tells the types of an engine's layers for fixed shapes only. Raises BadInput for a batch that is fixed
+    at another number.
+    """
+    graph = graph if isinstance(graph, OnnxGraph) else onnx_graph.load(graph)
+    model = graph.model()
+    free, fixed = fix_batch(model, batch)
+    if not free and fixed and batch not in fixed:
+        raise BadInput(
+            f"{graph.path.name} has its batch fixed at {fixed[0]}; export it with dynamic=True, then choose {batch}"
+        )
+    out = path or onnx_graph.fresh_folder() / f"{graph.path.stem}.b{batch}.onnx"
+    return onnx_graph.save(model, onnx_graph.another_file(out, graph))
+
+
+def fix_batch(model, batch: int) -> tuple[list[str], list[int]]:
+    """Write a batch size into the free first axis of the inputs and into every shape that follows, in place.
+
+    Returns the inputs whose first axis was free, and the numbers at which the others' are fixed.
+    """
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise BadInput(f"batch={batch!r}; give a whole number, 1 or more")
+    weights = {weight.name for weight in model.graph.initializer}
+    values = [value for value in model.graph.input if value.name not in weights]
+    first = {v.name: v.type.tensor_type.shape.dim[0] for v in values if v.type.tensor_type.shape.dim}
+    free = {name: axis.dim_param for name, axis in first.items() if not axis.dim_value}
+    fixed = [axis.dim_value for axis in first.values() if axis.dim_value]
+    for name in free:
+        first[name].dim_value = batch
+    symbols = {symbol for symbol in free.values() if symbol}
+    for value in (*values, *model.graph.output):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param in symbols and axis.dim_param:
+                axis.dim_value = batch
+    if free:
+        _redeclare(model)
+    return list(free), fixed
+
+
+def _redeclare(model) -> None:
+    """Declare the outputs' shapes as they follow from the inputs; what does not follow stays as it was declared."""
+    import onnx
+
+    del model.graph.value_info[:]  # shapes written down for a free batch
+    bare = onnx.ModelProto()
+    bare.CopyFrom(inferred(model))
+    for value in bare.graph.output:
+        value.type.tensor_type.ClearField("shape") if value.type.HasField("tensor_type") else None
+    del bare.graph.value_info[:]
+    follows = {value.name: value.type.tensor_type for value in inferred(bare, data_prop=True).graph.output}
+    for value in model.graph.output:
+        declared, now = value.type.tensor_type.shape.dim, follows[value.name].shape.dim
+        for axis, known in zip(declared, now if len(now) == len(declared) else ()):
+            if known.HasField("dim_value"):
+                axis.dim_value = known.dim_value

@@ -1,0 +1,128 @@
+"""A fixed batch with the shapes that follow from it, inner tensors shown, and graphs made plain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto as T
+from onnx import helper, numpy_helper
+
+from labsupport import export, footprint, quantization, runtimes
+from labsupport.errors import BadInput
+from labsupport.export import surgery
+
+
+def value(name, shape, kind=T.FLOAT):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def saved(folder, nodes, inputs, outputs, weights=(), *, opset=17, ir=8, name="net"):
+    graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
+    return export.save(model, folder / f"{name}.onnx")
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Rows in pairs: (n, 3) → (n/2, 6), declared as "m"; beside it a mask (n, n), a number, and what doubles the rows."""
+    nodes = [
+        helper.make_node("MatMul", ["mask", "x"], ["h"], "mix"),
+        helper.make_node("Mul", ["h", "k"], ["s"], "scale"),
+        helper.make_node("Reshape", ["s", "two"], ["y"], "pair"),
+        helper.make_node("Concat", ["s", "s"], ["z"], "double", axis=0),
+    ]
+    inputs = [value("x", ["n", 3]), value("mask", ["n", "n"]), value("k", [])]
+    outputs = [value("y", ["m", 6]), value("z", ["n2", 3])]
+    return saved(tmp_path, nodes, inputs, outputs, [numpy_helper.from_array(np.array([-1, 6]), "two")])
+
+
+def test_the_shapes_that_follow_from_a_batch_are_declared(pairs):
+    fixed = export.at_batch(pairs, 4)
+    assert fixed.inputs == {"x": ((4, 3), "fp32"), "mask": ((4, 4), "fp32"), "k": ((), "fp32")}
+    assert fixed.outputs == {"y": ((2, 6), "fp32"), "z": ((8, 3), "fp32")}
+    feed = {"x": np.eye(4, 3, dtype=np.float32), "mask": np.eye(4, dtype=np.float32), "k": np.array(2, np.float32)}
+    with runtimes.OnnxRuntime(fixed) as run:
+        assert run(feed)["y"].shape == (2, 6)
+    assert pairs.inputs["x"][0] == ("n", 3) and fixed.path.name == "net.b4.onnx"
+
+
+def test_one_function_fixes_the_batch_for_every_room(pairs):
+    assert footprint.at_batch is quantization.at_batch is export.at_batch
+    for batch in (0, -1, True, 2.0, "2", None):
+        with pytest.raises(BadInput, match="give a whole number, 1 or more"):
+            export.at_batch(pairs, batch)
+    fixed = export.at_batch(pairs, 4)
+    assert export.at_batch(fixed, 4).outputs == fixed.outputs
+    with pytest.raises(
+        BadInput, match="net.b4.onnx has its batch fixed at 4; export it with dynamic=True, then choose 2"
+    ):
+        export.at_batch(fixed, 2)
+
+
+def test_a_declared_shape_that_nothing_tells_stays(tmp_path):
+    nodes = [helper.make_node("NonZero", ["x"], ["y"], "places")]
+    graph = saved(tmp_path, nodes, [value("x", ["n", 3])], [value("y", [2, "found"], T.INT64)])
+    assert export.at_batch(graph, 5).outputs["y"] == ((2, "found"), "int64")
+
+
+def test_weights_among_the_inputs_are_no_inputs(tmp_path):
+    w = numpy_helper.from_array(np.ones((3, 2), np.float32), "w")
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "m")]
+    inputs = [value("x", ["n", 3]), value("w", [3, 2])]
+    graph = saved(tmp_path, nodes, inputs, [value("y", ["n", 2])], [w], opset=13, ir=3)
+    assert list(graph.inputs) == ["x"] and export.at_batch(graph, 7).outputs["y"][0] == (7, 2)
+    assert [v.name for v in surgery.plain(graph.model()).graph.input] == ["x"]
+    assert export.float_type(export.cast(graph)) == "fp16"
+    feed = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    assert len(quantization.placement(quantization.to_qdq(graph, [feed], method="max")).quantized) == 1
+
+
+def test_functions_are_written_out_and_nodes_keep_their_names(tmp_path):
+    twice = [helper.make_node("Relu", ["p"], ["r"]), helper.make_node("MatMul", ["r", "v"], ["q"])]
+    function = helper.make_function("own", "Layer", ["p", "v"], ["q"], twice, [helper.make_opsetid("", 17)])
+    nodes = [
+        helper.make_node("Layer", ["x", "w"], ["a"], "first", domain="own"),
+        helper.make_node("Layer", ["a", "w"], ["y"], "second", domain="own"),
+    ]
+    w = np.array([[2, -1], [0.5, 3]], np.float32)
+    graph = helper.make_graph(
+        nodes, "g", [value("x", ["n", 2])], [value("y", ["n", 2])], [numpy_helper.from_array(w, "w")]
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("own", 1)],
+        ir_version=8,
+        functions=[function],
+    )
+    called = export.save(model, tmp_path / "called.onnx")
+    x = np.array([[1, -2], [3, 0.5]], np.float32)
+    want = np.maximum(np.maximum(x, 0) @ w, 0) @ w
+    low = export.cast(called)
+    assert low.ops["MatMul"] == 2 and not low.model().functions
+    with runtimes.OnnxRuntime(low) as run:
+        np.testing.assert_allclose(run(x)["y"], want, rtol=5e-3)
+    made = surgery.plain(called.model())
+    names = [node.name for node in made.graph.node]
+    assert len(set(names)) == 4 and all(names)
+    unnamed = surgery.named(surgery.plain(model_without_names()))
+    assert [node.name for node in unnamed.graph.node] == ["Relu_0_2", "Relu_0"]
+
+
+def model_without_names():
+    nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Relu", ["a"], ["y"], "Relu_0")]
+    return helper.make_model(helper.make_graph(nodes, "g", [value("x", [2])], [value("y", [2])]), ir_version=8)
+
+
+def test_inner_tensors_are_shown_with_their_values(pairs):
+    shown = export.exposed(pairs, ["s", "h", "s", "y"])
+    assert list(shown.outputs) == ["y", "z", "s", "h"] and shown.outputs["h"] == (("n", 3), "fp32")
+    feed = {"x": np.ones((2, 3), np.float32), "mask": np.eye(2, dtype=np.float32), "k": np.array(3, np.float32)}
+    with runtimes.OnnxRuntime(shown, optimization="off") as run:
+        answers = run(feed)
+    assert (answers["h"] == 1).all() and (answers["s"] == 3).all()
+    kept = footprint.keep_everything(pairs)
+    assert set(kept.outputs) == {"h", "s", "y", "z"} and kept.path.name == "net.kept.onnx"
+    with pytest.raises(BadInput, match="net.onnx has no tensor 'nobody' whose shape ONNX can tell"):
+        export.exposed(pairs, ["h", "nobody"])
+    with pytest.raises(BadInput, match="is the graph that came in"):
+        export.exposed(pairs, ["h"], path=pairs.path)
