@@ -1,7 +1,7 @@
 """How data/signs/ was made: python tools/make_signs.py openclipart-svg_0.18+dfsg-19_all.deb [folder]
 
 Get the package with `apt-get download openclipart-svg`, and `dpkg-deb` and `rsvg-convert` (librsvg2-bin) from Debian.
-Each drawing is rendered large, cut at its outline, and shrunk to fit 128×128; the list beside them says what came from where.
+Each drawing is rendered large, cut at its outline, and shrunk to fit 128×128; the list says what came from where.
 """
 
 from __future__ import annotations
@@ -47,7 +47,11 @@ DRAWINGS = {
 
 def rendered(svg: Path) -> Image.Image:
     """The drawing alone, RGBA, cut at its outline and at most 128×128."""
-    png = subprocess.run(["rsvg-convert", "--keep-aspect-ratio", "--width", "1200", "--height", "1200", str(svg)], check=True, capture_output=True).stdout
+    png = subprocess.run(
+        ["rsvg-convert", "--keep-aspect-ratio", "--width", "1200", "--height", "1200", str(svg)],
+        check=True,
+        capture_output=True,
+    ).stdout
     picture = Image.open(io.BytesIO(png)).convert("RGBA")
     cut = picture.crop(picture.getchannel("A").point(lambda value: 255 * (value > 40)).getbbox())
     scale = PIXELS / max(cut.size)
@@ -69,7 +73,8 @@ def convert(package: Path, target: Path) -> Path:
             rendered(svg).save(file, optimize=True)
             author = re.search(r"<dc:creator>.*?<dc:title>(.*?)</dc:title>", text, re.DOTALL).group(1).strip()
             rows.append({"class": name, "file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-                         "drawing": f"{FOLDER}/{svg.name}", "drawing_sha256": hashlib.sha256(svg.read_bytes()).hexdigest(),
+                         "drawing": f"{FOLDER}/{svg.name}",
+                         "drawing_sha256": hashlib.sha256(svg.read_bytes()).hexdigest(),
                          "author": author})  # fmt: skip
     listed = {"origin": PACKAGE, "licence": LICENCE, "made_by": "tools/make_signs.py", "signs": rows}
     path = target / "signs.json"
