@@ -41,7 +41,12 @@ def shipped(graph, precision: str | None = None, *, batch: int = 1) -> Shipped:
     model = graph.model()
     from onnx import numpy_helper
 
-    weights = sum(numpy_helper.to_array(weight).nbytes for weight in model.graph.initializer)
+    codes = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    weights = 0
+    for weight in model.graph.initializer:
+        array = numpy_helper.to_array(weight)
+        # TensorRT's Q/DQ graphs keep FP32 weights before a QuantizeLinear, and the builder stores the codes alone
+        weights += array.size if weight.name in codes else array.nbytes
     if stored == "fp32" and kind in ("fp16", "bf16"):
         weights //= 2
     plain = graph if not any(graph.ops.get(op) for op in QDQ) else _without_qdq(model)
