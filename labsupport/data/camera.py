@@ -107,7 +107,7 @@ def _shot(scene: np.ndarray, face: Image.Image, near: float, start: float, grain
     )
 
 
-def decode(frame: Frame, *, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
+def pixels_of(frame: Frame, *, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
     """The frame's pixels, uint8 (rows, columns, RGB). Raises CorruptFrame for a broken JPEG, BadInput for another
     size or order.
     """
@@ -149,7 +149,7 @@ def ordered(
     return pixels if order == "RGB" else np.ascontiguousarray(pixels[..., ORDERS[order]])
 
 
-def crop(pixels: np.ndarray, box: Sequence[int], size: int = 48) -> np.ndarray:
+def patch_of(pixels: np.ndarray, box: Sequence[int], size: int = 48) -> np.ndarray:
     """What the box holds, squeezed to size×size: uint8 (size, size, 3). Raises BadInput for an empty box or one
     outside.
     """

@@ -11,7 +11,6 @@ from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
 
 LAB = "12_project"
-SEAL = "6361fd71d42f672f"  # of the notebook's gate
 PER_CLASS = 40  # unseen photographs of each sign for a version of the learner's own
 
 
@@ -241,7 +240,8 @@ class SelfTest(Exercise):
 
 class Claim(Exercise):
     question = (
-        'Write `claim(before_ms, after_ms, before_mib, after_mib)`: a dict of three shares, 0.3 for 30 %: "more answers '
+        'Write `claim(before_ms, after_ms, before_mib, after_mib)`: a dict of three shares, 0.3 for 30 %: "more '
+        "answers "
         'a second", "less time an answer", "less memory". What became worse is below zero. Hand in the function.'
     )
     hints = (

@@ -24,7 +24,7 @@ def test_numbers_times_and_boxes_of_a_drive(stream):
     for frame in stream:
         left, top, right, bottom = frame.box
         assert 0 <= left < right <= camera.SHAPE[1] and 0 <= top < bottom <= camera.SHAPE[0]
-        assert camera.decode(frame).shape == camera.SHAPE and frame.packed[:2] == b"\xff\xd8"
+        assert camera.pixels_of(frame).shape == camera.SHAPE and frame.packed[:2] == b"\xff\xd8"
 
 
 def test_the_same_seed_drives_the_same_road(stream):
@@ -34,15 +34,17 @@ def test_the_same_seed_drives_the_same_road(stream):
 
 
 def test_a_crop_is_squeezed_and_may_be_written(stream):
-    patch = camera.crop(camera.decode(stream[10]), stream[10].box)
+    patch = camera.patch_of(camera.pixels_of(stream[10]), stream[10].box)
     assert patch.shape == (48, 48, 3) and patch.dtype == np.uint8 and patch.flags.writeable
 
 
-@pytest.mark.parametrize("cut", [lambda b: b[: len(b) // 3], lambda b: b"", lambda b: b"no JPEG at all", lambda b: b[50:]])
+@pytest.mark.parametrize(
+    "cut", [lambda b: b[: len(b) // 3], lambda b: b"", lambda b: b"no JPEG at all", lambda b: b[50:]]
+)
 def test_a_corrupt_jpeg_is_its_own_error(stream, cut):
     with pytest.raises(camera.CorruptFrame, match=r"frame 4 is no whole JPEG \(\d+ bytes.*keep the last answer"):
-        camera.decode(replace(stream[4], packed=cut(stream[4].packed)))
-    assert camera.decode(stream[5]).shape == camera.SHAPE  # the next one is fine
+        camera.pixels_of(replace(stream[4], packed=cut(stream[4].packed)))
+    assert camera.pixels_of(stream[5]).shape == camera.SHAPE  # the next one is fine
 
 
 def test_a_gray_jpeg_is_refused(stream):
@@ -53,11 +55,11 @@ def test_a_gray_jpeg_is_refused(stream):
     packed = io.BytesIO()
     Image.new("L", (384, 216)).save(packed, "JPEG")
     with pytest.raises(BadInput, match="has the colors L; the camera must send RGB JPEG"):
-        camera.decode(replace(stream[0], packed=packed.getvalue()))
+        camera.pixels_of(replace(stream[0], packed=packed.getvalue()))
 
 
 def test_a_frame_of_another_size_or_order_is_refused(stream):
-    pixels = camera.decode(stream[0])
+    pixels = camera.pixels_of(stream[0])
     with pytest.raises(BadInput, match=r"frame 7 is \(100, 384, 3\), the camera was set to \(216, 384, 3\)"):
         camera.ordered(pixels[:100], number=7)
     with pytest.raises(BadInput, match="has its colors first, .* turn it round with .transpose"):
@@ -69,19 +71,19 @@ def test_a_frame_of_another_size_or_order_is_refused(stream):
     with pytest.raises(BadInput, match="holds list"):
         camera.ordered(pixels.tolist())
     with pytest.raises(BadInput, match="a bytes came; wanted is a camera.Frame"):
-        camera.decode(stream[0].packed)
+        camera.pixels_of(stream[0].packed)
 
 
 def test_blue_first_is_turned_round_where_the_camera_says_so(stream):
-    pixels = camera.decode(stream[0])
-    turned = camera.decode(replace(stream[0], order="BGR"))
+    pixels = camera.pixels_of(stream[0])
+    turned = camera.pixels_of(replace(stream[0], order="BGR"))
     assert np.array_equal(turned, pixels[..., ::-1]) and turned.flags.c_contiguous
 
 
 @pytest.mark.parametrize("box", [(5, 5, 5, 9), (-1, 0, 9, 9), (0, 0, 385, 9), (9, 9, 5, 5)])
 def test_a_box_that_is_empty_or_outside_is_refused(stream, box):
     with pytest.raises(BadInput, match="is empty or leaves the frame of 384×216"):
-        camera.crop(camera.decode(stream[0]), box)
+        camera.patch_of(camera.pixels_of(stream[0]), box)
 
 
 def test_jumps_and_stalls_are_counted_and_time_never_goes_back(stream):

@@ -46,7 +46,9 @@ def test_no_two_splits_share_a_pose(monkeypatch):
     for part in ("train", "validation", "test"):
         roadside.photographs(drawings, part, 4, 32)
     assert all(len(found) == 12 for found in poses.values())
-    assert not (poses["train"] & poses["test"] or poses["train"] & poses["validation"] or poses["validation"] & poses["test"])
+    assert not (
+        poses["train"] & poses["test"] or poses["train"] & poses["validation"] or poses["validation"] & poses["test"]
+    )
 
 
 def test_no_photograph_is_in_two_splits(signs):

@@ -383,7 +383,9 @@ def test_own_version_passes_or_is_refused_with_the_reason(measured, reader):
 def test_own_version_is_measured_on_unseen_signs(reader):
     graph = export.to_onnx(reader, reader.example_input())
     row = lab12_versions.measured(graph, reader, per_class=2)
-    assert set(row) == set(lab12_versions.LIMITS) and row["weights and activations, share of FP32's"] == pytest.approx(1)
+    assert set(row) == set(lab12_versions.LIMITS) and row["weights and activations, share of FP32's"] == pytest.approx(
+        1
+    )
     assert row["points lost to FP32"] == 0 and row["accuracy"] < 0.5
     half = lab12_versions.measured(precision.cast(graph), reader, per_class=2)
     assert half["weights and activations, share of FP32's"] < 0.52
@@ -395,7 +397,9 @@ def test_own_version_is_measured_on_unseen_signs(reader):
 def test_an_untrained_network_is_refused_by_the_gate(reader, monkeypatch):
     monkeypatch.setattr(lab12, "PER_CLASS", 2)
     verdict = lab12.own_version.check(export.to_onnx(reader, reader.example_input()), reader)
-    assert verdict.outcome == "wrong" and re.search("the gate refuses it: accuracy is .*wanted at least 0.95", verdict.message)
+    assert verdict.outcome == "wrong" and re.search(
+        "the gate refuses it: accuracy is .*wanted at least 0.95", verdict.message
+    )
 
 
 def test_what_cannot_be_measured_is_told_apart(reader):

@@ -1,4 +1,6 @@
-"""Keras to ONNX: which backend computes, answers that agree, the layer at fault; and what is said where Keras is missing."""
+"""Keras to ONNX: which backend computes, answers that agree, the layer at fault; and what is said where Keras is
+missing.
+"""
 
 from __future__ import annotations
 

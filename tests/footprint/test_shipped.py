@@ -16,7 +16,13 @@ from labsupport.footprint import shipped
 def graph():
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 25, 10)
+        nn.Conv2d(3, 32, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 32, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * 25, 10),
     )
     return export.to_onnx(model, torch.zeros(1, 3, 16, 16))
 
