@@ -32,7 +32,8 @@ h1, h2 { line-height: 1.25; } h2 { border-top: 1px solid var(--line); padding-to
 pre { background: var(--soft); padding: .75rem; overflow-x: auto; font-size: .85rem; white-space: pre-wrap; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
-th:first-child { text-align: left; } figure { margin: 1rem 0; } figcaption, .quiet { color: var(--quiet); font-size: .9rem; }
+th:first-child { text-align: left; } figure { margin: 1rem 0; }
+figcaption, .quiet { color: var(--quiet); font-size: .9rem; }
 img { max-width: 100%; height: auto; background: #fff; } @media print { body { margin: 0; max-width: none; } }
 </style>
 </head>

@@ -137,7 +137,8 @@ def sign_photographs(
     """Photographs of real sign artwork, size×size×3, 20 classes: 60 % train, 10 % validation, 30 % test.
 
     No two splits share a roadside or a pose. ``folder`` is a folder of your own drawings (PNG with transparency, the
-    file's name is the class) in place of the shipped ones. Synthetic: an accuracy here says nothing about a real street.
+    file's name is the class) in place of the shipped ones. Synthetic: an accuracy here says nothing about a real
+    street.
     """
     check_whole("size", size, 16, 128)
     check_whole("per_class", per_class, 12)

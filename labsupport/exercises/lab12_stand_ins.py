@@ -88,8 +88,8 @@ def class_of(value: Any) -> int:
     return plain
 
 
-def track_of(rng: Any, faults: str) -> tuple:
-    """Logits of nine frames of one sign, faulty in one way, and the class that is right."""
+def track_of(rng: Any, faults: str, place: int) -> tuple:
+    """Logits of nine frames of one sign, faulty in one way (a loud one at ``place``), and the right class."""
     import numpy as np
 
     right, other = (int(place) for place in rng.permutation(20)[:2])
@@ -99,13 +99,13 @@ def track_of(rng: Any, faults: str) -> tuple:
         logits[right] += 7
         answers.append(logits)
     if faults == "broken frames":
-        for place in rng.permutation(9)[:5]:
-            answers[place] = None
+        for lost in rng.permutation(9)[:5]:
+            answers[lost] = None
     elif faults == "one loud frame":
-        answers[int(rng.integers(9))][other] += 120
+        answers[place][other] += 120
     elif faults == "first and last wrong":
-        for place in (0, 8):
-            answers[place][other] += 16
+        for edge in (0, 8):
+            answers[edge][other] += 16
     elif faults == "large logits":
         answers = [logits * 200 for logits in answers]
     return answers, right
