@@ -1,7 +1,8 @@
 """PyTorch to ONNX, the one interchange format, and what every room does to a graph: read, check, write, cast.
 
 The parts: ``exporters`` (torch's two roads), ``onnx_graph`` (a checked file), ``cast_graph`` and ``casting`` (narrow
-types), ``qdq_nodes`` (pairs of Quantize and Dequantize), ``foreign_nodes`` (operators that ONNX does not know).
+types), ``qdq_nodes`` (pairs of Quantize and Dequantize), ``foreign_nodes`` (operators that ONNX does not know),
+``keras_models`` (Keras's road).
 """
 
 from __future__ import annotations
