@@ -121,7 +121,8 @@ def html(notebook, lab: str, *, stored: bool = False) -> str:
 
 def _sections(notebook) -> list[dict]:
     """The tagged cells under the heading they stand below, in order."""
-    sections, heading = [], ""
+    heading, sections = "", []
+    parts: list[dict] = []
     for cell in notebook.cells:
         source = _text(cell.source)
         if cell.cell_type == "markdown":
@@ -129,8 +130,9 @@ def _sections(notebook) -> list[dict]:
             heading = found[-1].strip() if found else heading
         elif TAG in cell.metadata.get("tags", []):
             if not sections or sections[-1]["heading"] != heading:
-                sections.append({"heading": heading, "parts": []})
-            sections[-1]["parts"] += [part for output in cell.outputs for part in _parts(output)]
+                parts = []
+                sections.append({"heading": heading, "parts": parts})
+            parts += [part for output in cell.outputs for part in _parts(output)]
     return sections
 
 

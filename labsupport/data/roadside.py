@@ -6,7 +6,7 @@ split has its own roadsides and its own poses, so a network cannot win by knowin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,7 +146,7 @@ def sign_photographs(
     drawings = own_drawings(folder) if folder is not None else sign_artwork.artwork()
     train, held_out = per_class * 6 // 10, per_class // 10
     counts = {"train": train, "validation": held_out, "test": per_class - train - held_out}
-    splits = [photographs(drawings, part, count, size, seed) for part, count in counts.items()]
+    split = {part: photographs(drawings, part, count, size, seed) for part, count in counts.items()}
     shipped = (
         sign_artwork.listing()
         if folder is None
@@ -154,7 +154,9 @@ def sign_photographs(
     )
     return Dataset(
         "sign photographs",
-        *splits,
+        split["train"],
+        split["validation"],
+        split["test"],
         f"{shipped['origin']}; photographs made by roadside, seed {seed}",
         shipped["licence"],
     )
@@ -252,7 +254,12 @@ def compression(images: np.ndarray, rng: np.random.Generator, *, quality: int = 
     return np.stack(read)
 
 
-CORRUPTIONS = {"rain": rain, "blur": motion_blur, "darkness": darkness, "compression": compression}
+CORRUPTIONS: Mapping[str, Callable[..., np.ndarray]] = {
+    "rain": rain,
+    "blur": motion_blur,
+    "darkness": darkness,
+    "compression": compression,
+}
 
 
 def corrupted(split: Split, kind: str, *, seed: int = 0) -> Split:
