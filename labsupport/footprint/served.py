@@ -178,7 +178,7 @@ def _apart(job: dict) -> tuple[tuple, str]:
         asked, told = Path(folder) / "job.json", Path(folder) / "lines.json"
         asked.write_text(json.dumps(job), encoding="utf-8")
         paths = [str(environment.REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-        code = "import sys; from labsupport import served; served._report(*sys.argv[1:])"
+        code = "import sys; from labsupport.footprint import served; served._report(*sys.argv[1:])"
         done = subprocess.run(
             [sys.executable, "-c", code, str(asked), str(told)],
             capture_output=True,
