@@ -1,4 +1,4 @@
-"""The command line, `python3 -m labsupport lab|test|run|record|doctor|progress|reset`; standard library only."""
+"""The command line, `python3 -m labsupport lab|test|run|record|report|doctor|progress|reset`; standard library only."""
 
 from __future__ import annotations
 
@@ -52,6 +52,11 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("labs", nargs="*", metavar="LAB", help="01, 01_measuring or a path; default: all")
         command.add_argument("--json", action="store_true", help="print the results as JSON")
         command.add_argument("--save", metavar="DIR", type=Path, help="write the executed notebooks there")
+    report = add("report", "write one lab as one self-contained page of HTML", install)
+    report.add_argument("lab", metavar="LAB", help="a lab whose cells are tagged for it, such as 12")
+    report.add_argument("--pdf", action="store_true", help="write PDF as well (needs the package weasyprint)")
+    report.add_argument("--stored", action="store_true", help="use the stored outputs instead of running the lab")
+    report.add_argument("--save", metavar="DIR", type=Path, help="write the page there (default: the current folder)")
     add("doctor", "examine this machine and its packages").add_argument("--json", action="store_true")
     add("progress", "show which exercises are done")
     add("reset", "restore one lab's notebook, keeping your copy").add_argument("lab", metavar="LAB")
@@ -75,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     if rest and options.command not in ("lab", "test"):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        if options.command in ("lab", "test", "run", "record"):
+        if options.command in ("lab", "test", "run", "record", "report"):
             elsewhere = prepare(options, argv, ready=ready)
         else:
             elsewhere = borrow(argv, ready=ready)
@@ -104,7 +109,7 @@ def prepare(options: argparse.Namespace, argv: list[str], *, ready: bool = False
     """
     from labsupport.command_line import installation
 
-    need = {"record": "run"}.get(options.command, options.command)
+    need = {"record": "run", "report": "run"}.get(options.command, options.command)
     place = installation.Installation()
     inside = Path(sys.prefix).resolve() == place.folder.resolve()
     # In `.venv` itself a changed pyproject.toml means an update; any other environment is its owner's.
@@ -243,6 +248,15 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     return 0 if all(result.ok for result in results) else FAILED
 
 
+def report(options: argparse.Namespace, rest: list[str]) -> int:
+    """One lab as a page of HTML; prints where it lies."""
+    from labsupport.command_line import report as page
+
+    for path in page.write(options.lab, folder=options.save, stored=options.stored, pdf=options.pdf):
+        print(path)
+    return 0
+
+
 def doctor(options: argparse.Namespace, rest: list[str]) -> int:
     """Print the report; 1 when it holds a problem."""
     from labsupport.command_line.doctor import examine
@@ -268,4 +282,13 @@ def reset(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"lab": lab, "test": test, "run": run, "record": run, "doctor": doctor, "progress": progress, "reset": reset}
+COMMANDS = {
+    "lab": lab,
+    "test": test,
+    "run": run,
+    "record": run,
+    "report": report,
+    "doctor": doctor,
+    "progress": progress,
+    "reset": reset,
+}

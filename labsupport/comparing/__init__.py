@@ -1,7 +1,8 @@
 """The judge: how far an answer moved, which way a speed-up points, and tables that refuse a speed without an error.
 
 The parts: ``differences`` (errors), ``speedups``, ``tables``, ``pictures`` (bars, histograms), ``pareto_front``
-(gates), ``drawing`` (what every picture shares) and ``timeline`` (what ran when).
+(gates), ``drawing`` (what every picture shares), ``timeline`` (what ran when), ``requirements`` (a sealed gate in
+numbers) and ``contact_sheet`` (many small pictures).
 """
 
 from __future__ import annotations

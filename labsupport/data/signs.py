@@ -178,14 +178,14 @@ def photograph(sign: Image.Image, size: int, rng: np.random.Generator) -> np.nda
     pixels = size * (2 if size <= 128 else 1)  # drawn at twice the size, then halved: smooth edges
     scene = _background(pixels, rng)
     posed = sign.transform(
-        (pixels, pixels), Image.Transform.PERSPECTIVE, _pose(pixels, sign.width, rng), Image.Resampling.BILINEAR
+        (pixels, pixels), Image.Transform.PERSPECTIVE, pose(pixels, sign.width, rng), Image.Resampling.BILINEAR
     )
     scene.paste(posed, (0, 0), posed)
     if rng.random() < 0.4:
-        _cover(scene, rng)
+        cover(scene, rng)
     scene = scene.filter(ImageFilter.GaussianBlur(pixels / 64 * 1.4 * rng.random() ** 2))
     light = np.asarray(scene.resize((size, size), Image.Resampling.BOX), np.float32)
-    return _expose(light, rng)
+    return expose(light, rng)
 
 
 def _background(pixels: int, rng: np.random.Generator) -> Image.Image:
@@ -203,7 +203,7 @@ def _background(pixels: int, rng: np.random.Generator) -> Image.Image:
     return scene
 
 
-def _pose(pixels: int, face_pixels: int, rng: np.random.Generator) -> list[float]:
+def pose(pixels: int, face_pixels: int, rng: np.random.Generator) -> list[float]:
     """Coefficients of the perspective map from picture to face that Pillow's transform wants."""
     side = (0.55 + 0.4 * rng.random()) * pixels
     turn, shear = radians(24 * (rng.random() - 0.5)), 0.25 * (rng.random() - 0.5)
@@ -219,7 +219,7 @@ def _pose(pixels: int, face_pixels: int, rng: np.random.Generator) -> list[float
     return np.linalg.solve(np.array(rows), np.array(values)).tolist()
 
 
-def _cover(scene: Image.Image, rng: np.random.Generator) -> None:
+def cover(scene: Image.Image, rng: np.random.Generator) -> None:
     """A branch across the sign, or a blot on it."""
     from PIL import ImageDraw
 
@@ -232,7 +232,7 @@ def _cover(scene: Image.Image, rng: np.random.Generator) -> None:
         draw.ellipse((u - w, v - h, u + w, v + h), fill=_colour(rng))
 
 
-def _expose(light: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def expose(light: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Brightness, a cast of colour, a shadow across the picture, contrast, sensor noise."""
     size = len(light)
     ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)

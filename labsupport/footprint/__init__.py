@@ -2,7 +2,7 @@
 
 A plan of addresses follows from the lifetimes alone, so all of it is computed from an ONNX graph without a GPU. The
 parts: ``tensor_lifetimes``, ``arenas`` (address plans), ``memory_drawing``, ``builder_bill`` (what TensorRT says it
-needs) and ``served`` (what a process really holds, measured).
+needs), ``shipped`` (weights and activations of a version) and ``served`` (what a process really holds, measured).
 """
 
 from __future__ import annotations

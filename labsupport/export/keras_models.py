@@ -1,0 +1,112 @@
+"""Keras to ONNX: which backend computes, Keras's own exporter without its log lines, and the layer at fault where it
+fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from pathlib import Path
+
+from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.export.onnx_graph import OnnxGraph, fresh_folder, load
+from labsupport.quiet import quietly
+
+BACKENDS = ("tensorflow", "torch")
+INSTALL = (
+    "python3 -m pip install 'labsupport[tensorflow]', or for the torch backend alone: python3 -m pip install keras"
+)
+OPSET = 17  # every target reads it
+
+
+def missing() -> str:
+    """Why there is no Keras road here; "" where there is one."""
+    if importlib.util.find_spec("keras") is None:
+        return f"Keras is not installed, so its road is closed here; open it with: {INSTALL}"
+    return ""
+
+
+def keras_here():
+    """(keras, its backend): TensorFlow where it is installed, else PyTorch; KERAS_BACKEND decides if it is set.
+
+    Raises NotAvailable where Keras, or the backend that KERAS_BACKEND names, is missing.
+    """
+    if missing():
+        raise NotAvailable(missing())
+    wanted = os.environ.get("KERAS_BACKEND") or next(
+        (name for name in BACKENDS if importlib.util.find_spec(name)), None
+    )
+    if wanted is None or importlib.util.find_spec(wanted) is None:
+        raise NotAvailable(
+            f"Keras computes by {wanted or 'TensorFlow or PyTorch'}, which is not installed; get it with: {INSTALL}"
+        )
+    os.environ["KERAS_BACKEND"] = wanted
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with quietly(), _native_quiet():
+        import keras
+
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow
+
+            # TensorFlow takes all memory of every GPU that it sees, and TensorRT would find none
+            tensorflow.config.set_visible_devices([], "GPU")
+    return keras, keras.backend.backend()
+
+
+def from_keras(model, *, path: str | Path | None = None, opset: int = OPSET) -> OnnxGraph:
+    """Keras's own export, checked like any other graph. Raises BadInput for no Keras model, LabError naming the layer.
+
+    Source: https://keras.io/api/models/model_saving_apis/export/
+    """
+    keras, backend = keras_here()
+    if not isinstance(model, keras.Model):
+        raise BadInput(f"a {type(model).__name__} came; wanted is a Keras model, such as keras.Sequential([...])")
+    if not model.built:
+        raise BadInput(
+            f"{model.name} was never built, so its shapes are unknown; begin it with keras.Input(shape), or call it "
+            "once"
+        )
+    path = Path(path) if path else fresh_folder() / f"{model.name}.onnx"
+    try:
+        return _exported(keras, model, path, opset)
+    except Exception as error:  # tf2onnx and torch.onnx raise types of their own, and some write a graph that is none
+        guilty = next((layer for layer in model.layers if _fails(keras, layer, opset)), None)
+        name = f"layer {guilty.name!r} ({type(guilty).__name__})" if guilty is not None else f"model {model.name!r}"
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+        raise LabError(
+            f"ONNX lacks what {name} computes, so Keras ({backend}) could not export it: {said}. "
+            "Write that layer with other operations, or keep it outside of the network"
+        ) from error
+
+
+@contextlib.contextmanager
+def _native_quiet():
+    """Without what libraries write to the process's own stderr while they load, before they listen to any setting."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _exported(keras, model, path: Path, opset: int) -> OnnxGraph:
+    with quietly():
+        model(keras.ops.zeros((1, *model.input_shape[1:])))  # the exporters refuse a model that was never called
+        model.export(str(path), format="onnx", opset_version=opset, verbose=False)
+    return load(path, exporter="keras")
+
+
+def _fails(keras, layer, opset: int) -> bool:
+    """Whether a layer alone cannot be exported."""
+    if isinstance(layer, keras.layers.InputLayer):
+        return False
+    try:
+        shape = layer.input.shape[1:]
+        _exported(keras, keras.Sequential([keras.Input(shape), layer]), fresh_folder() / "layer.onnx", opset)
+    except Exception:  # the same many types as above; the first layer that raises is named
+        return True
+    return False
