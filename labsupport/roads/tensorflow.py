@@ -1,0 +1,70 @@
+"""What the roads from TensorFlow share: an import without the noise, and a Keras export that says what went wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+from labsupport import export
+from labsupport.errors import BadInput, NotAvailable
+from labsupport.quiet import quietly
+from labsupport.roads import versions
+
+
+@contextlib.contextmanager
+def _silent_terminal():
+    """What native code writes to the terminal's error stream inside is dropped; Python's streams are as before."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def load():
+    """(tensorflow, keras) on the CPU with one thread, without the lines that their import writes. Raises NotAvailable."""
+    versions.require("tensorflow", "tf2onnx")
+    first = "tensorflow" not in sys.modules
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # other sums, so other last digits
+    with quietly(), _silent_terminal():
+        try:
+            import keras
+            import tensorflow
+        except Exception as error:  # its native libraries raise whatever they like
+            raise NotAvailable(f"TensorFlow is installed but does not load ({type(error).__name__}: {error}); "
+                               "find out why with: python3 -m labsupport doctor") from error  # fmt: skip
+        if first:
+            tensorflow.config.threading.set_intra_op_parallelism_threads(1)
+            tensorflow.config.threading.set_inter_op_parallelism_threads(1)
+            tensorflow.config.set_visible_devices([], "GPU")
+    return tensorflow, keras
+
+
+def to_onnx(model, path: str | os.PathLike | None = None) -> export.OnnxGraph:
+    """A Keras model as a checked ONNX graph, by Keras's own ``export(format="onnx")``.
+
+    Raises BadInput for what is no Keras model, and for a layer whose TensorFlow operation has no ONNX operator: the
+    converter only warns of it and leaves a node in the file that no runtime knows.
+    """
+    import keras
+
+    if not isinstance(model, keras.Model):
+        raise BadInput(f"a Keras model is wanted, and a {type(model).__name__} came; build one with keras.Sequential or keras.Model")
+    path = Path(path) if path else export.fresh_folder() / f"{model.name}.onnx"
+    own = [f"{layer.name} ({type(layer).__name__})" for layer in model.layers if not type(layer).__module__.startswith("keras.")]
+    try:
+        with quietly(), _silent_terminal():
+            model.export(str(path), format="onnx", verbose=False)
+        return export.load(path, exporter="keras")
+    except Exception as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+        blame = f"its own layers are {', '.join(own)}: write them in keras.ops that ONNX has" if own else "rewrite the operation that it names"
+        raise BadInput(f"Keras could not export {model.name!r} to ONNX: {first}; {blame}") from error
