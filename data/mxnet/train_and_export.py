@@ -1,6 +1,6 @@
 """Train a small digit network in MXNet 1.9.1 and export it with MXNet's own exporter, about a minute on one CPU core.
 
-MXNet was retired in 2023 and its last wheels are for Python 3.8, so this script runs in an environment of its own and
+MXNet was retired in 2023, and its last release needs an old Python, so this script runs in an environment of its own and
 imports nothing of the workbook; README.md beside it has the commands. Run it from the folder that it stands in.
 """
 
@@ -22,7 +22,7 @@ def digits():
 
 
 def network():
-    """Convolution, batch norm, pooling, convolution, pooling, dense: 5,538 weights."""
+    """Convolution, batch norm, pooling, convolution, pooling, dense: 5,282 numbers."""
     net = nn.HybridSequential()
     net.add(nn.Conv2D(8, 3, use_bias=False), nn.BatchNorm(), nn.Activation("relu"), nn.MaxPool2D(2))
     net.add(nn.Conv2D(16, 3), nn.Activation("relu"), nn.MaxPool2D(2), nn.Flatten(), nn.Dense(10))
@@ -58,7 +58,8 @@ def main():
     net.export("digits", epoch=0)  # MXNet's own format: a graph as JSON, and the weights
     mx.onnx.export_model("digits-symbol.json", "digits-0000.params", [(1, 1, 28, 28)], np.float32, "digits.onnx",
                          dynamic=True, dynamic_input_shapes=[("batch", 1, 28, 28)])  # fmt: skip
-    np.savez("reference.npz", images=held_out[:32], logits=scores[:32])  # what MXNet itself answers
+    pixels = np.round((held_out[:32, 0] + 1) * 127.5).astype(np.uint8)
+    np.savez_compressed("reference.npz", images=pixels, logits=scores[:32])  # what MXNet itself answers
 
 
 if __name__ == "__main__":
