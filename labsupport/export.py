@@ -119,7 +119,7 @@ def to_onnx(
     except LabError:
         raise
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = _first_line(error.__cause__ or error)  # the dynamo exporter opens with a banner; the reason is its cause
         raise LabError(
             f"the {exporter} exporter could not export {type(model).__name__} at opset {opset}: {first}. "
             f"Try exporter={'dynamo' if exporter == 'torchscript' else 'torchscript'!r}, or rewrite the operation it names."

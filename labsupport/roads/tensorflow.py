@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from pathlib import Path
@@ -11,21 +10,7 @@ from labsupport import export
 from labsupport.errors import BadInput, NotAvailable
 from labsupport.quiet import quietly
 from labsupport.roads import versions
-
-
-@contextlib.contextmanager
-def _silent_terminal():
-    """What native code writes to the terminal's error stream inside is dropped; Python's streams are as before."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+from labsupport.roads.terminal import silent_terminal
 
 
 def load():
@@ -34,7 +19,7 @@ def load():
     first = "tensorflow" not in sys.modules
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # other sums, so other last digits
-    with quietly(), _silent_terminal():
+    with quietly(), silent_terminal():
         try:
             import keras
             import tensorflow
@@ -61,7 +46,7 @@ def to_onnx(model, path: str | os.PathLike | None = None) -> export.OnnxGraph:
     path = Path(path) if path else export.fresh_folder() / f"{model.name}.onnx"
     own = [f"{layer.name} ({type(layer).__name__})" for layer in model.layers if not type(layer).__module__.startswith("keras.")]
     try:
-        with quietly(), _silent_terminal():
+        with quietly(), silent_terminal():
             model.export(str(path), format="onnx", verbose=False)
         return export.load(path, exporter="keras")
     except Exception as error:

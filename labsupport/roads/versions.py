@@ -1,4 +1,4 @@
-"""Which releases fit together, when each was last made and by whom: what `versions.json` says; standard library only."""
+"""Which releases fit together, when each was last made and by whom: what `versions.json` and `stack.json` say; standard library only."""
 
 from __future__ import annotations
 
@@ -34,6 +34,12 @@ class Misfit:
 def table() -> dict:
     """All of `versions.json`: sets, fits, install, releases, and the day on which they were read."""
     return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+@functools.lru_cache(maxsize=None)
+def stack() -> dict:
+    """All of `stack.json`: which package a road needs, what became of the old roads, and the layers of the stack with sources."""
+    return json.loads(FILE.with_name("stack.json").read_text(encoding="utf-8"))
 
 
 def release(package: str) -> dict:
