@@ -50,7 +50,12 @@ class Stays(Exercise):
 
         _needs_function(function, "stays")
         draw = random.Random()
-        fixed = [(["conv", "relu", "fft", "abs"], {"conv", "relu", "abs"}, 2), (["fft"], set(), 1), (["conv"], {"conv"}, 1), ([], set(), 5)]
+        fixed = [
+            (["conv", "relu", "fft", "abs"], {"conv", "relu", "abs"}, 2),
+            (["fft"], set(), 1),
+            (["conv"], {"conv"}, 1),
+            ([], set(), 5),
+        ]
         for operators, supported, least in fixed + [_chain(draw) for _ in range(40)]:
             got = function(list(operators), set(supported), least)
             places = _whole_numbers(got, "stays")
@@ -62,7 +67,9 @@ class Stays(Exercise):
             unknown = [i for i, name in enumerate(operators) if name not in supported]
             shown = f"{operators}, supported {sorted(supported)}, min_block_size={least}"
             if sorted(places) == unknown:
-                raise Wrong(f"for {shown} you name what is not supported; the supported ones in too short a block stay, too: {want}.")
+                raise Wrong(
+                    f"for {shown} you name what is not supported; the supported ones in too short a block stay, too: {want}."
+                )
             if sorted(places) == [i for i in range(len(operators)) if i not in want]:
                 raise Wrong(f"for {shown} you name what goes to TensorRT; asked is what stays: {want}.")
             at_most = _staying(operators, supported, least + 1)
@@ -113,7 +120,12 @@ class ToNhwc(Exercise):
 
         _needs_function(function, "to_nhwc")
         draw = np.random.default_rng()
-        for shape in [(2, 3, 5), (1, 4, 3), (3, 1, 2), *(tuple(map(int, draw.permutation(np.arange(2, 9))[:3])) for _ in range(5))]:
+        for shape in [
+            (2, 3, 5),
+            (1, 4, 3),
+            (3, 1, 2),
+            *(tuple(map(int, draw.permutation(np.arange(2, 9))[:3])) for _ in range(5)),
+        ]:
             channels, height, width = shape
             kernel = draw.standard_normal((6, channels * height * width)).astype(np.float32)
             given = kernel.copy()
@@ -124,7 +136,9 @@ class ToNhwc(Exercise):
             if not isinstance(got, np.ndarray):
                 raise Wrong(f"the function gave {described(got)}; wanted is an array (H·W·C, out).")
             if got.shape == kernel.shape:
-                raise Wrong(f"for shape {shape} the kernel is {got.shape}; Keras keeps the inputs on the first axis and wants {got.shape[::-1]}.")
+                raise Wrong(
+                    f"for shape {shape} the kernel is {got.shape}; Keras keeps the inputs on the first axis and wants {got.shape[::-1]}."
+                )
             if got.shape != kernel.shape[::-1]:
                 raise Wrong(f"for shape {shape} the kernel is {got.shape}; wanted is {kernel.shape[::-1]}.")
             self._judge_answers(kernel, got, shape, draw)
@@ -144,7 +158,9 @@ class ToNhwc(Exercise):
             raise Wrong(f"for shape {shape} the rows stand in the order W, H, C; Keras reads H, W, C.")
         if np.allclose(features.transpose(0, 2, 1, 3).reshape(4, -1) @ got, want, atol=1e-3):
             raise Wrong(f"for shape {shape} the rows stand in the order H, C, W; Keras reads H, W, C.")
-        raise Wrong(f"for shape {shape} the dense layer answers otherwise than PyTorch's; which axis did each reshape name?")
+        raise Wrong(
+            f"for shape {shape} the dense layer answers otherwise than PyTorch's; which axis did each reshape name?"
+        )
 
 
 class Opset(Exercise):
@@ -171,10 +187,21 @@ class Opset(Exercise):
 
         _needs_function(function, "opset")
         draw = random.Random()
-        cases = [((18, 23), {"8.6": 17}), ((9, 20), {"8.6": 17, "onnxruntime": 20}), ((9, 20), {"11": 22}), ((18, 23), {"a": 18}), ((9, 20), {})]
+        cases = [
+            ((18, 23), {"8.6": 17}),
+            ((9, 20), {"8.6": 17, "onnxruntime": 20}),
+            ((9, 20), {"11": 22}),
+            ((18, 23), {"a": 18}),
+            ((9, 20), {}),
+        ]
         for _ in range(40):
             lowest = draw.randint(7, 20)
-            cases.append(((lowest, lowest + draw.randint(0, 8)), {f"parser {i}": draw.randint(9, 24) for i in range(draw.randint(1, 4))}))
+            cases.append(
+                (
+                    (lowest, lowest + draw.randint(0, 8)),
+                    {f"parser {i}": draw.randint(9, 24) for i in range(draw.randint(1, 4))},
+                )
+            )
         for can_write, can_read in cases:
             got = function(tuple(can_write), dict(can_read))
             newest = min([can_write[1], *can_read.values()])
@@ -191,7 +218,10 @@ class Opset(Exercise):
                 raise Wrong(f"for {case} you say None, and {want} fits.")
             if got > want:
                 slow = [name for name, newest in can_read.items() if newest < got]
-                raise Wrong(f"for {case} you say {got}; " + (f"{slow[0]!r} does not read it." if slow else "the exporter does not write it."))
+                raise Wrong(
+                    f"for {case} you say {got}; "
+                    + (f"{slow[0]!r} does not read it." if slow else "the exporter does not write it.")
+                )
             raise Wrong(f"for {case} you say {got}; {want} is newer, and everyone reads it.")
         return "`export.to_onnx(target=…)` chooses so for one parser; a file for several needs the smallest."
 
@@ -224,7 +254,14 @@ class NotThere(Exercise):
         draw, known, built_in = random.Random(), ort.get_all_providers(), ort.get_available_providers()
         cpu = "CPUExecutionProvider"
         gpu = ["TensorrtExecutionProvider", "CUDAExecutionProvider", cpu]
-        cases = [([cpu], gpu), (gpu, gpu), ([cpu], [*built_in]), ([gpu[1], cpu], gpu), ([cpu], [(gpu[0], {"trt_fp16_enable": True}), cpu]), ([cpu], [])]
+        cases = [
+            ([cpu], gpu),
+            (gpu, gpu),
+            ([cpu], [*built_in]),
+            ([gpu[1], cpu], gpu),
+            ([cpu], [(gpu[0], {"trt_fp16_enable": True}), cpu]),
+            ([cpu], []),
+        ]
         for _ in range(20):
             loaded = [*draw.sample([name for name in known if name != cpu], draw.randint(0, 3)), cpu]
             wanted = draw.sample(known, draw.randint(1, 5))
@@ -239,7 +276,9 @@ class NotThere(Exercise):
                 continue
             case = f"a session that loaded {loaded}, asked for {wanted},"
             if list(got) == [name for name in names if name not in built_in]:
-                raise Wrong(f"{case} lacks {want}. You asked what this package was built with; ask the session what it loaded.")
+                raise Wrong(
+                    f"{case} lacks {want}. You asked what this package was built with; ask the session what it loaded."
+                )
             if any(not isinstance(entry, str) for entry in got):
                 raise Wrong(f"{case} lacks {want}. An entry may be a pair; hand back its name alone.")
             if list(got) == [name for name in names if name in loaded]:
@@ -291,17 +330,25 @@ class Frozen(Exercise):
             raise Wrong(f"that is {described(graph)}; hand in the OnnxGraph that export.save or export.load gives.")
         reference = roads.mxnet_graph()
         if list(graph.inputs) != list(reference.inputs) or list(graph.outputs) != list(reference.outputs):
-            raise Wrong(f"this graph goes from {list(graph.inputs)} to {list(graph.outputs)}; keep {list(reference.inputs)} and {list(reference.outputs)}.")
+            raise Wrong(
+                f"this graph goes from {list(graph.inputs)} to {list(graph.outputs)}; keep {list(reference.inputs)} and {list(reference.outputs)}."
+            )
         images = np.random.default_rng().uniform(-1, 1, (8, 1, 28, 28)).astype(np.float32)
         with runtimes.OnnxRuntime(reference) as exact, runtimes.OnnxRuntime(graph) as run:
             (want,), (got,) = exact({"data": images}).values(), run({"data": images}).values()
             left = sum(run.executed.ops[kind] for kind in ("BatchNormalization", "Mul", "Sub", "Div"))
         if want.shape != got.shape:
-            raise Wrong(f"for 8 images it answers {got.shape}; MXNet's file answers {want.shape}. Was the batch axis fixed?")
+            raise Wrong(
+                f"for 8 images it answers {got.shape}; MXNet's file answers {want.shape}. Was the batch axis fixed?"
+            )
         if not np.abs(want - got).max() < CLOSE:
-            raise Wrong(f"its answers are off by {np.abs(want - got).max():.2g}. Batch norm subtracts, divides, scales and shifts; it may not just go.")
+            raise Wrong(
+                f"its answers are off by {np.abs(want - got).max():.2g}. Batch norm subtracts, divides, scales and shifts; it may not just go."
+            )
         if left:
-            raise Wrong("the answers are right, and the batch norm is still executed. What keeps the runtime from folding it into the convolution?")
+            raise Wrong(
+                "the answers are right, and the batch norm is still executed. What keeps the runtime from folding it into the convolution?"
+            )
         return "Scale and shift went into the convolution before it. Exporters of 2019 wrote such files, so look at `graph.input` of any old one."
 
 
@@ -337,7 +384,9 @@ class BothWays(Exercise):
         for batch in batches:
             with torch.no_grad():
                 if not torch.allclose(torch.as_tensor(module(batch)), gate(batch), atol=1e-6):
-                    raise Wrong(f"for a batch of mean {float(batch.mean()):.2g} the module itself answers otherwise than Gate.")
+                    raise Wrong(
+                        f"for a batch of mean {float(batch.mean()):.2g} the module itself answers otherwise than Gate."
+                    )
         for example in (batches[2], batches[3]):
             try:
                 graph = export.to_onnx(module, example)
@@ -348,7 +397,9 @@ class BothWays(Exercise):
                     (got,) = run(next(iter(graph.inputs)) and batch.numpy()).values()
                     if not torch.allclose(torch.from_numpy(got), gate(batch), atol=1e-6):
                         seen, other = ("above", "below") if example.mean() > 0 else ("below", "above")
-                        raise Wrong(f"exported with a batch of mean {seen} 0, the graph answers wrongly for one {other} 0: the exporter wrote down one way only.")
+                        raise Wrong(
+                            f"exported with a batch of mean {seen} 0, the graph answers wrongly for one {other} 0: the exporter wrote down one way only."
+                        )
         return "Whatever decides by data must be an operation of the graph. Test an export with inputs from both sides of every `if`."
 
 

@@ -26,7 +26,7 @@ SHA256 = {
     "digits.onnx": "cb0b9eba2d143c8b3578231cadbfc65bceaf46cd636c3f00a07fbbf583243b62",
     "reference.npz": "72b8c564a6efd6bb8ea50a51668edbb56f51b4c8dc16723a9a40bf5712e0982b",
 }
-CLOSE = 1e-4  # largest difference from the reference that FP32 roads may have, logits being of the order of 10
+CLOSE = 1e-4  # relative error that an FP32 road may have; rounding alone makes 1e-7 to 1e-6
 
 
 class Function(Base):
@@ -40,7 +40,9 @@ class Function(Base):
         self.name, self._call, self._output = name, call, output
         answer = np.asarray(call(example))
         if answer.ndim < 1 or len(answer) != len(example):
-            raise BadInput(f"{name} answered {len(example)} inputs with shape {answer.shape}; a road gives one row an input")
+            raise BadInput(
+                f"{name} answered {len(example)} inputs with shape {answer.shape}; a road gives one row an input"
+            )
         self.inputs = {"images": TensorSpec((None, *example.shape[1:]), str(example.dtype))}
         self.outputs = {output: TensorSpec((None, *answer.shape[1:]), str(answer.dtype))}
 
@@ -49,11 +51,13 @@ class Function(Base):
         return {self._output: np.asarray(self._call(array))}
 
 
-def travel(roads: Mapping[str, Road], weights: Mapping[str, np.ndarray], example: np.ndarray, expected, *, runs: int = 50) -> list[dict]:
+def travel(
+    roads: Mapping[str, Road], weights: Mapping[str, np.ndarray], example: np.ndarray, expected, *, runs: int = 50
+) -> list[dict]:
     """Take every road with the same weights and inputs: a row each of latency and error, or why the road is closed here.
 
-    ``expected`` (N, classes) is what the network answers by the reference; the error is the largest difference. A road
-    that raises NotAvailable is closed; any other error of a road is the caller's to see. Each runtime is closed after use.
+    ``expected`` (N, classes) is what the network answers by the reference; the error is relative (Euclidean). A road that
+    raises NotAvailable is closed; any other error of a road is the caller's to see. Each runtime is closed after use.
     """
     rows = []
     for name, road in roads.items():
@@ -64,7 +68,7 @@ def travel(roads: Mapping[str, Road], weights: Mapping[str, np.ndarray], example
             continue
         answer = _only(run(_feed(run, example)))
         row = {"road": name, "latency": benchmarking.latency(run, _feed(run, example), runs=runs, name=name)}
-        rows.append({**row, "max error": comparing.max_error(np.asarray(expected), answer)})
+        rows.append({**row, "relative error": comparing.relative_error(np.asarray(expected), np.asarray(answer))})
         getattr(run, "close", lambda: None)()
     return rows
 
@@ -103,5 +107,7 @@ def _whole(path: Path) -> Path:
     except OSError as error:
         raise NotAvailable(f"{path.name} cannot be read ({error.strerror}); {restore}") from None
     if checksum != SHA256[path.name]:
-        raise BadInput(f"{path.name} is not the file it should be: SHA-256 {checksum[:12]}…, wanted {SHA256[path.name][:12]}…; {restore}")
+        raise BadInput(
+            f"{path.name} is not the file it should be: SHA-256 {checksum[:12]}…, wanted {SHA256[path.name][:12]}…; {restore}"
+        )
     return path

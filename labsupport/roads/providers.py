@@ -44,7 +44,9 @@ def session(graph, provider: str, *, options: dict | None = None, threads: int =
     checked_name(provider)
     built_in = ort.get_available_providers()
     if provider not in built_in:
-        raise NotAvailable(f"{provider} is not in this build of ONNX Runtime {ort.__version__}, which has {built_in}; {GET}")
+        raise NotAvailable(
+            f"{provider} is not in this build of ONNX Runtime {ort.__version__}, which has {built_in}; {GET}"
+        )
     path = str(graph.path if isinstance(graph, export.OnnxGraph) else graph)
     settings = ort.SessionOptions()
     settings.intra_op_num_threads, settings.log_severity_level = threads, 4
@@ -59,7 +61,9 @@ def session(graph, provider: str, *, options: dict | None = None, threads: int =
             raise NotAvailable(f"{provider} does not compute {Path(path).name}: nodes of it would run on the CPU instead. "
                                f"Pass every_node=False to let them, or {GET}") from error  # fmt: skip
     if provider not in made.get_providers():
-        raise NotAvailable(f"{provider} is built in and could not be loaded; ONNX Runtime went on with {made.get_providers()}; {GET}")
+        raise NotAvailable(
+            f"{provider} is built in and could not be loaded; ONNX Runtime went on with {made.get_providers()}; {GET}"
+        )
     return made
 
 
@@ -71,7 +75,13 @@ def nodes_by_provider(graph, providers: list, feed: dict[str, np.ndarray]) -> Co
     settings.log_severity_level, settings.enable_profiling = 4, True
     settings.profile_file_prefix = str(export.fresh_folder() / "profile")
     with quietly():
-        run = ort.InferenceSession(str(graph.path if isinstance(graph, export.OnnxGraph) else graph), settings, providers=providers)
+        run = ort.InferenceSession(
+            str(graph.path if isinstance(graph, export.OnnxGraph) else graph), settings, providers=providers
+        )
     run.run(None, feed)
     events = json.loads(Path(run.end_profiling()).read_text(encoding="utf-8"))
-    return Counter(event["args"]["provider"] for event in events if event.get("cat") == "Node" and event.get("args", {}).get("provider"))
+    return Counter(
+        event["args"]["provider"]
+        for event in events
+        if event.get("cat") == "Node" and event.get("args", {}).get("provider")
+    )

@@ -18,7 +18,6 @@ def load():
     versions.require("tensorflow", "tf2onnx")
     first = "tensorflow" not in sys.modules
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # other sums, so other last digits
     with quietly(), silent_terminal():
         try:
             import keras
@@ -42,14 +41,32 @@ def to_onnx(model, path: str | os.PathLike | None = None) -> export.OnnxGraph:
     import keras
 
     if not isinstance(model, keras.Model):
-        raise BadInput(f"a Keras model is wanted, and a {type(model).__name__} came; build one with keras.Sequential or keras.Model")
+        raise BadInput(
+            f"a Keras model is wanted, and a {type(model).__name__} came; build one with keras.Sequential or keras.Model"
+        )
     path = Path(path) if path else export.fresh_folder() / f"{model.name}.onnx"
-    own = [f"{layer.name} ({type(layer).__name__})" for layer in model.layers if not type(layer).__module__.startswith("keras.")]
+    own = [
+        f"{layer.name} ({type(layer).__name__})"
+        for layer in model.layers
+        if not type(layer).__module__.startswith("keras.")
+    ]
     try:
         with quietly(), silent_terminal():
+            model(
+                [keras.ops.zeros((1, *shape[1:]), dtype) for shape, dtype in _inputs(model)]
+            )  # Keras exports what ran once
             model.export(str(path), format="onnx", verbose=False)
         return export.load(path, exporter="keras")
     except Exception as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
-        blame = f"its own layers are {', '.join(own)}: write them in keras.ops that ONNX has" if own else "rewrite the operation that it names"
+        blame = (
+            f"its own layers are {', '.join(own)}: write them in keras.ops that ONNX has"
+            if own
+            else "rewrite the operation that it names"
+        )
         raise BadInput(f"Keras could not export {model.name!r} to ONNX: {first}; {blame}") from error
+
+
+def _inputs(model) -> list[tuple[tuple, str]]:
+    """(shape, dtype) of each input; one that is free in an axis but the first gets 1 there."""
+    return [(tuple(axis or 1 for axis in tensor.shape), tensor.dtype) for tensor in model.inputs]
