@@ -127,7 +127,7 @@ class ToNhwc(Exercise):
             *(tuple(map(int, draw.permutation(np.arange(2, 9))[:3])) for _ in range(5)),
         ]:
             channels, height, width = shape
-            kernel = draw.standard_normal((6, channels * height * width)).astype(np.float32)
+            kernel = draw.standard_normal((7, channels * height * width)).astype(np.float32)
             given = kernel.copy()
             got = function(given, shape)
             if (given != kernel).any():

@@ -17,6 +17,7 @@ from labsupport import export
 from labsupport.errors import BadInput, NotAvailable
 from labsupport.quiet import quietly
 
+ENDING = "ExecutionProvider"
 GET = "install the build of ONNX Runtime that has it; python3 -m labsupport doctor says which releases fit together"
 
 
@@ -26,8 +27,9 @@ def checked_name(provider: str) -> str:
 
     known = ort.get_all_providers()
     if not isinstance(provider, str) or provider not in known:
-        near = difflib.get_close_matches(str(provider), known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {known}"
+        short = {known_name.removesuffix(ENDING).lower(): known_name for known_name in known}
+        near = difflib.get_close_matches(str(provider).lower().removesuffix(ENDING.lower()), short, n=1, cutoff=0.5)
+        hint = f"did you mean {short[near[0]]!r}?" if near else f"choose one of {known}"
         raise BadInput(f"{provider!r} is no execution provider of ONNX Runtime {ort.__version__}; {hint}")
     return provider
 
