@@ -18,7 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 LAB = "13_frameworks"
 STARTED = time.perf_counter()
 NETWORKS = {"encoder": "encoder_s128_b8", "mobilenet": "mobilenet_v2_b32", "resnet50": "resnet50_b32"}
-RIVALS = {"torch_fp16_graph": "trt_fp16_graph_over_torch_fp16_graph", "torch_compile": "trt_fp16_graph_over_torch_compile"}
+RIVALS = {
+    "torch_fp16_graph": "trt_fp16_graph_over_torch_fp16_graph",
+    "torch_compile": "trt_fp16_graph_over_torch_compile",
+}
 
 
 def say(*what) -> None:
@@ -70,7 +73,9 @@ def engine_of(network, example):
 
     graph = export.to_onnx(network, example, dynamic=False, target=environment.generation())
     io_formats = {network.input_name: ("HALF", "LINEAR")} if example.is_floating_point() else None
-    engine = build.engine(graph, precision="fp16", io_formats=io_formats, progress=False, name=f"{type(network).__name__.lower()}_lab13")
+    engine = build.engine(
+        graph, precision="fp16", io_formats=io_formats, progress=False, name=f"{type(network).__name__.lower()}_lab13"
+    )
     say(engine)
     return runtimes.TensorRt(engine, cuda_graph=True, name="trt_fp16")
 

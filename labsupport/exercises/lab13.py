@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable
 from typing import Any
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.lab13_stand_ins import Gate, Session, chain, needs_function, staying, whole_numbers
 
 LAB = "13_frameworks"
 CLOSE = 1e-4
@@ -48,7 +47,7 @@ class Stays(Exercise):
     def judge(self, function: Any) -> str:
         import random
 
-        _needs_function(function, "stays")
+        needs_function(function, "stays")
         draw = random.Random()
         fixed = [
             (["conv", "relu", "fft", "abs"], {"conv", "relu", "abs"}, 2),
@@ -56,10 +55,10 @@ class Stays(Exercise):
             (["conv"], {"conv"}, 1),
             ([], set(), 5),
         ]
-        for operators, supported, least in fixed + [_chain(draw) for _ in range(40)]:
+        for operators, supported, least in fixed + [chain(draw) for _ in range(40)]:
             got = function(list(operators), set(supported), least)
-            places = _whole_numbers(got, "stays")
-            want = _staying(operators, supported, least)
+            places = whole_numbers(got, "stays")
+            want = staying(operators, supported, least)
             if sorted(places) == want:
                 continue
             if len(set(places)) != len(places):
@@ -72,29 +71,11 @@ class Stays(Exercise):
                 )
             if sorted(places) == [i for i in range(len(operators)) if i not in want]:
                 raise Wrong(f"for {shown} you name what goes to TensorRT; asked is what stays: {want}.")
-            at_most = _staying(operators, supported, least + 1)
+            at_most = staying(operators, supported, least + 1)
             if sorted(places) == at_most:
                 raise Wrong(f"for {shown}: a block of exactly {least} is long enough; {want} stay.")
             raise Wrong(f"for {shown} you say {sorted(places)}; {want} stay.")
         return "`min_block_size` is Torch-TensorRT's own option, 5 by default; with 1 every supported operator gets an engine, and every block two crossings."
-
-
-def _chain(draw) -> tuple[list[str], set[str], int]:
-    names = ["conv", "relu", "add", "matmul", "fft", "unique", "det", "softmax"]
-    operators = [draw.choice(names) for _ in range(draw.randint(1, 14))]
-    return operators, set(draw.sample(names, draw.randint(3, 7))), draw.randint(1, 4)
-
-
-def _staying(operators, supported, least) -> list[int]:
-    places, block = [], []
-    for place, name in [*enumerate(operators), (len(operators), None)]:
-        if name in supported:
-            block.append(place)
-            continue
-        places += block if len(block) < least else []
-        places += [place] if name is not None else []
-        block = []
-    return sorted(places)
 
 
 class ToNhwc(Exercise):
@@ -118,7 +99,7 @@ class ToNhwc(Exercise):
     def judge(self, function: Any) -> str:
         import numpy as np
 
-        _needs_function(function, "to_nhwc")
+        needs_function(function, "to_nhwc")
         draw = np.random.default_rng()
         for shape in [
             (2, 3, 5),
@@ -185,7 +166,7 @@ class Opset(Exercise):
     def judge(self, function: Any) -> str:
         import random
 
-        _needs_function(function, "opset")
+        needs_function(function, "opset")
         draw = random.Random()
         cases = [
             ((18, 23), {"8.6": 17}),
@@ -250,7 +231,7 @@ class NotThere(Exercise):
 
         import onnxruntime as ort
 
-        _needs_function(function, "not_there")
+        needs_function(function, "not_there")
         draw, known, built_in = random.Random(), ort.get_all_providers(), ort.get_available_providers()
         cpu = "CPUExecutionProvider"
         gpu = ["TensorrtExecutionProvider", "CUDAExecutionProvider", cpu]
@@ -267,7 +248,7 @@ class NotThere(Exercise):
             wanted = draw.sample(known, draw.randint(1, 5))
             cases.append((loaded, [(name, {}) if draw.random() < 0.3 else name for name in wanted]))
         for loaded, wanted in cases:
-            got = function(_Session(loaded), list(wanted))
+            got = function(Session(loaded), list(wanted))
             names = [entry if isinstance(entry, str) else entry[0] for entry in wanted]
             want = [name for name in names if name not in loaded]
             if not isinstance(got, (list, tuple)):
@@ -287,19 +268,6 @@ class NotThere(Exercise):
                 raise Wrong(f"{case} lacks {want}, in this order.")
             raise Wrong(f"{case} lacks {want}; you say {list(got)}.")
         return "`roads.providers.session` refuses with this list, and also where a loaded provider leaves nodes to the CPU."
-
-
-class _Session:
-    """What of an InferenceSession tells about its providers."""
-
-    def __init__(self, loaded: list[str]):
-        self._loaded = list(loaded)
-
-    def get_providers(self) -> list[str]:
-        return list(self._loaded)
-
-    def get_provider_options(self) -> dict[str, dict]:
-        return {name: {} for name in self._loaded}
 
 
 class Frozen(Exercise):
@@ -401,42 +369,6 @@ class BothWays(Exercise):
                             f"exported with a batch of mean {seen} 0, the graph answers wrongly for one {other} 0: the exporter wrote down one way only."
                         )
         return "Whatever decides by data must be an operation of the graph. Test an export with inputs from both sides of every `if`."
-
-
-@functools.cache
-def _gate_class():
-    import torch
-
-    class Gate(torch.nn.Module):
-        """Doubles a batch of mean above 0, negates any other; by a Python `if`."""
-
-        def forward(self, x):
-            if x.mean() > 0:
-                return 2 * x
-            return -x
-
-    return Gate
-
-
-def Gate():  # noqa: N802 - a class to the learner, made when torch is there
-    """A module that decides by a Python `if` on its data."""
-    return _gate_class()()
-
-
-def _needs_function(function: Any, name: str) -> None:
-    if not callable(function) or isinstance(function, type):
-        raise Wrong(f"that is {described(function)}; hand in the function itself: check({name}).")
-
-
-def _whole_numbers(values: Any, name: str) -> list[int]:
-    """Whole numbers from whatever holds some: a list, a set, a range, an array."""
-    if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable):
-        raise Wrong(f"`{name}` gave {described(values)}; wanted is a list of positions.")
-    plain = [value.item() if hasattr(value, "item") else value for value in values]
-    for value in plain:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise Wrong(f"`{name}` gave {described(value)} among the positions; they are whole numbers from 0.")
-    return plain
 
 
 gain = Gain()

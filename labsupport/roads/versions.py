@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labsupport import environment
+from labsupport.environment.packages import package_version
 from labsupport.errors import BadInput, NotAvailable
-from labsupport.packages import package_version
 
 FILE = Path(__file__).with_name("versions.json")
 

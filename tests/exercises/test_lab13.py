@@ -207,7 +207,9 @@ def folded_by_hand(graph):
     scale = gamma / np.sqrt(variance + epsilon)
     conv = next(node for node in model.graph.node if norm.input[0] in node.output)
     new = {"w": arrays[conv.input[1]] * scale[:, None, None, None], "b": beta - mean * scale}
-    model.graph.initializer.extend(numpy_helper.from_array(array.astype(np.float32), name) for name, array in new.items())
+    model.graph.initializer.extend(
+        numpy_helper.from_array(array.astype(np.float32), name) for name, array in new.items()
+    )
     del conv.input[1:]
     conv.input.extend(["w", "b"])
     conv.output[0] = norm.output[0]

@@ -68,7 +68,9 @@ def test_one_that_is_built_in_and_does_not_load_is_refused(graph, monkeypatch):
             return [CPU]
 
     monkeypatch.setattr(ort, "InferenceSession", Fallen)
-    with pytest.raises(NotAvailable, match=r"built in and could not be loaded; ONNX Runtime went on with \['CPUExecutionProvider'\]"):
+    with pytest.raises(
+        NotAvailable, match=r"built in and could not be loaded; ONNX Runtime went on with \['CPUExecutionProvider'\]"
+    ):
         providers.session(graph, "TensorrtExecutionProvider")
 
 

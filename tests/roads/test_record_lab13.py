@@ -48,7 +48,9 @@ def tool(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "on_device", lambda example: example)
     monkeypatch.setattr(runtimes, "Torch", Exact)
     monkeypatch.setattr(benchmarking, "device_latency", lambda run, feed, runs: 1.0)
-    monkeypatch.setattr(module.sys, "stdout", type("Quiet", (), {"write": lambda self, text: None, "flush": lambda self: None})())
+    monkeypatch.setattr(
+        module.sys, "stdout", type("Quiet", (), {"write": lambda self, text: None, "flush": lambda self: None})()
+    )
     return module
 
 
@@ -60,7 +62,11 @@ def test_each_runtime_gets_a_time_and_an_error_and_each_rival_a_ratio(tool, monk
     rivals = {"torch_fp16_graph": Fake("torch_fp16_graph", 0.02), "torch_compile": Fake("torch_compile", 0.03)}
     pairs = []
     monkeypatch.setattr(tool, "torch_rivals", lambda network, example: rivals)
-    monkeypatch.setattr(benchmarking, "paired", lambda before, after, feed, clock, rounds: pairs.append((before.name, after.name, clock)) or 1.5)
+    monkeypatch.setattr(
+        benchmarking,
+        "paired",
+        lambda before, after, feed, clock, rounds: pairs.append((before.name, after.name, clock)) or 1.5,
+    )
 
     class Book:
         metrics = {}
@@ -72,14 +78,23 @@ def test_each_runtime_gets_a_time_and_an_error_and_each_rival_a_ratio(tool, monk
     assert Book.metrics["encoder_s128_b8.trt_fp16_error"] == pytest.approx(0.01, rel=1e-3)
     assert {f"encoder_s128_b8.{name}_ms" for name in (*rivals, "trt_fp16")} <= set(Book.metrics)
     assert pairs == [("torch_fp16_graph", "trt_fp16", "device"), ("torch_compile", "trt_fp16", "device")]
-    assert {"encoder_s128_b8.trt_fp16_graph_over_torch_compile", "encoder_s128_b8.trt_fp16_graph_over_torch_fp16_graph"} <= set(Book.metrics)
+    assert {
+        "encoder_s128_b8.trt_fp16_graph_over_torch_compile",
+        "encoder_s128_b8.trt_fp16_graph_over_torch_fp16_graph",
+    } <= set(Book.metrics)
     assert all(run.closed for run in rivals.values())
 
 
 def test_the_metrics_have_the_names_that_the_lab_reads(tool):
-    book = json.loads((Path(__file__).resolve().parents[2] / "notebooks" / "13_frameworks.ipynb").read_text(encoding="utf-8"))
+    book = json.loads(
+        (Path(__file__).resolve().parents[2] / "notebooks" / "13_frameworks.ipynb").read_text(encoding="utf-8")
+    )
     text = "".join("".join(cell["source"]) for cell in book["cells"])
-    for which, rival in (("resnet50", "torch_compile"), ("encoder", "torch_compile"), ("mobilenet", "torch_fp16_graph")):
+    for which, rival in (
+        ("resnet50", "torch_compile"),
+        ("encoder", "torch_compile"),
+        ("mobilenet", "torch_fp16_graph"),
+    ):
         assert f"{tool.NETWORKS[which]}.{tool.RIVALS[rival]}" in text
 
 
@@ -98,8 +113,12 @@ def test_without_a_gpu_it_says_so(tool, monkeypatch):
 
 
 def test_the_workpieces_are_the_published_ones():
-    spec = importlib.util.spec_from_file_location("record_lab13_plain", Path(__file__).resolve().parents[2] / "tools" / "record_lab13.py")
+    spec = importlib.util.spec_from_file_location(
+        "record_lab13_plain", Path(__file__).resolve().parents[2] / "tools" / "record_lab13.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     network, tokens = module.workpiece("encoder")
-    assert tuple(tokens.shape) == (8, 128) and sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in models.encoder(12, 768, 12, 30522).parameters())
+    assert tuple(tokens.shape) == (8, 128) and sum(p.numel() for p in network.parameters()) == sum(
+        p.numel() for p in models.encoder(12, 768, 12, 30522).parameters()
+    )

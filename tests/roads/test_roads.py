@@ -16,6 +16,7 @@ from labsupport import environment, export, roads, runtimes
 from labsupport.errors import BadInput, LabError, NotAvailable
 from labsupport.exercises import lab13
 from labsupport.quiet import quietly
+from labsupport.roads import mxnet_file
 from labsupport.roads.terminal import silent_terminal
 
 IMAGES = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
@@ -83,7 +84,12 @@ def test_a_function_is_a_runtime_and_checks_what_it_is_fed():
     run = by_numpy(WEIGHTS, IMAGES)
     assert isinstance(run, runtimes.Runtime) and run.inputs["images"].shape == (None, 6)
     assert np.array_equal(run(IMAGES[:2])["logits"], EXPECTED[:2])
-    for feed, why in ((IMAGES[:, :5], "shape"), (IMAGES.astype(np.float64), "float64"), ({"x": IMAGES}, "was fed"), (IMAGES[:0], "is empty")):
+    for feed, why in (
+        (IMAGES[:, :5], "shape"),
+        (IMAGES.astype(np.float64), "float64"),
+        ({"x": IMAGES}, "was fed"),
+        (IMAGES[:0], "is empty"),
+    ):
         with pytest.raises(BadInput, match=why):
             run(feed)
 
@@ -114,7 +120,7 @@ def test_the_readme_names_the_checksums_and_the_commands():
 
 
 def test_a_changed_or_missing_file_says_how_to_restore_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(roads, "MXNET", tmp_path)
+    monkeypatch.setattr(mxnet_file, "MXNET", tmp_path)
     with pytest.raises(NotAvailable, match="git checkout -- data/mxnet/digits.onnx"):
         roads.mxnet_graph()
     (tmp_path / "digits.onnx").write_bytes(b"something else")
@@ -179,7 +185,9 @@ def test_a_file_from_the_future_is_refused_by_name(change):
 def test_a_graph_without_its_external_data_is_refused():
     place = export.fresh_folder()
     graph = export.to_onnx(nn.Linear(4, 4).eval(), torch.zeros(1, 4))
-    onnx.save_model(graph.model(), str(place / "net.onnx"), save_as_external_data=True, size_threshold=0, location="net.data")
+    onnx.save_model(
+        graph.model(), str(place / "net.onnx"), save_as_external_data=True, size_threshold=0, location="net.data"
+    )
     alone = shutil.copy(place / "net.onnx", export.fresh_folder() / "alone.onnx")
     with pytest.raises(BadInput, match="net.data"):
         runtimes.OnnxRuntime(alone)

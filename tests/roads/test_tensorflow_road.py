@@ -23,7 +23,11 @@ def frameworks():
 
 def test_without_tensorflow_the_road_is_closed_with_the_way_to_open_it(monkeypatch):
     monkeypatch.setattr(versions, "package_version", lambda name: None)
-    monkeypatch.setattr(versions, "lacking", lambda *names, version_of=None: f"{names[0]} is not installed; get it with: python3 -m pip install tensorflow")
+    monkeypatch.setattr(
+        versions,
+        "lacking",
+        lambda *names, version_of=None: f"{names[0]} is not installed; get it with: python3 -m pip install tensorflow",
+    )
     with pytest.raises(NotAvailable, match="tensorflow is not installed"):
         road.load()
 
@@ -37,7 +41,9 @@ def test_a_tensorflow_that_does_not_load_is_told_apart_from_none(monkeypatch):
 
 def test_a_keras_model_goes_to_onnx_with_its_answers(frameworks):
     _, keras = frameworks
-    model = keras.Sequential([keras.Input((8, 8, 2)), keras.layers.Conv2D(3, 3), keras.layers.Flatten(), keras.layers.Dense(4)])
+    model = keras.Sequential(
+        [keras.Input((8, 8, 2)), keras.layers.Conv2D(3, 3), keras.layers.Flatten(), keras.layers.Dense(4)]
+    )
     images = np.random.default_rng(0).standard_normal((5, 8, 8, 2)).astype(np.float32)
     graph = road.to_onnx(model)
     assert graph.exporter == "keras"

@@ -50,7 +50,9 @@ def test_every_layer_and_old_road_has_a_source_and_a_known_package():
     for name, road in STACK["roads"].items():
         assert versions.release(road["package"]) and re.fullmatch(r"[a-z_]+", road["metric"]), name
     for row in STACK["layers"]:
-        assert versions.release(row["package"]) and row["machines"] and row["models"] and row["because"] and row["costs"]
+        assert (
+            versions.release(row["package"]) and row["machines"] and row["models"] and row["because"] and row["costs"]
+        )
 
 
 def test_every_pair_of_machine_and_model_that_the_table_names_is_served_somewhere():
@@ -68,8 +70,13 @@ def test_misfits():
     found = versions.misfits({"onnxruntime-gpu": "1.31.1", "tensorrt": "11.1.0.106"}.get)
     assert [str(row) for row in found] == ["onnxruntime-gpu 1.31.1 works with tensorrt 10, and 11.1.0.106 is installed"]
     assert versions.misfits({"onnxruntime-gpu": "1.31.1", "tensorrt": "10.16.1.11"}.get) == []
-    assert versions.misfits({"torch-tensorrt": "2.14.0", "torch": "2.15.0+cu130", "tensorrt": "11.1.0.106"}.get)[0].other == "torch"
-    assert versions.misfits({"torch-tensorrt": "3.1", "torch": "3.0"}.get) == []  # a release that the table does not know
+    assert (
+        versions.misfits({"torch-tensorrt": "2.14.0", "torch": "2.15.0+cu130", "tensorrt": "11.1.0.106"}.get)[0].other
+        == "torch"
+    )
+    assert (
+        versions.misfits({"torch-tensorrt": "3.1", "torch": "3.0"}.get) == []
+    )  # a release that the table does not know
 
 
 @pytest.mark.parametrize(("version", "series", "belongs"), [("2.14.1+cpu", "2.14", True), ("2.140", "2.14", False), ("2.1", "2.14", False),
@@ -90,5 +97,12 @@ def test_what_is_missing_is_named_with_the_way_to_get_it():
 
 def test_the_table_needs_the_standard_library_only():
     source = Path(versions.__file__).read_text(encoding="utf-8")
-    outside = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE)) - {"__future__", "functools", "json", "collections", "dataclasses", "pathlib"}
+    outside = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE)) - {
+        "__future__",
+        "functools",
+        "json",
+        "collections",
+        "dataclasses",
+        "pathlib",
+    }
     assert outside == {"labsupport"}
