@@ -1,10 +1,11 @@
-"""Record lab 13's larger networks on a GPU: `python3 tools/record_lab13.py [encoder] [mobilenet] [resnet50]`, all without a name.
+"""Record lab 13's larger networks on a GPU: `python3 tools/record_lab13.py [encoder] [mobilenet] [resnet50]`.
 
-ResNet-50 and MobileNetV2 at batch 32 and 224x224, and a BERT-base-shaped encoder with 8 times 128 tokens, in FP16: TensorRT's
-engine at the default optimization level under a CUDA graph against PyTorch's FP16 under a CUDA graph and against
-torch.compile(mode="max-autotune") with frozen weights, in turn on the device clock. Inputs are FP16 tensors on the device in
-PyTorch's own layout; what TensorRT reorders is inside its time. Each row has its error against PyTorch's FP32 without TF32.
-With LABSUPPORT_METRICS set to a folder the metrics are left there; without, they go into data/recordings/ one by one.
+Without a name all three: ResNet-50 and MobileNetV2 at batch 32 and 224x224, and a BERT-base-shaped encoder with 8 times
+128 tokens. In FP16: TensorRT's engine at the default optimization level under a CUDA graph against PyTorch's FP16 under
+a CUDA graph and against torch.compile(mode="max-autotune") with frozen weights, in turn on the device clock. Inputs are
+FP16 tensors on the device in PyTorch's own layout; what TensorRT reorders is inside its time. Each row has its error
+against PyTorch's FP32 without TF32. With LABSUPPORT_METRICS set to a folder the metrics are left there; without, they
+go into data/recordings/ one by one.
 """
 
 from __future__ import annotations

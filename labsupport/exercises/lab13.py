@@ -6,27 +6,46 @@ from typing import Any
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
-from labsupport.exercises.lab13_stand_ins import Gate, Session, chain, needs_function, staying, whole_numbers
+from labsupport.exercises.lab13_stand_ins import (
+    Gate,
+    Session,
+    chains,
+    layout_shapes,
+    needs_function,
+    opset_cases,
+    opset_fault,
+    provider_cases,
+    same_answers,
+    staying,
+    stays_fault,
+    whole_numbers,
+)
 
 LAB = "13_frameworks"
 CLOSE = 1e-4
 
 
 class Gain(Prediction):
-    question = "On an H200, how many times faster is TensorRT's FP16 engine than torch.compile, for an encoder of 8 times 128 tokens?"
+    question = (
+        "On an H200, how many times faster is TensorRT's FP16 engine than torch.compile, for an encoder of 8 times 128"
+        " tokens?"
+    )
     quantity = "the time of torch.compile over that of the engine"
     within = 1.3
 
 
 class Stays(Exercise):
     question = (
-        "Write `stays(operators, supported, min_block_size)`: the positions of the operators that stay in PyTorch. `operators` "
-        "is a chain in running order, `supported` a set of names. A block of neighbors that are supported becomes an engine "
-        "only if it holds at least `min_block_size` of them. Hand in the function."
+        "Write `stays(operators, supported, min_block_size)`: the positions of the operators that stay in PyTorch."
+        " `operators` is a chain in running order, `supported` a set of names. A block of neighbors that are supported"
+        " becomes an engine only if it holds at least `min_block_size` of them. Hand in the function."
     )
     hints = (
         "Two kinds stay: what is not supported, and what is supported and stands in a block that is too short.",
-        "`itertools.groupby(operators, key=lambda name: name in supported)` gives the blocks in order; count the positions as you go.",
+        (
+            "`itertools.groupby(operators, key=lambda name: name in supported)` gives the blocks in order; count the"
+            " positions as you go."
+        ),
     )
     solution_source = """
         from itertools import groupby
@@ -42,50 +61,40 @@ class Stays(Exercise):
 
         lab13.stays.check(stays)
     """
-    answer = "Unsupported operators stay, and so do supported ones in a block shorter than the limit: each engine costs a crossing."
+    answer = (
+        "Unsupported operators stay, and so do supported ones in a block shorter than the limit: each engine costs a"
+        " crossing."
+    )
 
     def judge(self, function: Any) -> str:
         import random
 
         needs_function(function, "stays")
-        draw = random.Random()
-        fixed = [
-            (["conv", "relu", "fft", "abs"], {"conv", "relu", "abs"}, 2),
-            (["fft"], set(), 1),
-            (["conv"], {"conv"}, 1),
-            ([], set(), 5),
-        ]
-        for operators, supported, least in fixed + [chain(draw) for _ in range(40)]:
+        for operators, supported, least in chains(random.Random()):
             got = function(list(operators), set(supported), least)
             places = whole_numbers(got, "stays")
             want = staying(operators, supported, least)
             if sorted(places) == want:
                 continue
-            if len(set(places)) != len(places):
-                raise Wrong(f"position {max(places, key=places.count)} is named twice.")
-            unknown = [i for i, name in enumerate(operators) if name not in supported]
-            shown = f"{operators}, supported {sorted(supported)}, min_block_size={least}"
-            if sorted(places) == unknown:
-                raise Wrong(
-                    f"for {shown} you name what is not supported; the supported ones in too short a block stay, too: {want}."
-                )
-            if sorted(places) == [i for i in range(len(operators)) if i not in want]:
-                raise Wrong(f"for {shown} you name what goes to TensorRT; asked is what stays: {want}.")
-            at_most = staying(operators, supported, least + 1)
-            if sorted(places) == at_most:
-                raise Wrong(f"for {shown}: a block of exactly {least} is long enough; {want} stay.")
-            raise Wrong(f"for {shown} you say {sorted(places)}; {want} stay.")
-        return "`min_block_size` is Torch-TensorRT's own option, 5 by default; with 1 every supported operator gets an engine, and every block two crossings."
+            stays_fault(operators, supported, least, places, want)
+        return (
+            "`min_block_size` is Torch-TensorRT's own option, 5 by default; with 1 every supported operator gets an"
+            " engine, and every block two crossings."
+        )
 
 
 class ToNhwc(Exercise):
     question = (
-        "Write `to_nhwc(kernel, shape)`: `kernel` (out, C·H·W) is the weight of a PyTorch dense layer behind a flattened tensor of "
-        "`shape` (C, H, W). Hand back the kernel (H·W·C, out) for a Keras layer that flattens (H, W, C). Hand in the function."
+        "Write `to_nhwc(kernel, shape)`: `kernel` (out, C·H·W) is the weight of a PyTorch dense layer behind a"
+        " flattened tensor of `shape` (C, H, W). Hand back the kernel (H·W·C, out) for a Keras layer that flattens (H,"
+        " W, C). Hand in the function."
     )
     hints = (
         "The numbers are right, their order is not: name the axes before you move them.",
-        "`kernel.reshape(-1, C, H, W)` has the axes (out, C, H, W). In which order does Keras read them, and where does `out` go?",
+        (
+            "`kernel.reshape(-1, C, H, W)` has the axes (out, C, H, W). In which order does Keras read them, and where"
+            " does `out` go?"
+        ),
     )
     solution_source = """
         def to_nhwc(kernel, shape):
@@ -101,12 +110,7 @@ class ToNhwc(Exercise):
 
         needs_function(function, "to_nhwc")
         draw = np.random.default_rng()
-        for shape in [
-            (2, 3, 5),
-            (1, 4, 3),
-            (3, 1, 2),
-            *(tuple(map(int, draw.permutation(np.arange(2, 9))[:3])) for _ in range(5)),
-        ]:
+        for shape in layout_shapes(draw):
             channels, height, width = shape
             kernel = draw.standard_normal((7, channels * height * width)).astype(np.float32)
             given = kernel.copy()
@@ -118,40 +122,30 @@ class ToNhwc(Exercise):
                 raise Wrong(f"the function gave {described(got)}; wanted is an array (H·W·C, out).")
             if got.shape == kernel.shape:
                 raise Wrong(
-                    f"for shape {shape} the kernel is {got.shape}; Keras keeps the inputs on the first axis and wants {got.shape[::-1]}."
+                    f"for shape {shape} the kernel is {got.shape}; Keras keeps the inputs on the first axis and wants"
+                    f" {got.shape[::-1]}."
                 )
             if got.shape != kernel.shape[::-1]:
                 raise Wrong(f"for shape {shape} the kernel is {got.shape}; wanted is {kernel.shape[::-1]}.")
-            self._judge_answers(kernel, got, shape, draw)
-        return "Convolutions move their axes one by one; only behind a Flatten does a wrong layout keep the right shape, and nothing complains."
-
-    @staticmethod
-    def _judge_answers(kernel, got, shape, draw) -> None:
-        import numpy as np
-
-        features = draw.standard_normal((4, *shape)).astype(np.float32)  # (N, C, H, W)
-        want = features.reshape(4, -1) @ kernel.T
-        if np.allclose(features.transpose(0, 2, 3, 1).reshape(4, -1) @ got, want, atol=1e-3):
-            return
-        if np.allclose(features.reshape(4, -1) @ got, want, atol=1e-3):
-            raise Wrong(f"for shape {shape} only the two axes were swapped: the rows still stand in the order C, H, W.")
-        if np.allclose(features.transpose(0, 3, 2, 1).reshape(4, -1) @ got, want, atol=1e-3):
-            raise Wrong(f"for shape {shape} the rows stand in the order W, H, C; Keras reads H, W, C.")
-        if np.allclose(features.transpose(0, 2, 1, 3).reshape(4, -1) @ got, want, atol=1e-3):
-            raise Wrong(f"for shape {shape} the rows stand in the order H, C, W; Keras reads H, W, C.")
-        raise Wrong(
-            f"for shape {shape} the dense layer answers otherwise than PyTorch's; which axis did each reshape name?"
+            same_answers(kernel, got, shape, draw)
+        return (
+            "Convolutions move their axes one by one; only behind a Flatten does a wrong layout keep the right shape,"
+            " and nothing complains."
         )
 
 
 class Opset(Exercise):
     question = (
-        "Write `opset(can_write, can_read)`: `can_write` is (lowest, highest) of an exporter, `can_read` a dict from parser to the newest "
-        "operator set that it reads. Give the newest that all the parsers read and the exporter writes, or None. Hand in the function."
+        "Write `opset(can_write, can_read)`: `can_write` is (lowest, highest) of an exporter, `can_read` a dict from"
+        " parser to the newest operator set that it reads. Give the newest that all the parsers read and the exporter"
+        " writes, or None. Hand in the function."
     )
     hints = (
         "One file for all: the parser that reads the least decides. It reads every older set, too.",
-        "The candidate is the smallest of `can_read.values()` and the exporter's highest; is it below the exporter's lowest?",
+        (
+            "The candidate is the smallest of `can_read.values()` and the exporter's highest; is it below the"
+            " exporter's lowest?"
+        ),
     )
     solution_source = """
         def opset(can_write, can_read):
@@ -167,50 +161,21 @@ class Opset(Exercise):
         import random
 
         needs_function(function, "opset")
-        draw = random.Random()
-        cases = [
-            ((18, 23), {"8.6": 17}),
-            ((9, 20), {"8.6": 17, "onnxruntime": 20}),
-            ((9, 20), {"11": 22}),
-            ((18, 23), {"a": 18}),
-            ((9, 20), {}),
-        ]
-        for _ in range(40):
-            lowest = draw.randint(7, 20)
-            cases.append(
-                (
-                    (lowest, lowest + draw.randint(0, 8)),
-                    {f"parser {i}": draw.randint(9, 24) for i in range(draw.randint(1, 4))},
-                )
-            )
-        for can_write, can_read in cases:
+        for can_write, can_read in opset_cases(random.Random()):
             got = function(tuple(can_write), dict(can_read))
             newest = min([can_write[1], *can_read.values()])
             want = newest if newest >= can_write[0] else None
             got = got.item() if hasattr(got, "item") else got
             if got == want and not isinstance(got, bool):
                 continue
-            case = f"an exporter of {can_write[0]} to {can_write[1]} and parsers {can_read}"
-            if got is not None and (isinstance(got, bool) or not isinstance(got, (int, float))):
-                raise Wrong(f"for {case} the function gave {described(got)}; wanted is a whole number or None.")
-            if want is None:
-                raise Wrong(f"for {case} no set fits: the exporter writes nothing so old. You say {got}; say None.")
-            if got is None:
-                raise Wrong(f"for {case} you say None, and {want} fits.")
-            if got > want:
-                slow = [name for name, newest in can_read.items() if newest < got]
-                raise Wrong(
-                    f"for {case} you say {got}; "
-                    + (f"{slow[0]!r} does not read it." if slow else "the exporter does not write it.")
-                )
-            raise Wrong(f"for {case} you say {got}; {want} is newer, and everyone reads it.")
+            opset_fault(can_write, can_read, got, want)
         return "`export.to_onnx(target=…)` chooses so for one parser; a file for several needs the smallest."
 
 
 class NotThere(Exercise):
     question = (
-        "Write `not_there(session, wanted)`: those of the `wanted` execution providers on which this session cannot compute, in their "
-        "order. An entry of `wanted` is a name, or a pair of name and options. Hand in the function."
+        "Write `not_there(session, wanted)`: those of the `wanted` execution providers on which this session cannot"
+        " compute, in their order. An entry of `wanted` is a name, or a pair of name and options. Hand in the function."
     )
     hints = (
         "What the package was built with says nothing about this session.",
@@ -224,7 +189,10 @@ class NotThere(Exercise):
 
         lab13.not_there.check(not_there)
     """
-    answer = "Ask the session, not the package: `get_available_providers()` names what was built in, also where it does not load."
+    answer = (
+        "Ask the session, not the package: `get_available_providers()` names what was built in, also where it does not"
+        " load."
+    )
 
     def judge(self, function: Any) -> str:
         import random
@@ -232,22 +200,8 @@ class NotThere(Exercise):
         import onnxruntime as ort
 
         needs_function(function, "not_there")
-        draw, known, built_in = random.Random(), ort.get_all_providers(), ort.get_available_providers()
-        cpu = "CPUExecutionProvider"
-        gpu = ["TensorrtExecutionProvider", "CUDAExecutionProvider", cpu]
-        cases = [
-            ([cpu], gpu),
-            (gpu, gpu),
-            ([cpu], [*built_in]),
-            ([gpu[1], cpu], gpu),
-            ([cpu], [(gpu[0], {"trt_fp16_enable": True}), cpu]),
-            ([cpu], []),
-        ]
-        for _ in range(20):
-            loaded = [*draw.sample([name for name in known if name != cpu], draw.randint(0, 3)), cpu]
-            wanted = draw.sample(known, draw.randint(1, 5))
-            cases.append((loaded, [(name, {}) if draw.random() < 0.3 else name for name in wanted]))
-        for loaded, wanted in cases:
+        built_in = ort.get_available_providers()
+        for loaded, wanted in provider_cases(random.Random(), ort.get_all_providers(), built_in):
             got = function(Session(loaded), list(wanted))
             names = [entry if isinstance(entry, str) else entry[0] for entry in wanted]
             want = [name for name in names if name not in loaded]
@@ -267,13 +221,17 @@ class NotThere(Exercise):
             if sorted(got) == sorted(want):
                 raise Wrong(f"{case} lacks {want}, in this order.")
             raise Wrong(f"{case} lacks {want}; you say {list(got)}.")
-        return "`roads.providers.session` refuses with this list, and also where a loaded provider leaves nodes to the CPU."
+        return (
+            "`roads.providers.session` refuses with this list, and also where a loaded provider leaves nodes to the"
+            " CPU."
+        )
 
 
 class Frozen(Exercise):
     question = (
-        "ONNX Runtime executes the batch norm of MXNet's file as a node of its own. Make a graph of the same answers in which "
-        "nothing of it is left to execute, and hand in the graph (an OnnxGraph, as `export.save(model, path)` gives it)."
+        "ONNX Runtime executes the batch norm of MXNet's file as a node of its own. Make a graph of the same answers in"
+        " which nothing of it is left to execute, and hand in the graph (an OnnxGraph, as `export.save(model, path)`"
+        " gives it)."
     )
     hints = (
         "A runtime folds constants only. Which of the file's tensors could a caller still replace?",
@@ -299,7 +257,8 @@ class Frozen(Exercise):
         reference = roads.mxnet_graph()
         if list(graph.inputs) != list(reference.inputs) or list(graph.outputs) != list(reference.outputs):
             raise Wrong(
-                f"this graph goes from {list(graph.inputs)} to {list(graph.outputs)}; keep {list(reference.inputs)} and {list(reference.outputs)}."
+                f"this graph goes from {list(graph.inputs)} to {list(graph.outputs)}; keep {list(reference.inputs)} and"
+                f" {list(reference.outputs)}."
             )
         images = np.random.default_rng().uniform(-1, 1, (8, 1, 28, 28)).astype(np.float32)
         with runtimes.OnnxRuntime(reference) as exact, runtimes.OnnxRuntime(graph) as run:
@@ -311,19 +270,24 @@ class Frozen(Exercise):
             )
         if not np.abs(want - got).max() < CLOSE:
             raise Wrong(
-                f"its answers are off by {np.abs(want - got).max():.2g}. Batch norm subtracts, divides, scales and shifts; it may not just go."
+                f"its answers are off by {np.abs(want - got).max():.2g}. Batch norm subtracts, divides, scales and"
+                " shifts; it may not just go."
             )
         if left:
             raise Wrong(
-                "the answers are right, and the batch norm is still executed. What keeps the runtime from folding it into the convolution?"
+                "the answers are right, and the batch norm is still executed. What keeps the runtime from folding it"
+                " into the convolution?"
             )
-        return "Scale and shift went into the convolution before it. Exporters of 2019 wrote such files, so look at `graph.input` of any old one."
+        return (
+            "Scale and shift went into the convolution before it. Exporters of 2019 wrote such files, so look at"
+            " `graph.input` of any old one."
+        )
 
 
 class BothWays(Exercise):
     question = (
-        "`lab13.Gate()` doubles a batch whose mean is above 0 and negates any other, by a Python `if`. Write a module of the same answers "
-        "whose ONNX export keeps both ways. Hand in the module."
+        "`lab13.Gate()` doubles a batch whose mean is above 0 and negates any other, by a Python `if`. Write a module"
+        " of the same answers whose ONNX export keeps both ways. Hand in the module."
     )
     hints = (
         "The exporter runs the module once and writes down the operations that it saw. An `if` is not one of them.",
@@ -366,9 +330,13 @@ class BothWays(Exercise):
                     if not torch.allclose(torch.from_numpy(got), gate(batch), atol=1e-6):
                         seen, other = ("above", "below") if example.mean() > 0 else ("below", "above")
                         raise Wrong(
-                            f"exported with a batch of mean {seen} 0, the graph answers wrongly for one {other} 0: the exporter wrote down one way only."
+                            f"exported with a batch of mean {seen} 0, the graph answers wrongly for one {other} 0: the"
+                            " exporter wrote down one way only."
                         )
-        return "Whatever decides by data must be an operation of the graph. Test an export with inputs from both sides of every `if`."
+        return (
+            "Whatever decides by data must be an operation of the graph. Test an export with inputs from both sides of"
+            " every `if`."
+        )
 
 
 gain = Gain()

@@ -39,10 +39,10 @@ class Function(Base):
 def travel(
     roads: Mapping[str, Road], weights: Mapping[str, np.ndarray], example: np.ndarray, expected, *, runs: int = 50
 ) -> list[dict]:
-    """Take every road with the same weights and inputs: a row each of latency and error, or why the road is closed here.
+    """Take every road with the same weights and inputs: a row each of latency and error, or why the road is closed.
 
-    ``expected`` (N, classes) is what the network answers by the reference; the error is relative (Euclidean). A road that
-    raises NotAvailable is closed; any other error of a road is the caller's to see. Each runtime is closed after use.
+    ``expected`` (N, classes) is what the network answers by the reference; the error is relative (Euclidean). A road
+    that raises NotAvailable is closed; any other error of a road is the caller's to see. Each runtime is closed.
     """
     rows = []
     for name, road in roads.items():

@@ -19,12 +19,12 @@ SHA256 = {
 
 
 def mxnet_graph():
-    """The digit network that MXNet 1.9.1 trained and exported, as an OnnxGraph. Raises BadInput where the file was changed."""
+    """The digit network that MXNet 1.9.1 trained and exported. Raises BadInput where the file was changed."""
     return export.load(_whole(MXNET / "digits.onnx"), exporter="mxnet")
 
 
 def mxnet_reference() -> tuple[np.ndarray, np.ndarray]:
-    """(images float32 (32, 1, 28, 28) from -1 to 1, logits float32 (32, 10)): digits, and what MXNet itself answered."""
+    """(images float32 (32, 1, 28, 28) from -1 to 1, logits float32 (32, 10)): digits, and MXNet's own answers."""
     with np.load(io.BytesIO(_whole(MXNET / "reference.npz").read_bytes()), allow_pickle=False) as stored:
         pixels, logits = stored["images"], stored["logits"]
     return ((pixels[:, None].astype(np.float32) / 255 - 0.5) / 0.5), logits
@@ -39,6 +39,7 @@ def _whole(path: Path) -> Path:
         raise NotAvailable(f"{path.name} cannot be read ({error.strerror}); {restore}") from None
     if checksum != SHA256[path.name]:
         raise BadInput(
-            f"{path.name} is not the file it should be: SHA-256 {checksum[:12]}…, wanted {SHA256[path.name][:12]}…; {restore}"
+            f"{path.name} is not the file it should be: SHA-256 {checksum[:12]}…, wanted {SHA256[path.name][:12]}…;"
+            f" {restore}"
         )
     return path

@@ -37,9 +37,9 @@ def checked_name(provider: str) -> str:
 def session(graph, provider: str, *, options: dict | None = None, threads: int = 1, every_node: bool = True):
     """An ``onnxruntime.InferenceSession`` that computes on ``provider``, or an error: it never falls back in silence.
 
-    ``graph`` is an OnnxGraph or a path; ``options`` are the provider's own. With ``every_node`` no node may go to the CPU
-    instead. Raises BadInput for an unknown name, NotAvailable where the provider is not built in, does not load, or leaves
-    nodes to the CPU. Source: https://onnxruntime.ai/docs/execution-providers/
+    ``graph`` is an OnnxGraph or a path; ``options`` are the provider's own. With ``every_node`` no node may go to the
+    CPU instead. Raises BadInput for an unknown name, NotAvailable where the provider is not built in, does not load, or
+    leaves nodes to the CPU. Source: https://onnxruntime.ai/docs/execution-providers/
     """
     import onnxruntime as ort
 
@@ -60,8 +60,10 @@ def session(graph, provider: str, *, options: dict | None = None, threads: int =
         except Exception as error:
             if "fallback to CPU" not in str(error):
                 raise
-            raise NotAvailable(f"{provider} does not compute {Path(path).name}: nodes of it would run on the CPU instead. "
-                               f"Pass every_node=False to let them, or {GET}") from error  # fmt: skip
+            raise NotAvailable(
+                f"{provider} does not compute {Path(path).name}: nodes of it would run on the CPU instead. "
+                f"Pass every_node=False to let them, or {GET}"
+            ) from error
     if provider not in made.get_providers():
         raise NotAvailable(
             f"{provider} is built in and could not be loaded; ONNX Runtime went on with {made.get_providers()}; {GET}"

@@ -14,7 +14,7 @@ from labsupport.roads.terminal import silent_terminal
 
 
 def load():
-    """(tensorflow, keras) on the CPU with one thread, without the lines that their import writes. Raises NotAvailable."""
+    """(tensorflow, keras) on the CPU with one thread, without the lines that importing writes. Raises NotAvailable."""
     versions.require("tensorflow", "tf2onnx")
     first = "tensorflow" not in sys.modules
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -42,7 +42,8 @@ def to_onnx(model, path: str | os.PathLike | None = None) -> export.OnnxGraph:
 
     if not isinstance(model, keras.Model):
         raise BadInput(
-            f"a Keras model is wanted, and a {type(model).__name__} came; build one with keras.Sequential or keras.Model"
+            f"a Keras model is wanted, and a {type(model).__name__} came; build one with keras.Sequential or"
+            " keras.Model"
         )
     path = Path(path) if path else export.fresh_folder() / f"{model.name}.onnx"
     own = [

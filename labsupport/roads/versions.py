@@ -1,4 +1,7 @@
-"""Which releases fit together, when each was last made and by whom: what `versions.json` and `stack.json` say; standard library only."""
+"""Which releases fit together, when each was last made and by whom. Standard library only.
+
+`versions.json` and `stack.json` hold the facts, with their sources and the day of reading.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ class Misfit:
     source: str
 
     def __str__(self) -> str:
-        return f"{self.package} {self.version} works with {self.other} {self.needed}, and {self.other_version} is installed"
+        return (
+            f"{self.package} {self.version} works with {self.other} {self.needed}, and {self.other_version} is"
+            " installed"
+        )
 
 
 @functools.lru_cache(maxsize=None)
@@ -38,12 +44,12 @@ def table() -> dict:
 
 @functools.lru_cache(maxsize=None)
 def stack() -> dict:
-    """All of `stack.json`: which package a road needs, what became of the old roads, and the layers of the stack with sources."""
+    """All of `stack.json`: a road's package, what became of the old roads, and the layers of the stack with sources."""
     return json.loads(FILE.with_name("stack.json").read_text(encoding="utf-8"))
 
 
 def release(package: str) -> dict:
-    """The newest release on the day of reading: version, date, maintainer, source. Raises BadInput for an unknown package."""
+    """The newest release on the day of reading: version, date, maintainer, source. Raises BadInput for others."""
     releases = table()["releases"]
     if package not in releases:
         raise BadInput(f"{package!r} is not in the table of releases; it holds {sorted(releases)}")
@@ -78,7 +84,10 @@ def lacking(*packages: str, version_of: Callable[[str], str | None] = package_ve
         return ""
     install = table()["install"]
     ways = "; ".join(install.get(name, environment.INSTALL_GPU) for name in absent)
-    return f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed, so this road is closed here; get it with: {ways}"
+    return (
+        f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed, so this road is closed here; get"
+        f" it with: {ways}"
+    )
 
 
 def require(*packages: str) -> None:
