@@ -27,7 +27,7 @@ SETS = {
     "rtx": "the GeForce RTX set (TensorRT-RTX, PyTorch for CUDA)",
 }
 NEEDED_GIB = {"gpu": 14, "cpu": 3, "rtx": 12}
-TORCH = "torch==2.13.0"
+TORCH = {"gpu": "torch==2.14.1", "cpu": "torch==2.13.0", "rtx": "torch==2.13.0"}  # torch-tensorrt binds the GPU's
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 TORCH_CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
 # Modules that a command cannot do without; an environment that has them all is used as it is.
@@ -221,14 +221,15 @@ class Installation:
 
     def torch_attempts(self, name: str, index: str | None) -> list[list[str]]:
         """pip arguments to try in turn."""
+        torch = TORCH[name]
         if index:
-            return [[TORCH, "--index-url", index]]
+            return [[torch, "--index-url", index]]
         if name == "cpu" and self.platform.startswith("linux"):
             # PyPI's Linux build is the CUDA one; a configured index may carry the CPU one by its local version.
-            return [[f"{TORCH}+cpu"], [TORCH, "--index-url", TORCH_CPU_INDEX]]
+            return [[f"{torch}+cpu"], [torch, "--index-url", TORCH_CPU_INDEX]]
         if name != "cpu" and self.platform == "win32":
-            return [[TORCH, "--index-url", TORCH_CUDA_INDEX]]  # PyPI's Windows build is the CPU one
-        return [[TORCH]]
+            return [[torch, "--index-url", TORCH_CUDA_INDEX]]  # PyPI's Windows build is the CPU one
+        return [[torch]]
 
     def install_rest(self, name: str) -> None:
         self.say("Installing everything else")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +20,7 @@ from labsupport.roads import versions
 
 TABLE, STACK = versions.table(), versions.stack()
 REPOSITORY = Path(__file__).resolve().parents[2]
-RESOLUTION = Path(__file__).with_name("gpu_resolution.txt")
+RESOLUTION = json.loads((REPOSITORY / "tests" / "fixtures" / "gpu_resolution.json").read_text(encoding="utf-8"))
 
 
 def pinned(extra: str) -> dict[str, str]:
@@ -30,6 +34,40 @@ def pinned(extra: str) -> dict[str, str]:
 def test_the_sets_are_what_the_installer_installs(extra):
     for package, version in pinned(extra).items():
         assert TABLE["sets"][extra][package] == version, f"{extra}: {package}"
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_the_gpu_set_was_resolved_for_every_python(python):
+    """Resolved once with uv, on the day that the file names; the pins must still be those that came out."""
+    resolved = RESOLUTION["resolved"][python]
+    for package, version in pinned("gpu").items():
+        assert resolved[package] == version, package
+    fits = [
+        row["with"]
+        for row in TABLE["fits"]
+        if row["package"] == "torch-tensorrt" and versions.in_series(resolved["torch-tensorrt"], row["series"])
+    ]
+    assert fits and all(versions.in_series(resolved[other], series) for other, series in fits[0].items())
+    assert resolved["onnxruntime"] == ("1.23.2" if python == "3.10" else TABLE["sets"]["gpu"]["onnxruntime"])
+
+
+@pytest.mark.skipif(
+    not os.environ.get("LABSUPPORT_RESOLVE"), reason="set LABSUPPORT_RESOLVE=1 to resolve anew over the network"
+)
+def test_the_gpu_set_resolves_today(tmp_path):
+    stubs = [
+        f'[[dependency-metadata]]\nname = "tensorrt-cu13-{part}"\nversion = "{pinned("gpu")["tensorrt"]}"\nrequires-dist = []\n'
+        for part in ("libs", "bindings")
+    ]
+    (tmp_path / "uv.toml").write_text("".join(stubs), encoding="utf-8")
+    command = RESOLUTION["command"].replace("VERSION", "3.12").replace("uv.toml", str(tmp_path / "uv.toml"))
+    command = command.replace("pyproject.toml", str(REPOSITORY / "pyproject.toml")).split()
+    run = subprocess.run(
+        [shutil.which("uv") or "uv", *command[1:]], capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
+    assert run.returncode == 0, run.stderr[-500:]
+    for package, version in pinned("gpu").items():
+        assert f"{package}=={version}" in run.stdout
 
 
 @pytest.mark.parametrize("extra", ["cpu", "gpu", "rtx"])
