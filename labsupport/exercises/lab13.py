@@ -27,8 +27,8 @@ CLOSE = 1e-4
 
 class Gain(Prediction):
     question = (
-        "On an H200, how many times faster is TensorRT's FP16 engine than torch.compile, for an encoder of 8 times 128"
-        " tokens?"
+        "On a large GPU, how many times faster is TensorRT's FP16 engine than torch.compile, for an encoder of 8 times"
+        " 128 tokens?"
     )
     quantity = "the time of torch.compile over that of the engine"
     within = 1.3
