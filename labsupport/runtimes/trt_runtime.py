@@ -221,8 +221,7 @@ class TensorRt(Base):
                 got = "nothing" if y is None else f"{y.dtype} {tuple(y.shape)} on {y.device}"
                 raise BadInput(
                     f"{self.name}: out[{name!r}] is {got}; this call writes {self._torch_types[name]} {shape} on the "
-                    "GPU: "
-                    "hand in what a former call of this batch returned"
+                    "GPU: hand in what a former call of this batch returned"
                 )
         return out
 
