@@ -73,6 +73,16 @@ def Gate():  # noqa: N802 - a class to the learner, made when torch is there
     return _gate_class()()
 
 
+def both_sides() -> list:
+    """Batches (3, 4) drawn anew, with means on both sides of 0, near to it and far; the last two are far."""
+    import torch
+
+    draw = torch.Generator()
+    draw.seed()
+    noise = [torch.randn(3, 4, generator=draw) for _ in range(8)]
+    return [x - x.mean() + mean for x, mean in zip(noise, (0.02, -0.02, 0.2, -0.2, 0.8, -0.8, 2.0, -2.0))]
+
+
 def needs_function(function: Any, name: str) -> None:
     if not callable(function) or isinstance(function, type):
         raise Wrong(f"that is {described(function)}; hand in the function itself: check({name}).")

@@ -17,12 +17,13 @@ CLOSE = 1e-4  # relative error that an FP32 road may have; rounding alone makes 
 class Function(Base):
     """Any function from one array to one array as a runtime, so that the stopwatch and the judge take it.
 
-    ``example`` float32 (N, …) says what it takes: the first axis is the batch and is free. Raises BadInput where the
+    ``example`` float32 (N, …) says what it takes: the first axis is the batch and is free. ``device`` says where it
+    computes, because numbers of two processors are not compared. Raises BadInput where the
     function does not give an array, or gives another number of rows than came.
     """
 
-    def __init__(self, call: Callable, example: np.ndarray, *, name: str, output: str = "logits"):
-        self.name, self._call, self._output = name, call, output
+    def __init__(self, call: Callable, example: np.ndarray, *, name: str, output: str = "logits", device="cpu"):
+        self.name, self._call, self._output, self.device = name, call, output, device
         answer = np.asarray(call(example))
         if answer.ndim < 1 or len(answer) != len(example):
             raise BadInput(
