@@ -44,7 +44,7 @@ class Stays(Exercise):
     )
     hints = (
         "Two kinds stay: what is not supported, and what is supported and stands in a block that is too short.",
-        "`itertools.groupby(operators, key=lambda name: name in supported)` gives the blocks; count positions as you go.",
+        "`itertools.groupby(operators, key=lambda name: name in supported)` gives the blocks; count places as you go.",
     )
     solution_source = """
         from itertools import groupby
