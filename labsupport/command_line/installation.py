@@ -260,7 +260,7 @@ class Installation:
         for name in names:
             self.say(f"Installing {OPTIONAL[name]}")
             # The torch that is there is named again, or an extra's own wish would draw in another build.
-            code, output = self.pip("install", *self.requirements(name), TORCH)
+            code, output = self.pip("install", *self.requirements(name), TORCH[self.read_stamp()["set"]])
             if code:
                 self.say(explain(output, f"{OPTIONAL[name]} could not be installed; the labs go on without"))
         if names:
