@@ -133,7 +133,13 @@ def provider_cases(draw, known: list[str], built_in: list[str]) -> list[tuple[li
     """(what a session loaded, what was wanted of it): six that people meet, and 20 drawn anew."""
     cpu = "CPUExecutionProvider"
     gpu = ["TensorrtExecutionProvider", "CUDAExecutionProvider", cpu]
-    cases = [([cpu], gpu), (gpu, gpu), ([cpu], [*built_in]), ([gpu[1], cpu], gpu), ([cpu], [])]
+    cases: list[tuple[list[str], list]] = [
+        ([cpu], gpu),
+        (gpu, gpu),
+        ([cpu], [*built_in]),
+        ([gpu[1], cpu], gpu),
+        ([cpu], []),
+    ]
     cases.append(([cpu], [(gpu[0], {"trt_fp16_enable": True}), cpu]))
     for _ in range(20):
         loaded = [*draw.sample([name for name in known if name != cpu], draw.randint(0, 3)), cpu]

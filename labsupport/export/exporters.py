@@ -70,7 +70,8 @@ def to_onnx(
     except LabError:
         raise
     except Exception as error:
-        first = _first_line(error.__cause__ or error)  # the dynamo exporter opens with a banner; the reason is its cause
+        cause = error.__cause__  # the dynamo exporter opens with a banner; the reason is its cause
+        first = _first_line(cause if isinstance(cause, Exception) else error)
         raise LabError(
             f"the {exporter} exporter could not export {type(model).__name__} at opset {opset}: {first}. "
             f"Try exporter={'dynamo' if exporter == 'torchscript' else 'torchscript'!r}, or rewrite the operation it "

@@ -45,7 +45,7 @@ def travel(
     ``expected`` (N, classes) is what the network answers by the reference; the error is relative (Euclidean). A road
     that raises NotAvailable is closed; any other error of a road is the caller's to see. Each runtime is closed.
     """
-    rows = []
+    rows: list[dict] = []
     for name, road in roads.items():
         try:
             run = road(weights, example)
@@ -53,7 +53,7 @@ def travel(
             rows.append({"road": name, "closed": str(reason)})
             continue
         answer = _only(run(_feed(run, example)))
-        row = {"road": name, "latency": benchmarking.latency(run, _feed(run, example), runs=runs, name=name)}
+        row: dict = {"road": name, "latency": benchmarking.latency(run, _feed(run, example), runs=runs, name=name)}
         rows.append({**row, "relative error": comparing.relative_error(np.asarray(expected), np.asarray(answer))})
         getattr(run, "close", lambda: None)()
     return rows
