@@ -89,7 +89,12 @@ def test_every_layer_and_old_road_has_a_source_and_a_known_package():
         assert versions.release(road["package"]) and re.fullmatch(r"[a-z_]+", road["metric"]), name
     for row in STACK["layers"]:
         assert (
-            versions.release(row["package"]) and row["machines"] and row["models"] and row["because"] and row["costs"] and row["between"]
+            versions.release(row["package"])
+            and row["machines"]
+            and row["models"]
+            and row["because"]
+            and row["costs"]
+            and row["between"]
         )
 
 
