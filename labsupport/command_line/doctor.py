@@ -48,6 +48,7 @@ def examine(*, imports: bool = True, deadline_s: float = DEADLINE_S) -> Report:
         ("Packages", check_packages),
         ("ONNX Runtime", check_onnxruntime),
         ("Versions", check_requirements),
+        ("Versions", check_fit),
         ("Binary interfaces", check_binary_interfaces),
         ("Disk", check_disk),
         ("Memory", check_memory),
@@ -222,6 +223,16 @@ def check_requirements(version_of=_distribution_version, requires_of=_distributi
                 value = f"{name} {version_of(name)} needs {wanted.name}{wanted.specifier}, and {have} is installed"
                 findings.append(Finding("Versions", value, "problem", fix))
     return findings or [Finding("Versions", "fit together")]
+
+
+def check_fit(version_of=package_version) -> list[Finding]:
+    """What no package's metadata says: which TensorRT ONNX Runtime's provider loads, which PyTorch Torch-TensorRT."""
+    from labsupport.roads import versions  # here, because the room imports NumPy
+
+    return [
+        Finding("Versions", str(pair), "problem", f'python -m pip install "{pair.other}=={pair.needed}.*"')
+        for pair in versions.misfits(version_of)
+    ]
 
 
 def _requirement_class():

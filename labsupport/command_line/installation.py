@@ -34,7 +34,7 @@ OPTIONAL = {
     "serving": "Ray Serve, MLPerf's load generator and Triton's client (lab 11)",
 }
 NEEDED_GIB = {"gpu": 14, "cpu": 3, "rtx": 12}
-TORCH = "torch==2.13.0"
+TORCH = {"gpu": "torch==2.14.1", "cpu": "torch==2.13.0", "rtx": "torch==2.13.0"}  # torch-tensorrt binds the GPU's
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 TORCH_CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
 # Modules that a command cannot do without; an environment that has them all is used as it is.
@@ -236,14 +236,15 @@ class Installation:
 
     def torch_attempts(self, name: str, index: str | None) -> list[list[str]]:
         """pip arguments to try in turn."""
+        torch = TORCH[name]
         if index:
-            return [[TORCH, "--index-url", index]]
+            return [[torch, "--index-url", index]]
         if name == "cpu" and self.platform.startswith("linux"):
             # PyPI's Linux build is the CUDA one; a configured index may carry the CPU one by its local version.
-            return [[f"{TORCH}+cpu"], [TORCH, "--index-url", TORCH_CPU_INDEX]]
+            return [[f"{torch}+cpu"], [torch, "--index-url", TORCH_CPU_INDEX]]
         if name != "cpu" and self.platform == "win32":
-            return [[TORCH, "--index-url", TORCH_CUDA_INDEX]]  # PyPI's Windows build is the CPU one
-        return [[TORCH]]
+            return [[torch, "--index-url", TORCH_CUDA_INDEX]]  # PyPI's Windows build is the CPU one
+        return [[torch]]
 
     def install_rest(self, name: str) -> None:
         self.say("Installing everything else")
@@ -259,7 +260,7 @@ class Installation:
         for name in names:
             self.say(f"Installing {OPTIONAL[name]}")
             # The torch that is there is named again, or an extra's own wish would draw in another build.
-            code, output = self.pip("install", *self.requirements(name), TORCH)
+            code, output = self.pip("install", *self.requirements(name), TORCH[self.read_stamp()["set"]])
             if code:
                 self.say(explain(output, f"{OPTIONAL[name]} could not be installed; the labs go on without"))
         if names:

@@ -104,8 +104,8 @@ def _get(need: str) -> str:
     package = {
         "8.6": "tensorrt==8.6.1",
         "10": "'tensorrt-cu13<11'",
-        "11": "tensorrt-cu13==11.0.0.114",
-        ">=10": "tensorrt-cu13==11.0.0.114",
+        "11": "tensorrt-cu13==11.1.0.106",
+        ">=10": "tensorrt-cu13==11.1.0.106",
         "rtx": "tensorrt-rtx==1.7.1.116",
     }[need]
     return f"install it with: python3 -m pip install {package}"

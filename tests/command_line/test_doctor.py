@@ -284,3 +284,12 @@ def test_every_problem_has_a_fix_in_a_bare_python():
     )
     count, fixed = done.stdout.split() or pytest.fail(done.stderr)
     assert int(count) >= 1 and fixed == "True"
+
+
+def test_what_no_metadata_says_is_compared_too():
+    installed = {"onnxruntime-gpu": "1.31.1", "tensorrt": "11.1.0.106"}
+    (finding,) = doctor.check_fit(installed.get)
+    assert finding.name == "Versions" and finding.status == "problem"
+    assert "onnxruntime-gpu 1.31.1 works with tensorrt 10, and 11.1.0.106 is installed" in finding.value
+    assert finding.fix == 'python -m pip install "tensorrt==10.*"'
+    assert doctor.check_fit({"onnxruntime": "1.31.1", "tensorrt": "11.1.0.106"}.get) == []

@@ -138,8 +138,8 @@ def test_the_torch_index_can_be_named(make):
     [
         ("win32", "cpu", "torch==2.13.0"),
         ("darwin", "cpu", "torch==2.13.0"),
-        ("linux", "gpu", "torch==2.13.0"),
-        ("win32", "gpu", "torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"),
+        ("linux", "gpu", "torch==2.14.1"),
+        ("win32", "gpu", "torch==2.14.1 --index-url https://download.pytorch.org/whl/cu130"),
     ],
 )
 def test_torch_by_platform(make, monkeypatch, platform, chosen, torch):

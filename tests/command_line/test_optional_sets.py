@@ -35,8 +35,8 @@ def test_extras_are_added_to_a_finished_environment_and_torch_is_named_with_them
     assert not place.ready(None, ["phone", "serving"])
     assert place.ensure(optional=["phone", "serving"]) == place.python
     assert [line.partition(" install ")[2] for line in place.commands] == [
-        f"--disable-pip-version-check executorch==1.5.1 {installation.TORCH}",
-        f"--disable-pip-version-check ray[serve]>=2.49 tritonclient>=2.60 {installation.TORCH}",
+        f"--disable-pip-version-check executorch==1.5.1 {installation.TORCH['cpu']}",
+        f"--disable-pip-version-check ray[serve]>=2.49 tritonclient>=2.60 {installation.TORCH['cpu']}",
     ]
     assert place.ready(None, ["serving"]) and place.read_stamp()["set"] == "cpu"
     place.commands.clear()

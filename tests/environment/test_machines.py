@@ -218,7 +218,7 @@ def test_engine_execution_depends_on_the_compute_capability(here, product, gener
     ("need", "fix"),
     [
         ("8.6", "pip install tensorrt==8.6.1"),
-        ("11", "pip install tensorrt-cu13==11.0.0.114"),
+        ("11", "pip install tensorrt-cu13==11.1.0.106"),
         (">=10", "TensorRT 10 or newer"),
         ("rtx", "pip install tensorrt-rtx==1.7.1.116"),
     ],
