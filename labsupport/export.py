@@ -103,7 +103,9 @@ def to_onnx(
     if not all(isinstance(e, torch.Tensor) for e in examples):
         kinds = [type(e).__name__ for e in examples]
         raise BadInput(f"example is {kinds}; the exporter traces tensors: pass model.example_input() or a tuple of tensors")
-    names_in, names_out = _names(model, "input_name", "input", len(examples)), _names(model, "output_name", "output", 1)
+    several = getattr(model, "output_name", None)  # a tuple of names: the network returns as many tensors
+    names_in = _names(model, "input_name", "input", len(examples))
+    names_out = _names(model, "output_name", "output", len(several) if isinstance(several, (tuple, list)) else 1)
     axes = _axes(dynamic, names_in, names_out)
     path = Path(path) if path else _scratch_file(model)
     modes = [(module, module.training) for module in model.modules()]
