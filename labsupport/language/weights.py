@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labsupport import environment
 from labsupport.errors import BadInput
 
 VARIABLE = "LABSUPPORT_WEIGHTS"
@@ -51,11 +50,16 @@ PACKAGES = {
 
 
 def folder(name: str) -> Path:
-    """The folder of one package's files: below LABSUPPORT_WEIGHTS, else below ``weights`` in the cache."""
+    """The folder of one package's files."""
     if name not in PACKAGES:
         raise BadInput(f"{name!r} are no weights of these labs; choose one of {list(PACKAGES)}")
-    root = os.environ.get(VARIABLE)
-    return (Path(root) if root else environment.cache_dir() / "weights") / name
+    return root() / name
+
+
+def root() -> Path:
+    """The folder of all weights: LABSUPPORT_WEIGHTS, else ``weights`` in the cache."""
+    cache = os.environ.get("LABSUPPORT_CACHE") or Path(__file__).resolve().parents[2] / ".labcache"
+    return Path(os.environ.get(VARIABLE) or Path(cache, "weights"))
 
 
 def why_not(name: str) -> str:
