@@ -164,10 +164,15 @@ class GreedyLoop:
         self.token, self.length = (torch.zeros(shape, dtype=torch.int32, device=device) for shape in ((1, 1), (1,)))
         self.index, self.count = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2))
         self.history = torch.zeros(session.capacity, dtype=torch.int32, device=device)
-        of = session.on_device if hasattr(session, "on_device") else lambda *static: torch_on_device(session, *static)
-        self.step, self.logits = of(self.token, self.length, self.index)
+        self._prepare()
         if graph:
             self._capture()
+
+    def _prepare(self) -> None:
+        """Bind the static tensors; anew before every run, because a prompt's step binds its own."""
+        static = self.token, self.length, self.index
+        own = getattr(self.session, "on_device", None)
+        self.step, self.logits = own(*static) if own else torch_on_device(self.session, *static)
 
     def _one(self) -> None:
         self.step()
@@ -197,6 +202,8 @@ class GreedyLoop:
             raise BadInput(f"{len(prompt)} + {most} positions are needed, and the cache has {session.capacity}")
         session.cut(0)
         first = int(np.argmax(session.step([list(prompt)])[0, -1]))
+        if self.graph is None:
+            self._prepare()
         with torch.inference_mode():
             self.token.fill_(first)
             self.length.fill_(len(prompt))
