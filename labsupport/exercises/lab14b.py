@@ -96,8 +96,8 @@ class SharedBlocks(Exercise):
         for number in range(12):
             size, shared = int(dice.integers(2, 6)), dice.integers(3, size=int(dice.integers(4, 24))).tolist()
             prompts = [shared[: int(dice.integers(1, len(shared) + 1))] + dice.integers(3, size=int(dice.integers(0, 9))).tolist() for _ in range(4)]
-            if number == 0:  # the same block behind two beginnings
-                size, prompts = 2, [[1, 2, 5, 5], [3, 4, 5, 5], [1, 2, 5]]
+            if number == 0:  # a block behind two beginnings, and one that is not full twice
+                size, prompts = 2, [[1, 2, 5, 5], [3, 4, 5, 5], [1, 2, 5], [1, 2, 5]]
             blocks = Blocks(200, size)
             for i, prompt in enumerate(prompts):
                 blocks.start(str(i), prompt)
