@@ -17,6 +17,7 @@ def path() -> Path:
 
 
 def read(trt, config, file: Path | None, log) -> bytes:
+    """Load the cache kept by earlier builds into a config; its bytes, b"" where there are none."""
     if file is None:
         return b""
     from filelock import FileLock
