@@ -37,6 +37,8 @@ def quantized(graph, path: str | os.PathLike, *, exact: bool = True):
 
     from labsupport import export
 
+    if graph.ops.get("MatMulNBits"):
+        raise BadInput(f"{graph.path.name} has products of few bits already; was it quantized before?")
     model = graph.model()
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes, tensors, sums, swapped = [], [], {}, set()
@@ -70,7 +72,7 @@ def quantized(graph, path: str | os.PathLike, *, exact: bool = True):
                 helper.make_node("Add", [product, f"{node.output[0]}.lost"], [node.output[0]]),
             ]
     if not swapped:
-        raise BadInput(f"{graph.path.name} has no product by a constant weight; was it quantized before?")
+        raise BadInput(f"{graph.path.name} has no product by a constant weight, so there is nothing to quantize")
     if exact:
         tensors.append(numpy_helper.from_array(np.array([-1], np.int64), "last axis"))
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in swapped]
