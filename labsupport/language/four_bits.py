@@ -1,4 +1,4 @@
-"""Weights of 4 bits in ONNX Runtime's MatMulNBits: whole zero points, and a small product that gives back what they lose."""
+"""Weights of 4 bits in ONNX Runtime's MatMulNBits: whole zero points, and a product that gives back what they lose."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def blocks(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     weight ≈ least + step × level, as GGUF's Q4_1 has it. Raises BadInput where K is no multiple of 32.
     """
     if weight.ndim != 2 or weight.shape[1] % BLOCK:
-        raise BadInput(f"a weight of shape {weight.shape}; wanted is (outputs, inputs) with a multiple of {BLOCK} inputs")
+        raise BadInput(
+            f"a weight of shape {weight.shape}; wanted is (outputs, inputs) with a multiple of {BLOCK} inputs"
+        )
     grouped = weight.reshape(len(weight), -1, BLOCK)
     least = grouped.min(-1)
     step = np.maximum((grouped.max(-1) - least) / 15, 1e-12)
@@ -34,8 +36,6 @@ def quantized(graph, path: str | os.PathLike, *, exact: bool = True):
     """
     import onnx
     from onnx import helper, numpy_helper
-
-    from labsupport import export
 
     if graph.ops.get("MatMulNBits"):
         raise BadInput(f"{graph.path.name} has products of few bits already; was it quantized before?")
@@ -56,7 +56,9 @@ def quantized(graph, path: str | os.PathLike, *, exact: bool = True):
         product = node.output[0] if not exact else f"{node.output[0]}.whole"
         inputs = [x, *(f"{name}.{part}" for part in parts)]
         sizes = {"K": weight.shape[1], "N": weight.shape[0], "bits": 4, "block_size": BLOCK}
-        nodes.append(helper.make_node("MatMulNBits", inputs, [product], name=node.name, domain="com.microsoft", **sizes))
+        nodes.append(
+            helper.make_node("MatMulNBits", inputs, [product], name=node.name, domain="com.microsoft", **sizes)
+        )
         if exact:
             lost = (least + step * zero).T.astype(np.float32)  # (K / 32, N)
             tensors.append(numpy_helper.from_array(np.ascontiguousarray(lost), f"{name}.lost"))

@@ -99,9 +99,11 @@ def sampler(temperature: float = 1.0, top_p: float = 1.0, seed: int = 0) -> Call
 
 
 def probabilities(logits: np.ndarray, temperature: float = 1.0, top_p: float = 1.0) -> np.ndarray:
-    """Softmax of logits / temperature, kept to the fewest tokens that reach ``top_p`` together (Holtzman et al. 2019)."""
+    """Softmax of logits / temperature, cut to the fewest tokens that reach ``top_p`` (Holtzman et al. 2019)."""
     if not temperature > 0 or not 0 < top_p <= 1:
-        raise BadInput(f"temperature={temperature!r}, top_p={top_p!r}; the first is above 0, the second above 0 and at most 1")
+        raise BadInput(
+            f"temperature={temperature!r}, top_p={top_p!r}; the first is above 0, the second above 0 and at most 1"
+        )
     scaled = np.asarray(logits, np.float64) / temperature
     chances = np.exp(scaled - scaled.max())
     chances /= chances.sum()

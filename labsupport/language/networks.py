@@ -166,7 +166,10 @@ class Decoder(nn.Module):
         names = [f"{kind}.{i}" for i in range(shape.layers) for kind in ("key", "value")]
         self.input_name = ("tokens", "past_length", *(f"past_{name}" for name in names))
         self.output_name = ("logits", *(f"new_{name}" for name in names))
-        angle = torch.arange(shape.positions)[:, None] * shape.rope_base ** -torch.linspace(0, 1, shape.head_width // 2 + 1)[:-1]
+        angle = (
+            torch.arange(shape.positions)[:, None]
+            * shape.rope_base ** -torch.linspace(0, 1, shape.head_width // 2 + 1)[:-1]
+        )
         self.register_buffer("cos", angle.cos(), persistent=False)  # (positions, width / 2)
         self.register_buffer("sin", angle.sin(), persistent=False)
 
@@ -193,7 +196,9 @@ class Decoder(nn.Module):
         """Random tokens, all ``rows`` of the past in use, and noise for a past."""
         dice, shape = torch.Generator().manual_seed(seed), self.shape
         tokens = torch.randint(shape.vocabulary, (batch, new), generator=dice, dtype=torch.int32)
-        past = [torch.randn(batch, rows, shape.kv_heads, shape.head_width, generator=dice) for _ in range(2 * shape.layers)]
+        past = [
+            torch.randn(batch, rows, shape.kv_heads, shape.head_width, generator=dice) for _ in range(2 * shape.layers)
+        ]
         return tokens, torch.full((batch,), rows, dtype=torch.int32), *past
 
 

@@ -24,7 +24,8 @@ def run(way: str, network, inputs, *, world: int = 2, options: dict | None = Non
     """Run a network over ``world`` processes; what rank 0 reports: outputs, the bytes it sent, seconds.
 
     ``way``: "tensor" or "pipeline" for an encoder and (tokens, lengths); "generate" for a decoder in stages and a
-    prompt, ``options["most"]`` tokens. Raises BadInput for a network that cannot be split so, LabError for a dead worker.
+    prompt, ``options["most"]`` tokens. Raises BadInput for a network that cannot be split so,
+    LabError for a dead worker.
     """
     import torch
 
@@ -33,14 +34,23 @@ def run(way: str, network, inputs, *, world: int = 2, options: dict | None = Non
     check_split(way, network.shape, world)
     with tempfile.TemporaryDirectory(prefix="labsupport-parallel-") as folder:
         job = {"way": way, "world": world, "kind": type(network).__name__, **(options or {})}
-        torch.save({"network": network.state_dict(), "shape": network.shape.__dict__, "inputs": inputs}, f"{folder}/whole.pt")
+        torch.save(
+            {"network": network.state_dict(), "shape": network.shape.__dict__, "inputs": inputs}, f"{folder}/whole.pt"
+        )
         Path(folder, "job.json").write_text(json.dumps(job), encoding="utf-8")
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "OMP_NUM_THREADS": "1",
+        }
         if sys.platform == "linux":
             environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # never ask which network this machine is in
         command = [sys.executable, "-W", "ignore", "-m", "labsupport.language.parallel", folder]
         logs = [Path(folder, f"rank{rank}.log").open("w+b") for rank in range(world)]
-        workers = [subprocess.Popen([*command, str(rank)], env=environment, stdout=log, stderr=log) for rank, log in enumerate(logs)]
+        workers = [
+            subprocess.Popen([*command, str(rank)], env=environment, stdout=log, stderr=log)
+            for rank, log in enumerate(logs)
+        ]
         try:
             _watch(workers, logs, timeout_s)
         finally:
@@ -56,12 +66,18 @@ def check_split(way: str, shape, world: int) -> None:
     """Raise BadInput where a network of this shape cannot be split over ``world`` processes."""
     if isinstance(world, bool) or not isinstance(world, int) or world < 1:
         raise BadInput(f"world={world!r}; give a whole number of processes, 1 or more")
-    counts = {"heads": shape.heads, "key-value heads": shape.kv_heads, "inner values": shape.inner} if way == "tensor" else {}
+    counts = (
+        {"heads": shape.heads, "key-value heads": shape.kv_heads, "inner values": shape.inner}
+        if way == "tensor"
+        else {}
+    )
     for what, count in counts.items():
         if count % world:
             raise BadInput(f"{count} {what} cannot be split over {world} processes; take a number that divides {count}")
     if way != "tensor" and world > shape.layers:
-        raise BadInput(f"{shape.layers} layers make at most {shape.layers} stages, and {world} processes were asked for")
+        raise BadInput(
+            f"{shape.layers} layers make at most {shape.layers} stages, and {world} processes were asked for"
+        )
 
 
 def stages(layers: int, world: int) -> list[range]:
@@ -84,13 +100,17 @@ def _watch(workers, logs, timeout_s: float) -> None:
         if any(worker.poll() not in (None, 0) for worker in workers):
             break
         if time.monotonic() > until:
-            raise LabError(f"the processes were not done after {timeout_s:g} s and were ended; does one wait for another?")
+            raise LabError(
+                f"the processes were not done after {timeout_s:g} s and were ended; does one wait for another?"
+            )
         time.sleep(0.02)
     for rank, (worker, log) in enumerate(zip(workers, logs)):
         if worker.poll() not in (None, 0):
             log.seek(0)
             last = (log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-            how = f"killed by signal {-worker.returncode}" if worker.returncode < 0 else f"exit code {worker.returncode}"
+            how = (
+                f"killed by signal {-worker.returncode}" if worker.returncode < 0 else f"exit code {worker.returncode}"
+            )
             raise LabError(f"rank {rank} of {len(workers)} died ({how}): {last}. The others were ended; run it again")
 
 
@@ -119,7 +139,9 @@ def work(folder: str, rank: int) -> None:
     inputs = [torch.as_tensor(x).to(device) for x in kept["inputs"]]
     start = time.perf_counter()
     with torch.inference_mode() if job["way"] == "generate" else torch.no_grad():
-        result = {"tensor": _tensor, "pipeline": _pipeline, "generate": _generate}[job["way"]](network, inputs, job, rank)
+        result = {"tensor": _tensor, "pipeline": _pipeline, "generate": _generate}[job["way"]](
+            network, inputs, job, rank
+        )
     result["seconds"] = time.perf_counter() - start
     if rank == 0:
         torch.save(result, f"{folder}/result.part")
@@ -134,13 +156,24 @@ def _tensor(network, inputs, job: dict, rank: int) -> dict:
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
     mesh = init_device_mesh(inputs[0].device.type, (job["world"],))
-    split = {**{name: ColwiseParallel() for name in ("query", "key", "value", "up")}, "out": RowwiseParallel(), "down": RowwiseParallel()}
+    split = {
+        **{name: ColwiseParallel() for name in ("query", "key", "value", "up")},
+        "out": RowwiseParallel(),
+        "down": RowwiseParallel(),
+    }
     for layer in network.layers:
         parallelize_module(layer, mesh, split)
     output = network(*inputs)
-    held = sum(parameter.to_local().numel() if hasattr(parameter, "to_local") else parameter.numel() for parameter in network.parameters())
+    held = sum(
+        parameter.to_local().numel() if hasattr(parameter, "to_local") else parameter.numel()
+        for parameter in network.parameters()
+    )
     tokens, shape = inputs[0].numel(), network.shape
-    return {"output": output.cpu(), "bytes_over_link": 2 * shape.layers * tokens * shape.hidden * 4, "weights_held": held}
+    return {
+        "output": output.cpu(),
+        "bytes_over_link": 2 * shape.layers * tokens * shape.hidden * 4,
+        "weights_held": held,
+    }
 
 
 def _pipeline(network, inputs, job: dict, rank: int) -> dict:
@@ -153,7 +186,9 @@ def _pipeline(network, inputs, job: dict, rank: int) -> dict:
     parts, own = job.get("micro_batches", 4), stages(network.shape.layers, job["world"])[rank]
     if len(tokens) % parts:
         raise BadInput(f"a batch of {len(tokens)} cannot be cut into {parts} micro-batches")
-    real = (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]).float()  # (B, L), known to every rank
+    real = (
+        torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+    ).float()  # (B, L), known to every rank
 
     class Stage(torch.nn.Module):
         def __init__(self):
@@ -175,7 +210,11 @@ def _pipeline(network, inputs, job: dict, rank: int) -> dict:
         dist.broadcast(output, src=job["world"] - 1)
     held = sum(parameter.numel() for parameter in stage.submod.parameters())
     links = job["world"] - 1
-    return {"output": output.cpu(), "bytes_over_link": links * tokens.numel() * network.shape.hidden * 4, "weights_held": held}
+    return {
+        "output": output.cpu(),
+        "bytes_over_link": links * tokens.numel() * network.shape.hidden * 4,
+        "weights_held": held,
+    }
 
 
 def _generate(network, inputs, job: dict, rank: int) -> dict:
@@ -212,7 +251,11 @@ def _generate(network, inputs, job: dict, rank: int) -> dict:
         dist.broadcast(chosen, src=world - 1)
         tokens = chosen
         answer.append(int(chosen))
-    return {"output": answer, "bytes_over_link": sent, "weights_held": sum(p.numel() for i in own for p in network.layers[i].parameters())}
+    return {
+        "output": answer,
+        "bytes_over_link": sent,
+        "weights_held": sum(p.numel() for i in own for p in network.layers[i].parameters()),
+    }
 
 
 if __name__ == "__main__":

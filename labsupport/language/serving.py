@@ -23,7 +23,9 @@ class Request:
 
     def __post_init__(self):
         if not self.prompt or self.most < 1:
-            raise BadInput(f"a request of {len(self.prompt)} prompt tokens and {self.most} new ones; both are 1 at least")
+            raise BadInput(
+                f"a request of {len(self.prompt)} prompt tokens and {self.most} new ones; both are 1 at least"
+            )
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,10 +72,10 @@ class Service:
 
 
 class Clock:
-    """Time on a schedule: steps take as long as they took, and nobody sleeps until the next arrival."""
+    """Time on a schedule: steps take as long as they took by ``now``, and nobody sleeps until the next arrival."""
 
-    def __init__(self):
-        self.now_ms = 0.0
+    def __init__(self, now: Callable[[], float] = time.perf_counter):
+        self.now_ms, self._now = 0.0, now
 
     def wait_until(self, arrival_ms: float) -> None:
         """Nothing to do: go on to the next arrival."""
@@ -81,10 +83,10 @@ class Clock:
 
     def step(self, session, tokens, **options) -> np.ndarray:
         """One step of a session, its time added; a `Rehearsal` says its time itself."""
-        start = time.perf_counter()
+        start = self._now()
         logits = session.step(tokens, **options)
         spent = getattr(session, "spent_ms", None)
-        self.now_ms += 1e3 * (time.perf_counter() - start) if spent is None else spent
+        self.now_ms += 1e3 * (self._now() - start) if spent is None else spent
         return logits
 
 
@@ -104,14 +106,14 @@ class Rehearsal:
         """Nothing is kept, so nothing is forgotten."""
 
 
-def one_by_one(session, requests: Sequence[Request]) -> Service:
+def one_by_one(session, requests: Sequence[Request], *, clock: Clock | None = None) -> Service:
     """Each request alone, from its prompt to its last token."""
-    return static(session, requests, most=1)
+    return static(session, requests, most=1, clock=clock)
 
 
-def static(session, requests: Sequence[Request], *, most: int | None = None) -> Service:
+def static(session, requests: Sequence[Request], *, most: int | None = None, clock: Clock | None = None) -> Service:
     """Whoever waits is a batch (``most`` rows, or all slots), and the batch runs until its longest answer is done."""
-    clock, answers = Clock(), [Answer(request) for request in requests]
+    clock, answers = clock or Clock(), [Answer(request) for request in requests]
     waiting = deque(sorted(answers, key=lambda answer: answer.request.arrival_ms))
     while waiting:
         clock.wait_until(waiting[0].request.arrival_ms)
@@ -129,9 +131,9 @@ def static(session, requests: Sequence[Request], *, most: int | None = None) -> 
     return Service(tuple(answers))
 
 
-def continuous(session, requests: Sequence[Request]) -> Service:
+def continuous(session, requests: Sequence[Request], *, clock: Clock | None = None) -> Service:
     """After every step, whoever is done leaves the batch and whoever waits takes the free slot."""
-    clock, answers = Clock(), [Answer(request) for request in requests]
+    clock, answers = clock or Clock(), [Answer(request) for request in requests]
     waiting = deque(sorted(answers, key=lambda answer: answer.request.arrival_ms))
     running: list[Answer | None] = [None] * session.slots
     while waiting or any(running):
@@ -156,7 +158,9 @@ def continuous(session, requests: Sequence[Request]) -> Service:
     return Service(tuple(answers))
 
 
-def arrivals(prompts: Sequence[Sequence[int]], per_s: float, *, count: int, longest: int = 48, seed: int = 0) -> list[Request]:
+def arrivals(
+    prompts: Sequence[Sequence[int]], per_s: float, *, count: int, longest: int = 48, seed: int = 0
+) -> list[Request]:
     """Requests at random times, ``per_s`` a second on average; most answers are short, a few are ``longest`` tokens."""
     if not per_s > 0 or count < 1 or not len(prompts):
         raise BadInput(f"{len(prompts)} prompts, per_s={per_s!r}, count={count!r}; all must be above 0")
@@ -209,7 +213,10 @@ class Blocks:
         if name in self.tables:
             raise BadInput(f"{name!r} runs already; a sequence needs a name of its own")
         shared, table = 0, []
-        while shared + self.size <= len(tokens) and (known := self._kept.get(tuple(tokens[: shared + self.size]))) is not None:
+        while (
+            shared + self.size <= len(tokens)
+            and (known := self._kept.get(tuple(tokens[: shared + self.size]))) is not None
+        ):
             table.append(known)
             shared += self.size
         needed = -(-len(tokens) // self.size) - len(table)
@@ -256,4 +263,7 @@ class Blocks:
         return block
 
     def _none_free(self, needed: int) -> LabError:
-        return LabError(f"{needed} more blocks are needed and {len(self.free)} of {self.count} are free; let a sequence end, or make more blocks")
+        return LabError(
+            f"{needed} more blocks are needed and {len(self.free)} of {self.count} are free; let a sequence end, "
+            "or make more blocks"
+        )

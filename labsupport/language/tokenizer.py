@@ -10,7 +10,7 @@ from labsupport.errors import BadInput
 
 
 class Tokenizer:
-    """``encode(text)`` gives a list of token ids, ``decode(ids)`` the text; ``end`` is the token that ends an answer."""
+    """``encode(text)`` gives token ids, ``decode(ids)`` the text; ``end`` is the token that ends an answer."""
 
     def __init__(self, words, end: int):
         self._words, self.end = words, end
@@ -73,7 +73,10 @@ def from_gguf(reader) -> Tokenizer:
     fields = reader.fields
     kind = fields["tokenizer.ggml.pre"].contents() if "tokenizer.ggml.pre" in fields else "none"
     if kind != "smollm":
-        raise BadInput(f"the GGUF file's tokenizer is of kind {kind!r}, and this reader knows 'smollm' alone; hand in a Hugging Face folder")
+        raise BadInput(
+            f"the GGUF file's tokenizer is of kind {kind!r}, and this reader knows 'smollm' alone; hand in a "
+            "Hugging Face folder"
+        )
     tokens = fields["tokenizer.ggml.tokens"].contents()
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
     words = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))

@@ -40,7 +40,12 @@ def test_both_are_fetched_once_and_the_sizes_are_said_before(index):
     download, asked, folder = index
     said = []
     assert fetching.ensure(say=said.append, download=download)
-    assert asked == ["minilm", "smollm2"] and "14 MB" in said[0] and "minilm (7 MB)" in said[0] and "--without-weights" in said[0]
+    assert (
+        asked == ["minilm", "smollm2"]
+        and "14 MB" in said[0]
+        and "minilm (7 MB)" in said[0]
+        and "--without-weights" in said[0]
+    )
     assert (folder / "weights/minilm/model.bin").read_text() == "minilm" * 10
     assert [path.name for path in (folder / "weights").rglob("*") if path.is_file()] == ["model.bin"] * 2
     assert fetching.ensure(say=said.append, download=download) and len(asked) == 2 and len(said) == 1

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from labsupport import build, environment
-from labsupport.exercises import lab14
+from labsupport.exercises import lab14, lab14_workpieces
 from labsupport.exercises.base import assert_checker, assert_complete
 from labsupport.language import engine_cached, generation, networks
 
@@ -52,7 +52,7 @@ def in_place(query, key, value):
 
 def test_grouped():
     def with_option(**options):
-        return lambda query, key, value: lab14._attend(query, key, value, **options)
+        return lambda query, key, value: lab14_workpieces.attend(query, key, value, **options)
 
     assert_checker(lab14.grouped, wrong=[
         (with_option(causal=False), "tokens see later ones"), (with_option(shifted=False), "stands behind the past"),
@@ -113,7 +113,9 @@ def without_cache(network, prompt, most):
     shape, tokens = network.shape, []
     past = [torch.zeros(1, 0, shape.kv_heads, shape.head_width)] * (2 * shape.layers)
     for _ in range(most):
-        logits, *_ = network(torch.tensor([[*prompt, *tokens]], dtype=torch.int32), torch.zeros(1, dtype=torch.int32), *past)
+        logits, *_ = network(
+            torch.tensor([[*prompt, *tokens]], dtype=torch.int32), torch.zeros(1, dtype=torch.int32), *past
+        )
         tokens.append(int(logits[0, -1].argmax()))
     return tokens
 
@@ -223,14 +225,22 @@ def test_four_bits():
     def sixteen(weight):
         levels, step, least = blocks(weight)
         grouped, step = weight.reshape(len(weight), -1, 32), step * 15 / 16
-        return np.rint((grouped - least[..., None]) / np.where(step == 0, 1, step)[..., None]).astype(np.uint8), step, least
+        return (
+            np.rint((grouped - least[..., None]) / np.where(step == 0, 1, step)[..., None]).astype(np.uint8),
+            step,
+            least,
+        )
 
     def divides(weight):
         grouped = weight.reshape(len(weight), -1, 32)
         least = grouped.min(-1)
         step = (grouped.max(-1) - least) / 15
         inverse = np.float32(1) / step
-        return np.nan_to_num(np.rint((grouped - least[..., None]) * inverse[..., None])).clip(0, 15).astype(np.uint8), 1 / inverse * np.where(inverse > 1e30, np.nan, 1), least
+        return (
+            np.nan_to_num(np.rint((grouped - least[..., None]) * inverse[..., None])).clip(0, 15).astype(np.uint8),
+            1 / inverse * np.where(inverse > 1e30, np.nan, 1),
+            least,
+        )
 
     def by_row(weight):
         rows = weight.reshape(len(weight), 1, -1)

@@ -145,7 +145,9 @@ def test_the_loop_on_the_device_gives_the_same_tokens(network):
 
 
 def test_four_bits_are_what_they_say(graph, network):
-    exact, whole = (four_bits.quantized(graph, export.fresh_folder() / "q.onnx", exact=choice) for choice in (True, False))
+    exact, whole = (
+        four_bits.quantized(graph, export.fresh_folder() / "q.onnx", exact=choice) for choice in (True, False)
+    )
     assert exact.ops["MatMulNBits"] == whole.ops["MatMulNBits"] == 2 * 7 + 1
     assert exact.size_mib < 0.55 * graph.size_mib, "the embedding stays as it is"
     plain = cached.TorchCached(network, capacity=40).step([[5, 6, 7]])
@@ -162,12 +164,17 @@ def test_four_bits_return_what_was_in_four_bits():
     levels[..., :2] = 0, 15
     weight = (least[..., None] + step[..., None] * levels).astype(np.float32).reshape(6, 96)
     again, found_step, found_least = four_bits.blocks(weight)
-    assert np.array_equal(again, levels) and np.allclose(found_step, step, rtol=1e-3) and np.allclose(found_least, least)
+    assert (
+        np.array_equal(again, levels) and np.allclose(found_step, step, rtol=1e-3) and np.allclose(found_least, least)
+    )
     with pytest.raises(BadInput, match="a multiple of 32 inputs"):
         four_bits.blocks(weight[:, :40])
 
 
 def test_torch_and_onnxruntime_agree_token_for_token(network, graph):
     prompt = torch.randint(300, (7,)).tolist()
-    answers = [generation.generate(s, prompt, 20).tokens for s in (cached.TorchCached(network, capacity=40), cached.OrtCached(graph, SHAPE, capacity=40))]
+    answers = [
+        generation.generate(s, prompt, 20).tokens
+        for s in (cached.TorchCached(network, capacity=40), cached.OrtCached(graph, SHAPE, capacity=40))
+    ]
     assert answers[0] == answers[1]

@@ -43,7 +43,10 @@ def test_an_answer_stops_at_its_end(session):
     end = plain.tokens[4]
     stopped = generation.generate(session, [5, 6, 7], 12, end=end)
     assert stopped.tokens == plain.tokens[: plain.tokens.index(end) + 1]
-    assert generation.generate(session, [5, 6, 7], 12, end=end, draft=oracle(plain.tokens, [5, 6, 7])).tokens == stopped.tokens
+    assert (
+        generation.generate(session, [5, 6, 7], 12, end=end, draft=oracle(plain.tokens, [5, 6, 7])).tokens
+        == stopped.tokens
+    )
 
 
 def test_bad_wishes(session):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from labsupport.errors import BadInput
-from labsupport.language import cached, generation, networks, tokenizer, weights
+from labsupport.language import cached, generation, networks, tokenizer, weight_files, weights
 
 SHAPE = networks.Shape(2, 64, 4, 2, 128, 300, 128)
 gguf = pytest.importorskip("gguf")
@@ -28,7 +28,10 @@ def bert_folder(folder, network):
     parts = {"query": "attention.self.query", "key": "attention.self.key", "value": "attention.self.value", "out": "attention.output.dense",
              "norm1": "attention.output.LayerNorm", "up": "intermediate.dense", "down": "output.dense", "norm2": "output.LayerNorm"}  # fmt: skip
     heads = {"token": "word_embeddings", "position": "position_embeddings", "norm": "LayerNorm"}
-    tensors = {"embeddings.token_type_embeddings.weight": torch.zeros(2, shape.hidden), "pooler.dense.bias": torch.zeros(3)}
+    tensors = {
+        "embeddings.token_type_embeddings.weight": torch.zeros(2, shape.hidden),
+        "pooler.dense.bias": torch.zeros(3),
+    }
     for name, tensor in network.state_dict().items():
         owner, _, kind = name.rpartition(".")
         if owner.startswith("layers."):
@@ -61,13 +64,15 @@ def gguf_file(path, network, *, architecture="llama", kind="smollm"):
     writer.add_token_types([3] + [1] * (shape.vocabulary - 1))
     writer.add_token_merges(["h e"])
     writer.add_eos_token_id(0)
-    names = {ours: theirs for theirs, ours in weights.GGUF_NAMES.items()}
+    names = {ours: theirs for theirs, ours in weight_files.GGUF_NAMES.items()}
     for name, tensor in network.state_dict().items():
         values = tensor.numpy()
         parts = name.split(".")
         if parts[0] == "layers":
             if parts[2] in ("query", "key"):
-                values = values.reshape(-1, 2, shape.head_width // 2, values.shape[-1]).swapaxes(1, 2).reshape(values.shape)
+                values = (
+                    values.reshape(-1, 2, shape.head_width // 2, values.shape[-1]).swapaxes(1, 2).reshape(values.shape)
+                )
             name = f"blk.{parts[1]}.{names[parts[2]]}.weight"
         else:
             name = {"token.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}[name]
@@ -87,7 +92,9 @@ def network():
 def test_a_gguf_file_gives_the_network_it_was_written_from(tmp_path, network):
     found = weights.decoder(gguf_file(tmp_path / "small.gguf", network))
     assert found.trained and found.network.shape.kv_heads == 2 and found.tokenizer.end == 0
-    answers = [generation.generate(cached.TorchCached(n, capacity=40), [5, 6, 7], 12).tokens for n in (network, found.network)]
+    answers = [
+        generation.generate(cached.TorchCached(n, capacity=40), [5, 6, 7], 12).tokens for n in (network, found.network)
+    ]
     assert answers[0] == answers[1] and found.tokenizer.encode("he") == [3]
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), found.network.parameters()))
 
@@ -122,7 +129,9 @@ def test_weights_of_another_shape_and_lacking_ones(tmp_path, network):
         shape = networks.Shape(3, 64, 4, 2, 128, 300, 128)
         state_dict = staticmethod(network.state_dict)
 
-    with pytest.raises(BadInput, match=r"has shape \(128, 64\), and this network takes \(256, 64\): weights of another shape"):
+    with pytest.raises(
+        BadInput, match=r"has shape \(128, 64\), and this network takes \(256, 64\): weights of another shape"
+    ):
         weights.decoder(gguf_file(tmp_path / "wide.gguf", Wide))
     with pytest.raises(BadInput, match="lacks 9 of the .* weights of this network, layers.2"):
         weights.decoder(gguf_file(tmp_path / "deep.gguf", Deep))
@@ -149,7 +158,9 @@ def test_a_folder_of_one_s_own(tmp_path):
 def test_without_weights_a_seeded_network_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv(weights.VARIABLE, str(tmp_path))
     found = weights.encoder()
-    assert not found.trained and "its answers mean nothing" in repr(found) and "fetches them once (84 MB)" in repr(found)
+    assert (
+        not found.trained and "its answers mean nothing" in repr(found) and "fetches them once (84 MB)" in repr(found)
+    )
     assert found.network.shape.layers == 6 and found.tokenizer.encode("ab") == [100, 101]
     with pytest.raises(BadInput, match="choose one of"):
         weights.folder("bert")
@@ -158,7 +169,11 @@ def test_without_weights_a_seeded_network_says_so(tmp_path, monkeypatch):
 def test_texts_that_are_none():
     words = tokenizer.Bytes()
     assert words.decode(words.encode("año")) == "año" and words.decode([1, 4000]) == ".."
-    for text, said in (("", "the prompt is empty"), ("  \n", "the prompt is empty"), (3, "a text is wanted, and a int came")):
+    for text, said in (
+        ("", "the prompt is empty"),
+        ("  \n", "the prompt is empty"),
+        (3, "a text is wanted, and a int came"),
+    ):
         with pytest.raises(BadInput, match=said):
             words.encode(text)
         with pytest.raises(BadInput, match=said):
@@ -169,7 +184,9 @@ def test_texts_that_are_none():
 def test_the_fetched_decoder_knows_the_capital_of_france():
     found = weights.decoder()
     session = cached.TorchCached(found.network, capacity=64)
-    answer = generation.generate(session, found.tokenizer.chat("What is the capital of France?"), 12, end=found.tokenizer.end)
+    answer = generation.generate(
+        session, found.tokenizer.chat("What is the capital of France?"), 12, end=found.tokenizer.end
+    )
     assert "Paris" in found.tokenizer.decode(answer.tokens)
 
 
@@ -179,7 +196,9 @@ def test_the_fetched_encoder_knows_what_is_alike():
 
     def vector(text):
         tokens = found.tokenizer.encode(text)
-        return found.network(torch.tensor([tokens], dtype=torch.int32), torch.tensor([len(tokens)], dtype=torch.int32))[0]
+        return found.network(torch.tensor([tokens], dtype=torch.int32), torch.tensor([len(tokens)], dtype=torch.int32))[
+            0
+        ]
 
     food, meal, baby = map(vector, ("A man is eating food.", "A man is eating a meal.", "The girl is carrying a baby."))
     assert food @ meal > 0.8 > 0.3 > food @ baby
