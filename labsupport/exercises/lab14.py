@@ -4,26 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from labsupport.exercises import lab14_workpieces as pieces
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
-from labsupport.exercises.lab14_workpieces import (
-    BLOCK,
-    MISTAKES,
-    PROMPT,
-    ROWS,
-    Watched,
-    as_tensor,
-    attend,
-    check_blocks,
-    check_profiles,
-    is_function,
-    plain,
-    seed,
-    small_decoder,
-    small_network,
-    unchanged,
-    wrong_factors,
-)  # fmt: skip
+from labsupport.exercises.lab14_workpieces import small_decoder
 
 LAB = "14_large_models"
 
@@ -62,24 +46,24 @@ class Grouped(Exercise):
     def judge(self, function: Any) -> str:
         import torch
 
-        is_function(function, "grouped")
-        dice = torch.Generator().manual_seed(seed())
+        pieces.is_function(function, "grouped")
+        dice = torch.Generator().manual_seed(pieces.seed())
         for batch, new, rows, heads, groups in ((2, 3, 7, 6, 2), (1, 1, 9, 9, 3), (1, 5, 5, 4, 4), (2, 2, 4, 4, 1)):
             query = torch.randn(batch, new, heads, 8, generator=dice)
             key, value = torch.randn(2, batch, rows, groups, 8, generator=dice)
             before = query.clone(), key.clone(), value.clone()
-            got = as_tensor(function(query, key, value))
-            unchanged(before, (query, key, value))
+            got = pieces.as_tensor(function(query, key, value))
+            pieces.unchanged(before, (query, key, value))
             where = f"{new} new of {rows} rows, {heads} heads over {groups}"
             if got.shape != query.shape:
                 raise Wrong(f"{where}: the result has shape {tuple(got.shape)}; wanted is {tuple(query.shape)}.")
-            if torch.allclose(got, attend(query, key, value), atol=1e-4):
+            if torch.allclose(got, pieces.attend(query, key, value), atol=1e-4):
                 continue
-            for why, options in MISTAKES.items():
-                if torch.allclose(got, attend(query, key, value, **options), atol=1e-4):
+            for why, options in pieces.MISTAKES.items():
+                if torch.allclose(got, pieces.attend(query, key, value, **options), atol=1e-4):
                     raise Wrong(f"{where}: {why}")
             raise Wrong(
-                f"{where}: off by {float((got - attend(query, key, value)).abs().max()):.2g}. Compare one head "
+                f"{where}: off by {float((got - pieces.attend(query, key, value)).abs().max()):.2g}. Compare one head "
                 "with PyTorch's own."
             )
         return "Right for one and several new tokens, and for 1, 2, 3 and 4 groups of heads."
@@ -110,8 +94,8 @@ class CacheBytes(Exercise):
         from labsupport.exercises.answers import as_number
         from labsupport.language.networks import Shape
 
-        is_function(function, "cache_bytes")
-        dice = np.random.default_rng(seed())
+        pieces.is_function(function, "cache_bytes")
+        dice = np.random.default_rng(pieces.seed())
         for number in range(12):
             groups, times, width = (int(dice.integers(1, high)) for high in (5, 5, 90))
             layers, sequences, tokens = (int(dice.integers(2, high)) for high in (40, 20, 3000))
@@ -127,7 +111,7 @@ class CacheBytes(Exercise):
             ratio = got / right
             size = f"{layers} layers, {heads} heads over {groups}, {sequences} × {tokens} tokens of {value_bytes} bytes"
             say = f"for {size} you say {got:g}"
-            reasons = wrong_factors(times + 1, layers, sequences, value_bytes)
+            reasons = pieces.wrong_factors(times + 1, layers, sequences, value_bytes)
             for factor, why in reasons.items():
                 if number == 0 and abs(ratio / factor - 1) < 1e-6:
                     raise Wrong(f"{say}: {why}")
@@ -168,22 +152,24 @@ class Loop(Exercise):
 
         from labsupport.language import cached, generation
 
-        is_function(function, "answer")
-        dice = np.random.default_rng(seed())
+        pieces.is_function(function, "answer")
+        dice = np.random.default_rng(pieces.seed())
         for most in (9, 1, 14):
-            network = small_network()
+            network = pieces.small_network()
             prompt = dice.integers(3, network.shape.vocabulary, int(dice.integers(3, 9))).tolist()
             right = generation.generate(cached.TorchCached(network, capacity=64), prompt, most).tokens
-            watched, asked = Watched(network), list(prompt)
+            watched, asked = pieces.Watched(network), list(prompt)
             with torch.inference_mode():
                 got = function(watched, asked, most)
             if asked != prompt:
                 raise Wrong("the function changed the prompt that it was given; work on a list of its own.")
             if isinstance(got, torch.Tensor) or hasattr(got, "tolist"):
                 got = got.tolist()
-            if not isinstance(got, (list, tuple)) or not all(isinstance(token, int) for token in map(plain, got)):
+            if not isinstance(got, (list, tuple)) or not all(
+                isinstance(token, int) for token in map(pieces.plain, got)
+            ):
                 raise Wrong(f"the function gave {described(got)}; wanted is a list of {most} token ids.")
-            got = [plain(token) for token in got]
+            got = [pieces.plain(token) for token in got]
             if len(got) != most:
                 kind = "the prompt is part of it" if got[: len(prompt)] == prompt else f"{len(got)} tokens came"
                 raise Wrong(f"{most} new tokens were asked for: {kind}.")
@@ -227,8 +213,8 @@ class TopP(Exercise):
     def judge(self, function: Any) -> str:
         import numpy as np
 
-        is_function(function, "top_p")
-        dice = np.random.default_rng(seed())
+        pieces.is_function(function, "top_p")
+        dice = np.random.default_rng(pieces.seed())
         for size, p in ((6, 0.5), (40, 0.9), (40, 0.05), (300, 0.99), (12, 1.0)):
             chances = dice.dirichlet(np.full(size, 0.5))
             given = chances.copy()
@@ -264,13 +250,15 @@ class TopP(Exercise):
 
 class FourBits(Exercise):
     question = (
-        f"Write `four_bits(weight)` for a float32 array (N, K): in every {BLOCK} inputs of a row, 16 levels from "
+        f"Write `four_bits(weight)` for a float32 array (N, K): in every {pieces.BLOCK} inputs of a row, 16 "
+        "levels from "
         "the least to the largest value. "
-        f"Give levels (N, K / {BLOCK}, {BLOCK}) as uint8 from 0 to 15, step and least (N, K / {BLOCK}). Hand in "
+        f"Give levels (N, K / {pieces.BLOCK}, {pieces.BLOCK}) as uint8 from 0 to 15, step and least (N, K / "
+        f"{pieces.BLOCK}). Hand in "
         "the function."
     )
     hints = (
-        f"`weight.reshape(len(weight), -1, {BLOCK})`, then `min(-1)` and `max(-1)`: 16 levels are 15 steps.",
+        f"`weight.reshape(len(weight), -1, {pieces.BLOCK})`, then `min(-1)` and `max(-1)`: 16 levels are 15 steps.",
         "A block of one value has step 0: divide by 1 there, every level is 0, and least says it all.",
     )
     solution_source = """
@@ -289,14 +277,14 @@ class FourBits(Exercise):
     def judge(self, function: Any) -> str:
         import numpy as np
 
-        is_function(function, "four_bits")
-        dice = np.random.default_rng(seed())
-        plain = dice.standard_normal((5, 3 * BLOCK))
+        pieces.is_function(function, "four_bits")
+        dice = np.random.default_rng(pieces.seed())
+        plain = dice.standard_normal((5, 3 * pieces.BLOCK))
         cases = {
             "noise": plain,
             "numbers far from 0": plain + 40,
             "numbers below 0": -np.abs(plain) - 1,
-            "a block of one value": np.where(np.arange(3 * BLOCK) < BLOCK, 0.25, plain),
+            "a block of one value": np.where(np.arange(3 * pieces.BLOCK) < pieces.BLOCK, 0.25, plain),
             "blocks of different size": plain * 10.0 ** np.arange(5)[:, None],
         }
         for name, weight in cases.items():
@@ -307,7 +295,7 @@ class FourBits(Exercise):
                 raise Wrong("the function changed the array that it was given; work on a copy.")
             if not isinstance(parts, (tuple, list)) or len(parts) != 3:
                 raise Wrong(f"the function gave {described(parts)}; wanted are levels, step and least.")
-            check_blocks(name, weight, *(np.asarray(part) for part in parts))
+            pieces.check_blocks(name, weight, *(np.asarray(part) for part in parts))
         return "Within half a step for all five kinds of weights."
 
 
@@ -315,11 +303,12 @@ class Profiles(Exercise):
     question = (
         "`graph, shape = lab14.small_decoder()`. Hand in its engine with two profiles, built with "
         "`build.engine(graph, profiles=...)`: number 0 for "
-        f"one new token on {ROWS} rows of past, number 1 for prompts of 1 to {PROMPT} tokens on one row."
+        f"one new token on {pieces.ROWS} rows of past, number 1 for prompts of 1 to {pieces.PROMPT} tokens on one row."
     )
     hints = (
         "A profile is a mapping from each input to `build.Profile(min, opt, max)`; the past has 2 × layers inputs.",
-        f"`engine_cached.profiles(shape, prompt={PROMPT}, capacity={ROWS})` writes such profiles; print what it gives.",
+        f"`engine_cached.profiles(shape, prompt={pieces.PROMPT}, capacity={pieces.ROWS})` writes such profiles; "
+        "print what it gives.",
     )
     solution_source = """
         graph, shape = lab14.small_decoder()
@@ -342,7 +331,7 @@ class Profiles(Exercise):
             raise Wrong(
                 "that engine was built from another graph; `graph, shape = lab14.small_decoder()` gives the one."
             )
-        check_profiles(engine.sidecar["options"]["profiles"])
+        pieces.check_profiles(engine.sidecar["options"]["profiles"])
         return "One engine for both workloads; a context of each profile runs it."
 
 

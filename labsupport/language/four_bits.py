@@ -41,42 +41,25 @@ def quantized(graph, path: str | os.PathLike, *, exact: bool = True):
         raise BadInput(f"{graph.path.name} has products of few bits already; was it quantized before?")
     model = graph.model()
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    nodes, tensors, sums, swapped = [], [], {}, set()
+    nodes, tensors, sums, swapped = [], [], set(), set()
     for node in model.graph.node:
         if node.op_type != "MatMul" or node.input[1] not in weights:
             nodes.append(node)
             continue
         x, name = node.input
         swapped.add(name)
-        weight = np.ascontiguousarray(numpy_helper.to_array(weights[name]).T)  # (N, K)
-        levels, step, least = blocks(weight)
-        zero = np.rint(-least / step).clip(0, 15).astype(np.uint8)  # (N, K / 32)
-        parts = {"levels": _packed(levels), "step": step.reshape(-1), "zero": _packed(_even(zero)).reshape(-1)}
-        tensors += [numpy_helper.from_array(value, f"{name}.{part}") for part, value in parts.items()]
-        product = node.output[0] if not exact else f"{node.output[0]}.whole"
-        inputs = [x, *(f"{name}.{part}" for part in parts)]
-        sizes = {"K": weight.shape[1], "N": weight.shape[0], "bits": 4, "block_size": BLOCK}
-        nodes.append(
-            helper.make_node("MatMulNBits", inputs, [product], name=node.name, domain="com.microsoft", **sizes)
-        )
+        product, parts, lost = _product(node, numpy_helper.to_array(weights[name]), exact)
+        nodes.append(product)
+        tensors += parts
         if exact:
-            lost = (least + step * zero).T.astype(np.float32)  # (K / 32, N)
-            tensors.append(numpy_helper.from_array(np.ascontiguousarray(lost), f"{name}.lost"))
-            if x not in sums:
-                sums[x] = f"{x}.sums"
-                tensors.append(numpy_helper.from_array(np.array([0, 0, -1, BLOCK], np.int64), f"{x}.shape"))
-                nodes += [
-                    helper.make_node("Reshape", [x, f"{x}.shape"], [f"{x}.blocks"]),
-                    helper.make_node("ReduceSum", [f"{x}.blocks", "last axis"], [sums[x]], keepdims=0),
-                ]
-            nodes += [
-                helper.make_node("MatMul", [sums[x], f"{name}.lost"], [f"{node.output[0]}.lost"]),
-                helper.make_node("Add", [product, f"{node.output[0]}.lost"], [node.output[0]]),
-            ]
+            tensors.append(numpy_helper.from_array(lost, f"{name}.lost"))
+            nodes += ([] if x in sums else _sums(x)) + _given_back(node)
+            sums.add(x)
     if not swapped:
         raise BadInput(f"{graph.path.name} has no product by a constant weight, so there is nothing to quantize")
     if exact:
         tensors.append(numpy_helper.from_array(np.array([-1], np.int64), "last axis"))
+        tensors.append(numpy_helper.from_array(np.array([0, 0, -1, BLOCK], np.int64), "blocks of inputs"))
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in swapped]
     del model.graph.initializer[:], model.graph.node[:]
     model.graph.initializer.extend(kept + tensors)
@@ -85,6 +68,43 @@ def quantized(graph, path: str | os.PathLike, *, exact: bool = True):
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     onnx.save(model, str(path))
     return of_file(path)
+
+
+def _product(node, weight: np.ndarray, exact: bool):
+    """The node in 4 bits, its tensors, and what whole zero points lose of a weight (K, N): (K / 32, N)."""
+    from onnx import helper, numpy_helper
+
+    levels, step, least = blocks(np.ascontiguousarray(weight.T))
+    zero = np.rint(-least / step).clip(0, 15).astype(np.uint8)  # (N, K / 32)
+    parts = {"levels": _packed(levels), "step": step.reshape(-1), "zero": _packed(_even(zero)).reshape(-1)}
+    name, output = node.input[1], node.output[0]
+    inputs = [node.input[0], *(f"{name}.{part}" for part in parts)]
+    sizes = {"K": weight.shape[0], "N": weight.shape[1], "bits": 4, "block_size": BLOCK}
+    outputs = [f"{output}.whole" if exact else output]
+    product = helper.make_node("MatMulNBits", inputs, outputs, name=node.name, domain="com.microsoft", **sizes)
+    tensors = [numpy_helper.from_array(value, f"{name}.{part}") for part, value in parts.items()]
+    return product, tensors, np.ascontiguousarray((least + step * zero).T.astype(np.float32))
+
+
+def _sums(x: str) -> list:
+    """Nodes that add up the inputs of each block: (B, T, K) → (B, T, K / 32)."""
+    from onnx import helper
+
+    return [
+        helper.make_node("Reshape", [x, "blocks of inputs"], [f"{x}.blocks"]),
+        helper.make_node("ReduceSum", [f"{x}.blocks", "last axis"], [f"{x}.sums"], keepdims=0),
+    ]
+
+
+def _given_back(node) -> list:
+    """Nodes that add what was lost: sums (B, T, K / 32) times (K / 32, N)."""
+    from onnx import helper
+
+    x, name, output = *node.input, node.output[0]
+    return [
+        helper.make_node("MatMul", [f"{x}.sums", f"{name}.lost"], [f"{output}.lost"]),
+        helper.make_node("Add", [f"{output}.whole", f"{output}.lost"], [output]),
+    ]
 
 
 def of_file(path: str | os.PathLike):

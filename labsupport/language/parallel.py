@@ -59,7 +59,7 @@ def run(way: str, network, inputs, *, world: int = 2, options: dict | None = Non
                 worker.wait()
             for log in logs:
                 log.close()
-        return torch.load(f"{folder}/result.pt", weights_only=False)
+        return torch.load(f"{folder}/result.pt", weights_only=True)
 
 
 def check_split(way: str, shape, world: int) -> None:
@@ -125,7 +125,7 @@ def work(folder: str, rank: int) -> None:
     from labsupport.language import networks
 
     job = json.loads(Path(folder, "job.json").read_text(encoding="utf-8"))
-    kept = torch.load(f"{folder}/whole.pt", weights_only=False)
+    kept = torch.load(f"{folder}/whole.pt", weights_only=True)
     on_gpu = torch.cuda.is_available() and torch.cuda.device_count() >= job["world"]
     device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
     if on_gpu:

@@ -122,32 +122,44 @@ def encoder(path: str | os.PathLike | None = None) -> Checkpoint:
 
 def decoder(path: str | os.PathLike | None = None) -> Checkpoint:
     """SmolLM2-135M-Instruct, or your own: a GGUF file of a Llama, or a Hugging Face folder; else a seeded network."""
-    from labsupport.language import networks, tokenizer, weight_files
+    from labsupport.language import networks, tokenizer
 
     if path is None and (reason := why_not("smollm2")):
         shape = networks.Shape(30, 576, 9, 3, 1536, 49152, 2048)
         return Checkpoint(networks.seeded(networks.Decoder(shape)), tokenizer.Bytes(), False, _without(reason))
     place = Path(path) if path is not None else PACKAGES["smollm2"].paths(folder("smollm2"))[0]
-    if place.is_dir():
-        config, tensors = weight_files.config_of(place, "llama"), weight_files.safetensors_of(place)
-        shape = networks.Shape(
-            config["num_hidden_layers"],
-            config["hidden_size"],
-            config["num_attention_heads"],
-            config["num_key_value_heads"],
-            config["intermediate_size"],
-            config["vocab_size"],
-            min(config["max_position_embeddings"], 2048),
-            config["rms_norm_eps"],
-            config["rope_theta"],
-        )
-        words = tokenizer.from_json(place / "tokenizer.json")
-        return Checkpoint(
-            _filled(networks.Decoder(shape), weight_files.llama_names(tensors), place),
-            words,
-            True,
-            f"weights from {_title(place)}",
-        )
+    return _of_llama_folder(place) if place.is_dir() else _of_gguf(place)
+
+
+def _of_llama_folder(place: Path) -> Checkpoint:
+    """A decoder from a Hugging Face folder."""
+    from labsupport.language import networks, tokenizer, weight_files
+
+    config, tensors = weight_files.config_of(place, "llama"), weight_files.safetensors_of(place)
+    shape = networks.Shape(
+        config["num_hidden_layers"],
+        config["hidden_size"],
+        config["num_attention_heads"],
+        config["num_key_value_heads"],
+        config["intermediate_size"],
+        config["vocab_size"],
+        min(config["max_position_embeddings"], 2048),
+        config["rms_norm_eps"],
+        config["rope_theta"],
+    )
+    words = tokenizer.from_json(place / "tokenizer.json")
+    return Checkpoint(
+        _filled(networks.Decoder(shape), weight_files.llama_names(tensors), place),
+        words,
+        True,
+        f"weights from {_title(place)}",
+    )
+
+
+def _of_gguf(place: Path) -> Checkpoint:
+    """A decoder from a GGUF file."""
+    from labsupport.language import networks, tokenizer, weight_files
+
     reader = weight_files.gguf_reader(place)
     fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("tokenizer.ggml.")}
     if fields.get("general.architecture") != "llama":
