@@ -100,6 +100,9 @@ class Cached:
             )
         return tokens.astype(np.int32), counts
 
+    def _run(self, tokens: np.ndarray, first: int) -> np.ndarray:
+        raise NotImplementedError(f"{type(self).__name__} does not say how a step runs")
+
     def _places(self, tokens, first):
         """Index arrays (B, 1) and (B, T) of the rows that new keys and values go to."""
         slots = np.arange(first, first + len(tokens))[:, None]
