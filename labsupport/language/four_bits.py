@@ -100,7 +100,7 @@ def _given_back(node) -> list:
     """Nodes that add what was lost: sums (B, T, K / 32) times (K / 32, N)."""
     from onnx import helper
 
-    x, name, output = *node.input, node.output[0]
+    (x, name), output = node.input, node.output[0]
     return [
         helper.make_node("MatMul", [f"{x}.sums", f"{name}.lost"], [f"{output}.lost"]),
         helper.make_node("Add", [f"{output}.whole", f"{output}.lost"], [output]),

@@ -156,6 +156,19 @@ def _of_llama_folder(place: Path) -> Checkpoint:
     )
 
 
+LLAMA_FIELDS = (
+    "llama.block_count",
+    "llama.embedding_length",
+    "llama.attention.head_count",
+    "llama.attention.head_count_kv",
+    "llama.feed_forward_length",
+    "llama.vocab_size",
+    "llama.context_length",
+    "llama.attention.layer_norm_rms_epsilon",
+    "llama.rope.freq_base",
+)
+
+
 def _of_gguf(place: Path) -> Checkpoint:
     """A decoder from a GGUF file."""
     from labsupport.language import networks, tokenizer, weight_files
@@ -166,21 +179,19 @@ def _of_gguf(place: Path) -> Checkpoint:
         raise BadInput(
             f"{place.name} holds a network of kind {fields.get('general.architecture')!r}; this decoder is a 'llama'"
         )
+    lacking = [field for field in LLAMA_FIELDS if field not in fields]
+    if lacking:
+        raise BadInput(f"{place.name} does not say {lacking[0]}, which this decoder needs; convert the model again")
     shape = networks.Shape(
-        *(
-            fields[f"llama.{key}"]
-            for key in (
-                "block_count",
-                "embedding_length",
-                "attention.head_count",
-                "attention.head_count_kv",
-                "feed_forward_length",
-                "vocab_size",
-            )
-        ),
-        min(fields["llama.context_length"], 2048),
-        fields["llama.attention.layer_norm_rms_epsilon"],
-        fields["llama.rope.freq_base"],
+        layers=fields["llama.block_count"],
+        hidden=fields["llama.embedding_length"],
+        heads=fields["llama.attention.head_count"],
+        kv_heads=fields["llama.attention.head_count_kv"],
+        inner=fields["llama.feed_forward_length"],
+        vocabulary=fields["llama.vocab_size"],
+        positions=min(fields["llama.context_length"], 2048),
+        epsilon=fields["llama.attention.layer_norm_rms_epsilon"],
+        rope_base=fields["llama.rope.freq_base"],
     )
     network = _filled(networks.Decoder(shape), weight_files.gguf_tensors(reader, shape), place)
     return Checkpoint(network, tokenizer.from_gguf(reader), True, f"weights from {_title(place)}")
@@ -199,6 +210,10 @@ def _filled(network, tensors, place: Path):
                     f"{place.name}: {name} has shape {tuple(tensor.shape)}, and this network takes "
                     f"{tuple(own[name].shape)}: "
                     "weights of another shape; is the configuration beside them theirs?"
+                )
+            if name in ("output.weight", "lm_head.weight") and not torch.equal(tensor, own["token.weight"]):
+                raise BadInput(
+                    f"{place.name} has an output layer of its own; this decoder's is the token table, as in SmolLM2"
                 )
             if name in own:
                 own[name].copy_(tensor)

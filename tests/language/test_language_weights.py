@@ -75,7 +75,7 @@ def gguf_file(path, network, *, architecture="llama", kind="smollm"):
                 )
             name = f"blk.{parts[1]}.{names[parts[2]]}.weight"
         else:
-            name = {"token.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}[name]
+            name = {"token.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}.get(name, name)
         writer.add_tensor(name, np.ascontiguousarray(values))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -135,6 +135,21 @@ def test_weights_of_another_shape_and_lacking_ones(tmp_path, network):
         weights.decoder(gguf_file(tmp_path / "wide.gguf", Wide))
     with pytest.raises(BadInput, match="lacks 9 of the .* weights of this network, layers.2"):
         weights.decoder(gguf_file(tmp_path / "deep.gguf", Deep))
+
+
+def test_an_output_layer_of_its_own_and_a_field_that_is_missing(tmp_path, network, monkeypatch):
+    class Untied:
+        shape = SHAPE
+
+        @staticmethod
+        def state_dict():
+            return {**network.state_dict(), "output.weight": torch.zeros(300, 64)}
+
+    with pytest.raises(BadInput, match="has an output layer of its own"):
+        weights.decoder(gguf_file(tmp_path / "untied.gguf", Untied))
+    monkeypatch.setattr(gguf.GGUFWriter, "add_vocab_size", lambda self, size: None)
+    with pytest.raises(BadInput, match="does not say llama.vocab_size"):
+        weights.decoder(gguf_file(tmp_path / "unsaid.gguf", network))
 
 
 def test_a_folder_of_one_s_own(tmp_path):
