@@ -16,14 +16,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools.elapsed import say
+
 LAB = "14_large_models"
 COMMAND = "python3 tools/record_lab14.py"
 RIGHT = 0.02  # relative error allowed against FP32
 QUESTION = "What is the capital of France?"
-
-
-def say(*words) -> None:
-    print(*words, flush=True)
 
 
 def with_fused_attention(model):
