@@ -57,13 +57,13 @@ class Grouped(Exercise):
             where = f"{new} new of {rows} rows, {heads} heads over {groups}"
             if got.shape != query.shape:
                 raise Wrong(f"{where}: the result has shape {tuple(got.shape)}; wanted is {tuple(query.shape)}.")
-            if torch.allclose(got, pieces.attend(query, key, value), atol=1e-4):
+            if torch.allclose(got, pieces.mixed_values(query, key, value), atol=1e-4):
                 continue
             for why, options in pieces.MISTAKES.items():
-                if torch.allclose(got, pieces.attend(query, key, value, **options), atol=1e-4):
+                if torch.allclose(got, pieces.mixed_values(query, key, value, **options), atol=1e-4):
                     raise Wrong(f"{where}: {why}")
             raise Wrong(
-                f"{where}: off by {float((got - pieces.attend(query, key, value)).abs().max()):.2g}. Compare one head "
+                f"{where}: off by {float((got - pieces.mixed_values(query, key, value)).abs().max()):.2g}. Compare one head "
                 "with PyTorch's own."
             )
         return "Right for one and several new tokens, and for 1, 2, 3 and 4 groups of heads."

@@ -19,7 +19,7 @@ MISTAKES = {
 }
 
 
-def attend(
+def mixed_values(
     query, key, value, *, causal: bool = True, shifted: bool = True, interleaved: bool = True, scaled: bool = True
 ):
     import torch

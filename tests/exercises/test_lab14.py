@@ -52,7 +52,7 @@ def in_place(query, key, value):
 
 def test_grouped():
     def with_option(**options):
-        return lambda query, key, value: lab14_workpieces.attend(query, key, value, **options)
+        return lambda query, key, value: lab14_workpieces.mixed_values(query, key, value, **options)
 
     assert_checker(lab14.grouped, wrong=[
         (with_option(causal=False), "tokens see later ones"), (with_option(shifted=False), "stands behind the past"),
