@@ -62,10 +62,8 @@ class Grouped(Exercise):
             for why, options in pieces.MISTAKES.items():
                 if torch.allclose(got, pieces.mixed_values(query, key, value, **options), atol=1e-4):
                     raise Wrong(f"{where}: {why}")
-            raise Wrong(
-                f"{where}: off by {float((got - pieces.mixed_values(query, key, value)).abs().max()):.2g}. Compare one head "
-                "with PyTorch's own."
-            )
+            off = float((got - pieces.mixed_values(query, key, value)).abs().max())
+            raise Wrong(f"{where}: off by {off:.2g}. Compare one head with PyTorch's own.")
         return "Right for one and several new tokens, and for 1, 2, 3 and 4 groups of heads."
 
 
