@@ -33,6 +33,9 @@ def parser() -> argparse.ArgumentParser:
     ):
         which.add_argument(f"--{name}", dest="set", action="store_const", const=name, help=f"install {text}")
     install.add_argument("--torch-index", metavar="URL", help="package index to take PyTorch from")
+    install.add_argument(
+        "--without-weights", action="store_true", help="do not fetch the weights of the language labs (177 MB)"
+    )
 
     def add(name: str, text: str, *parents) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=list(parents), allow_abbrev=False)
@@ -82,6 +85,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.command in ("lab", "test", "run", "record", "report"):
             elsewhere = prepare(options, argv, ready=ready)
+            if elsewhere is None and options.command in ("lab", "test") and not options.without_weights:
+                from labsupport.command_line import weights
+
+                weights.ensure()
         else:
             elsewhere = borrow(argv, ready=ready)
         if elsewhere is not None:
@@ -162,7 +169,10 @@ def wait(child: subprocess.Popen) -> int:
 
 def environment_variables(**more: str) -> dict[str, str]:
     """This environment, with `labsupport` importable in every child."""
+    from labsupport.language.weights import VARIABLE, root
+
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    more.setdefault(VARIABLE, str(root()))  # tests give each test a cache of its own; the weights stay where they are
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
 
 

@@ -13,9 +13,17 @@ from pathlib import Path
 import pytest
 
 from labsupport import environment
-from labsupport.command_line import cli, installation, testing
+from labsupport.command_line import cli, installation, testing, weights
 from labsupport.command_line.findings import Finding, Report
 from labsupport.errors import BadInput
+
+
+@pytest.fixture(autouse=True)
+def fetched(monkeypatch):
+    """Nothing is downloaded in a test; how often the weights were asked for."""
+    asked = []
+    monkeypatch.setattr(weights, "ensure", lambda: asked.append("weights"))
+    return asked
 
 
 @pytest.fixture
@@ -359,3 +367,12 @@ def test_help_needs_only_the_standard_library():
     assert done.returncode == 0, done.stderr
     for command in cli.COMMANDS:
         assert command in done.stdout
+
+
+def test_lab_and_test_ask_for_the_weights_and_run_does_not(here, started, fetched):
+    cli.main(["lab"])
+    cli.main(["test"])
+    assert fetched == ["weights"] * 2
+    cli.main(["lab", "--without-weights"])
+    cli.main(["progress"])
+    assert fetched == ["weights"] * 2

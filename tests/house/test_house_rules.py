@@ -61,7 +61,13 @@ TORCH_ROOMS = {
     "distillation",
     "pruning",
 }  # their work is PyTorch's; importing it at the top is honest
-TORCH_PARTS = {"quantization.qat", "fusion.blocks", "precision.raw_pixels", "plugins.gated_norm"}
+TORCH_PARTS = {
+    "quantization.qat",
+    "fusion.blocks",
+    "precision.raw_pixels",
+    "plugins.gated_norm",
+    "language.networks",
+}
 
 
 def tensorrt_importers(trees: dict[str, ast.Module]) -> dict[str, bool]:
