@@ -88,7 +88,7 @@ def _slope(function, x: np.ndarray, index: tuple[int, ...], middle: float, step:
         rounding = 16 * np.finfo(np.float64).eps * max(abs(middle), abs(below), abs(above)) / step
         if gaps[-1] <= KINK * max(abs(from_left), abs(from_right)) + rounding:
             return slopes[-1]
-        if len(gaps) > 2 and all(0.8 < SHRINK * after / before < 1.25 for before, after in zip(gaps, gaps[1:])):
+        if len(gaps) > 2 and all(SHRINK * after < 1.25 * before for before, after in zip(gaps, gaps[1:])):
             return slopes[0]  # only curvature, as at the bottom of a parabola
         step /= SHRINK
     raise BadInput(
