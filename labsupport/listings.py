@@ -54,6 +54,8 @@ class Listing:
         if self.kind != "python":
             raise BadInput(f"{self.id} is a {self.kind}, which nothing runs; read its verdict")
         modules = {"tensorrt": product} if (product := _product()) else {}
+        if tensorflow:  # loaded before the guard: its import asks for the names of hosts
+            modules["tensorflow"] = "tensorflow"
         stand_ins = {} if tensorflow else {"tensorflow": recorded()["lacks"]}
         given = self.help["given"] if helped and self.help else {}
         limit = seconds or (HANGS_AFTER_S if helped and self.id == "5.3.2-balance" else LIMIT_S)
@@ -87,3 +89,15 @@ def _product() -> str | None:
     from labsupport import environment
 
     return environment.machine().tensorrt_product
+
+
+def unlisted(article: str) -> list[str]:
+    """First lines of the fenced blocks of an article's text that have no row here; none when every listing has one."""
+    import hashlib
+    import re
+
+    known = {listing.sha256 for listing in all().values()}
+    blocks = re.findall(r"(?ms)^[ \t]*```\w+[ \t]*\n(.*?)\n[ \t]*```[ \t]*$", article)
+    blocks += [formula.strip() for formula in re.findall(r"(?s)\$\$(.*?)\$\$", article)]
+    lacking = [block for block in blocks if hashlib.sha256(block.encode()).hexdigest() not in known]
+    return [next((line.strip() for line in block.splitlines() if line.strip()), "") for block in lacking]

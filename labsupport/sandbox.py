@@ -58,7 +58,7 @@ def python(code: str, *, seconds: float = 20, modules: Mapping[str, str] | None 
     job = {"code": code, "modules": dict(modules or {}), "given": dict(given or {}),
            "stand_ins": {name: list(lacks) for name, lacks in (stand_ins or {}).items()},
            "seconds": seconds, "most_bytes": MOST_FILE_BYTES}  # fmt: skip
-    return _run([sys.executable, "-I", "-B", "-c", CHILD], job, seconds)
+    return _run([sys.executable, "-I", "-B", "-u", "-X", "utf8", "-c", CHILD], job, seconds)
 
 
 def shell(code: str, *, seconds: float = 20) -> Outcome:
@@ -104,7 +104,7 @@ def _run(command: list[str], job: dict | None, seconds: float) -> Outcome:
             printed = printed.replace(folder, "…").replace(sys.executable, "python")
         files = tuple(sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if not path.is_dir()))
         if hung:
-            return Outcome("hung", message=f"it was stopped after {seconds:g} s", printed=printed, files=files)
+            return Outcome("hung", message="it did not end within its limit, so it was stopped", printed=printed, files=files)
         return _read(report, child.returncode, printed, files, job is not None)
 
 
