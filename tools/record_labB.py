@@ -1,4 +1,4 @@
-"""Run the article's listings that import TensorFlow with the real one, and keep what happened in data/article/tensorflow.json.
+"""Run the listings that import TensorFlow with the real one, and keep the outcomes in data/article/tensorflow.json.
 
 Needs an environment with tensorflow (a CPU build is enough) and TensorRT or TensorRT-RTX. Takes some minutes.
 """
@@ -23,7 +23,7 @@ def main() -> None:
 
     lacks = [name for name in LACKS if not hasattr(tf, name.removeprefix("tensorflow."))]
     outcomes = {}
-    for name, listing in listings.all().items():
+    for name, listing in listings.every().items():
         if listing.kind != "python" or "tensorflow" not in listing.code + listing.helped:
             continue
         outcomes[name] = {}
@@ -31,9 +31,16 @@ def main() -> None:
             outcome = listing.run(helped=helped, tensorflow=True, seconds=60)
             outcomes[name]["helped" if helped else "printed"] = [outcome.kind, outcome.error, outcome.message]
             print(name, "helped" if helped else "as printed", outcome, flush=True)
-    found = {"tensorflow": version("tensorflow-cpu") if not _has("tensorflow") else version("tensorflow"), "keras": version("keras"),
-             "date": date.today().isoformat(), "lacks": lacks, "outcomes": outcomes}
-    (listings.FOLDER / "tensorflow.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    found = {
+        "tensorflow": version("tensorflow-cpu") if not _has("tensorflow") else version("tensorflow"),
+        "keras": version("keras"),
+        "date": date.today().isoformat(),
+        "lacks": lacks,
+        "outcomes": outcomes,
+    }
+    (listings.FOLDER / "tensorflow.json").write_text(
+        json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def _has(package: str) -> bool:

@@ -1,4 +1,5 @@
-"""Exercises of lab A: a prediction, a loss with its gradient, back-propagation mended, layer norm backward, a safe sum."""
+"""Exercises of lab A: a prediction, a loss with its gradient, back-propagation mended, layer norm backward, a "
+"safe sum."""
 
 from __future__ import annotations
 
@@ -24,15 +25,20 @@ class Signs(Prediction):
         measured = answers.as_number(measured, "the measurement")
         guess = self._guess if self._guess is not None else progress.prediction(self.lab, self.name)
         if guess is None:
-            raise answers.NotAttempted(f"{self.quantity}: measured {measured:g}; there is no prediction, `signs.predict(...)` takes one.")
+            raise answers.NotAttempted(
+                f"{self.quantity}: measured {measured:g}; there is no prediction, `signs.predict(...)` takes one."
+            )
         if guess != measured:
-            raise Wrong(f"you predicted {guess:g}, and {measured:g} have. The listing starts with truth minus prediction.")
+            raise Wrong(
+                f"you predicted {guess:g}, and {measured:g} have. The listing starts with truth minus prediction."
+            )
         return f"You predicted {guess:g}."
 
 
 class CrossEntropy(Exercise):
     question = (
-        "Write `cross_entropy(z, labels)` in NumPy: logits (N, C) and class numbers (N,) in, the mean loss and its gradient by the "
+        "Write `cross_entropy(z, labels)` in NumPy: logits (N, C) and class numbers (N,) in, the mean loss and "
+        "its gradient by the "
         "logits (N, C) out. Hand in the function."
     )
     hints = (
@@ -68,7 +74,9 @@ class CrossEntropy(Exercise):
             loss, slope = _two(_called(function, z, labels), "the loss and its gradient")
             loss, slope = _numbers(loss, (), f"{name}: the loss"), _numbers(slope, z.shape, f"{name}: the gradient")
             if not (np.isfinite(loss).all() and np.isfinite(slope).all()):
-                raise Wrong(f"{name}: the answer holds NaN or infinity. Is the largest logit of each row subtracted first?")
+                raise Wrong(
+                    f"{name}: the answer holds NaN or infinity. Is the largest logit of each row subtracted first?"
+                )
             if abs(loss - want_loss) > CLOSE * max(1, abs(want_loss)):
                 if len(z) > 1 and abs(loss - want_loss * len(z)) < CLOSE * max(1, abs(want_loss * len(z))):
                     raise Wrong(f"{name}: that is the sum over the rows; wanted is the mean.")
@@ -82,7 +90,10 @@ class CrossEntropy(Exercise):
 
         if np.abs(slope - wanted).max() <= CLOSE:
             return
-        for factor, why in ((count, "it is the gradient of the sum; divide by the number of rows"), (-1, "its sign is turned round")):
+        for factor, why in (
+            (count, "it is the gradient of the sum; divide by the number of rows"),
+            (-1, "its sign is turned round"),
+        ):
             if np.abs(slope - factor * wanted).max() <= CLOSE * abs(factor):
                 raise Wrong(f"{name}: the loss is right, the gradient is not: {why}.")
         raise Wrong(f"{name}: the loss is right, the gradient is off by up to {np.abs(slope - wanted).max():.2g}.")
@@ -90,7 +101,8 @@ class CrossEntropy(Exercise):
 
 class Repaired(Exercise):
     question = (
-        "Write `backward(x, y, W1, b1, W2, b2)`: the gradients of the mean squared error by W1, b1, W2 and b2, in this order, for "
+        "Write `backward(x, y, W1, b1, W2, b2)`: the gradients of the mean squared error by W1, b1, W2 and b2, "
+        "in this order, for "
         "hidden = sigmoid(x @ W1 + b1) and y_hat = hidden @ W2 + b2. Hand in the function; NumPy only."
     )
     hints = (
@@ -136,23 +148,31 @@ class Repaired(Exercise):
         size = max(float(np.abs(right).max()), 1e-9)
         if np.abs(got - right).max() <= CLOSE * size:
             return
-        known = {-1.0: "its sign is turned round: it is prediction minus truth", n * k / 2: "the factor 2 / y.size is missing",
-                 0.5: "the factor 2 of the square is missing", float(k): "it is divided by the rows only; the mean is over y.size numbers",
+        known = {-1.0: "its sign is turned round: it is prediction minus truth",
+                 n * k / 2: "the factor 2 / y.size is missing", 0.5: "the factor 2 of the square is missing",
+                 float(k): "it is divided by the rows only; the mean is over y.size numbers",
                  n * k: "the mean's division by y.size is missing"}  # fmt: skip
         for factor, why in known.items():
             if factor != 1 and np.abs(got - factor * right).max() <= CLOSE * size * abs(factor):
                 raise Wrong(f"{where}: {why}.")
-        raise Wrong(f"{where}: it is off by {np.abs(got - right).max() / size:.0%} of its largest entry. Hold it against differences.")
+        raise Wrong(
+            f"{where}: it is off by {np.abs(got - right).max() / size:.0%} of its largest entry. Hold it "
+            "against differences."
+        )
 
 
 class LayerNorm(Exercise):
     question = (
-        "Write `layer_norm_back(g, x, weight, epsilon)`: the gradients by x (N, D) and by weight (D,) of weight * (x - mean) / spread, "
-        "with mean and spread = sqrt(variance + epsilon) over the last axis, and g the gradient of the result. Hand in the function."
+        "Write `layer_norm_back(g, x, weight, epsilon)`: the gradients by x (N, D) and by weight (D,) of "
+        "weight * (x - mean) / spread, "
+        "with mean and spread = sqrt(variance + epsilon) over the last axis, and g the gradient of the result. "
+        "Hand in the function."
     )
     hints = (
-        "First multiply g by the weight: that is the gradient of x_hat. Then the three terms of batch norm, averaged over the last axis.",
-        "dx = (gw - gw.mean(-1) - x_hat * (gw * x_hat).mean(-1)) / spread with gw = g * weight; dweight = (g * x_hat).sum(0).",
+        "First multiply g by the weight: that is the gradient of x_hat. Then the three terms of batch norm, "
+        "averaged over the last axis.",
+        "dx = (gw - gw.mean(-1) - x_hat * (gw * x_hat).mean(-1)) / spread with gw = g * weight; dweight = (g * "
+        "x_hat).sum(0).",
     )
     solution_source = """
         def layer_norm_back(g, x, weight, epsilon):
@@ -164,7 +184,10 @@ class LayerNorm(Exercise):
 
         labA.layer_norm.check(layer_norm_back)
     """
-    answer = "In batch norm the weight is one number for what is averaged and comes out; here it differs along the axis, so it stays inside the means."
+    answer = (
+        "In batch norm the weight is one number for what is averaged and comes out; here it differs along the "
+        "axis, so it stays inside the means."
+    )
 
     def judge(self, function: Any) -> str:
         import numpy as np
@@ -181,10 +204,18 @@ class LayerNorm(Exercise):
             if np.abs(dx - want_x).max() > CLOSE * max(size, 1):
                 spread = np.sqrt(x.var(-1, keepdims=True) + epsilon)
                 if np.allclose(dx, g * weight / spread):
-                    raise Wrong(f"{where}: that takes mean and spread as constants; they depend on x, and give two more terms.")
+                    raise Wrong(
+                        f"{where}: that takes mean and spread as constants; they depend on x, and give two more terms."
+                    )
                 if epsilon == 0.5:
-                    raise Wrong(f"{where}: with the small epsilons it was right. Is epsilon in the spread, and added to the variance?")
-                raise Wrong(f"{where}: dx is off by {np.abs(dx - want_x).max() / size:.0%}. Over which axis is averaged, and is the weight inside the means?")
+                    raise Wrong(
+                        f"{where}: with the small epsilons it was right. Is epsilon in the spread, and added "
+                        "to the variance?"
+                    )
+                raise Wrong(
+                    f"{where}: dx is off by {np.abs(dx - want_x).max() / size:.0%}. Over which axis is "
+                    "averaged, and is the weight inside the means?"
+                )
             if np.abs(dweight - want_weight).max() > CLOSE * max(np.abs(want_weight).max(), 1):
                 raise Wrong(f"{where}: dx is right, dweight is not: it is the sum over the rows of g * x_hat.")
         return "The norm of every transformer, backward."
@@ -192,7 +223,8 @@ class LayerNorm(Exercise):
 
 class SafeLength(Exercise):
     question = (
-        "Write `safe_length(u, tolerance)`: how many positive numbers may one accumulator of unit roundoff u (FP16: 2**-11) add, at most, "
+        "Write `safe_length(u, tolerance)`: how many positive numbers may one accumulator of unit roundoff u "
+        "(FP16: 2**-11) add, at most, "
         "so that the bound above guarantees a relative error within the tolerance? Hand in the function."
     )
     hints = (
@@ -230,7 +262,9 @@ class SafeLength(Exercise):
             if got in (math.floor(tolerance / u), math.floor(tolerance / u) + 1):
                 raise Wrong(f"{where}, and {k + 1} is right: gamma is k u / (1 - k u), not k u alone.")
             raise Wrong(f"{where}, and {k + 1} is right. The bound is gamma(n - 1) <= tolerance.")
-        return "FP16 guarantees one percent for some twenty numbers only; that is why kernels add in FP32, or in blocks."
+        return (
+            "FP16 guarantees one percent for some twenty numbers only; that is why kernels add in FP32, or in blocks."
+        )
 
 
 def _most_additions(u: float, tolerance: float) -> int:

@@ -22,12 +22,14 @@ class Compiles(Prediction):
 
 class Converted(Exercise):
     question = (
-        "Write `convert(model, example)`: an OnnxGraph of the model that answers with probabilities and takes any number of images. "
+        "Write `convert(model, example)`: an OnnxGraph of the model that answers with probabilities and takes "
+        "any number of images. "
         "The model gives logits, and has to be left as it is. Hand in the function."
     )
     hints = (
         "The softmax may be a module around the model: nn.Sequential(model, nn.Softmax(-1)).",
-        "export.to_onnx(wrapped, example) frees the batch axis; dynamic=False would freeze it. Put the wrapped model in eval mode.",
+        "export.to_onnx(wrapped, example) frees the batch axis; dynamic=False would freeze it. Put the wrapped "
+        "model in eval mode.",
     )
     solution_source = """
         def convert(model, example):
@@ -48,7 +50,9 @@ class Converted(Exercise):
         seed = int.from_bytes(os.urandom(4), "little")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * 16, 5))
+            model = nn.Sequential(
+                nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * 16, 5)
+            )
             model[1].running_mean.normal_()
             example = torch.randn(2, 1, 6, 6)
             batches = [torch.randn(count, 1, 6, 6) for count in (2, 1, 7)]
@@ -58,11 +62,16 @@ class Converted(Exercise):
         if isinstance(graph, (str, Path)):
             graph = export.load(graph)
         if not isinstance(graph, export.OnnxGraph):
-            raise Wrong(f"the function gave {described(graph)}; wanted is the OnnxGraph that export.to_onnx or export.load returns.")
+            raise Wrong(
+                f"the function gave {described(graph)}; wanted is the OnnxGraph that export.to_onnx or "
+                "export.load returns."
+            )
         if any(not torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items()):
             raise Wrong("the function changed the model's weights or statistics; leave them as they are.")
         if len(graph.outputs) != 1 or len(graph.inputs) != 1:
-            raise Wrong(f"the graph has inputs {list(graph.inputs)} and outputs {list(graph.outputs)}; one of each is wanted.")
+            raise Wrong(
+                f"the graph has inputs {list(graph.inputs)} and outputs {list(graph.outputs)}; one of each is wanted."
+            )
         with runtimes.OnnxRuntime(graph) as run:
             for batch in batches:
                 with torch.inference_mode():
@@ -70,7 +79,9 @@ class Converted(Exercise):
                 try:
                     given = np.asarray(next(iter(run(batch.numpy()).values())))
                 except Exception as error:
-                    raise Wrong(f"it refuses {len(batch)} images: {str(error).splitlines()[0][:160]}. Is the batch axis free?") from None
+                    raise Wrong(
+                        f"it refuses {len(batch)} images: {str(error).splitlines()[0][:160]}. Is the batch axis free?"
+                    ) from None
                 self._compare(given, wanted, len(batch))
         return "One file, any batch, probabilities: that is what the article's converter and server were for."
 
@@ -85,23 +96,40 @@ class Converted(Exercise):
         if not np.allclose(given.sum(-1), 1, atol=1e-4):
             if count == 1 or not np.allclose(given.sum(0), 1, atol=1e-4):
                 raise Wrong(f"the {count} answers do not sum to 1: these are no probabilities. Where is the softmax?")
-            raise Wrong("each class sums to 1 over the images: the softmax went over the batch; it belongs over the classes.")
-        raise Wrong(f"the probabilities are off by up to {np.abs(given - wanted).max():.2g}. Was the model in eval mode, and the softmax there once?")
+            raise Wrong(
+                "each class sums to 1 over the images: the softmax went over the batch; it belongs over the classes."
+            )
+        raise Wrong(
+            f"the probabilities are off by up to {np.abs(given - wanted).max():.2g}. Was the model in eval "
+            "mode, and the softmax there once?"
+        )
 
 
 # source → what it takes from tensorrt; of these the ones not in KNOWN are missing
-KNOWN = frozenset({"Builder", "Logger", "Runtime", "OnnxParser", "BuilderFlag", "DataType", "float32", "ElementWiseOperation", "init_libnvinfer_plugins"})
+KNOWN = frozenset(
+    {
+        "Builder",
+        "Logger",
+        "Runtime",
+        "OnnxParser",
+        "BuilderFlag",
+        "DataType",
+        "float32",
+        "ElementWiseOperation",
+        "init_libnvinfer_plugins",
+    }
+)
 SOURCES = (
     ("an import under another name", "import tensorrt as {a}\nb = {a}.Builder({a}.Logger())\nc = {a}.{x}(b)", ("x",)),
     ("the plain import", "import tensorrt\nlog = tensorrt.Logger()\ntensorrt.{x}\ntensorrt.{y}()", ("x", "y")),
     ("names imported one by one", "from tensorrt import Builder, {x}, Runtime as R\nR(None)", ("x",)),
     ("a name imported under another name", "from tensorrt import {x} as Fine\nFine()", ("x",)),
-    ("a base class", "import tensorrt as trt\nclass Mine(trt.{x}):\n    def f(self):\n        return trt.DataType", ("x",)),
+    ("a base class", "import tensorrt as trt\nclass Mine(trt.{x}):\n    def f(self): return trt.DataType", ("x",)),
     ("nothing missing", "import tensorrt as trt\nbuilder = trt.Builder(trt.Logger())\ntrt.float32", ()),
     ("names of other modules", "import numpy as np\nimport tensorrt as trt\nnp.{x}\ntrt.Builder\nother.{y}", ()),
     ("an attribute of an attribute", "import tensorrt as trt\nflag = trt.BuilderFlag.{x}\ntrt.{y}.{x}", ("y",)),
     ("names in text and comments", 'import tensorrt as trt\nprint("trt.{x}")  # trt.{y}\ntrt.Runtime', ()),
-    ("a use inside a function, an import there", "def f():\n    import tensorrt as {a}\n    return {a}.{x}({a}.{y})", ("x", "y")),
+    ("a use inside a function, an import there", "def f():\n    import tensorrt as {a}\n    {a}.{x}({a}.{y})", ("x", "y")),
     ("an import inside a line", "import os, tensorrt as {a}, sys\n{a}.{x}", ("x",)),
 )  # fmt: skip
 
@@ -109,11 +137,14 @@ SOURCES = (
 class MissingNames(Exercise):
     question = (
         "Write `missing(code, names)`: the set of names that the Python source `code` takes from the module tensorrt "
-        "(trt.Name, from tensorrt import Name) and that are not in the set `names`. The code must not be run. Hand in the function."
+        "(trt.Name, from tensorrt import Name) and that are not in the set `names`. The code must not be run. "
+        "Hand in the function."
     )
     hints = (
-        "ast.parse gives a tree, ast.walk every node. Import nodes say under which name the module goes; Attribute nodes with that name are uses.",
-        "For `import tensorrt as t` keep t; for each ast.Attribute whose value is ast.Name with that id, its attr is taken. ImportFrom names count, too.",
+        "ast.parse gives a tree, ast.walk every node. Import nodes say under which name the module goes; "
+        "Attribute nodes with that name are uses.",
+        "For `import tensorrt as t` keep t; for each ast.Attribute whose value is ast.Name with that id, its "
+        "attr is taken. ImportFrom names count, too.",
     )
     solution_source = """
         import ast
@@ -122,7 +153,8 @@ class MissingNames(Exercise):
             nodes = list(ast.walk(ast.parse(code)))
             aliases = {alias.asname or alias.name for node in nodes if isinstance(node, ast.Import)
                        for alias in node.names if alias.name == "tensorrt"}
-            taken = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "tensorrt" for alias in node.names}
+            taken = {alias.name for node in nodes if isinstance(node, ast.ImportFrom)
+                     for alias in node.names if node.module == "tensorrt"}
             for node in nodes:
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
                     taken.add(node.attr)
@@ -137,7 +169,10 @@ class MissingNames(Exercise):
 
         _is_function(function, "missing")
         for name, template, wanted in random.sample(SOURCES, len(SOURCES)):
-            words = {key: f"{key.upper()}{random.choice(('Graph', 'Server', 'Core'))}{random.randint(10, 99)}" for key in "xy"}
+            words = {
+                key: f"{key.upper()}{random.choice(('Graph', 'Server', 'Core'))}{random.randint(10, 99)}"
+                for key in "xy"
+            }
             code = template.format(a=random.choice(("trt", "t", "engine_room")), **words)
             given = function(code, set(KNOWN))
             if isinstance(given, str) or not hasattr(given, "__iter__"):
@@ -165,12 +200,14 @@ while True:
 
 class Contained(Exercise):
     question = (
-        'Write `contained(code, seconds)`: run Python code in a child process; answer "ok", "raised" or "hung" (then it is stopped). '
+        'Write `contained(code, seconds)`: run Python code in a child; answer "ok", "raised" or "hung" (then it is stopped). '
         "No file may be left in the current folder and no process running. Hand in the function."
     )
     hints = (
-        "subprocess.run([sys.executable, '-c', code], cwd=..., timeout=seconds) stops the child when the time is over and raises TimeoutExpired.",
-        "Use tempfile.TemporaryDirectory() as its folder; returncode 0 is ok. Send its output away: capture_output=True.",
+        "subprocess.run([sys.executable, '-c', code], cwd=..., timeout=seconds) stops the child when the time "
+        "is over and raises TimeoutExpired.",
+        "Use tempfile.TemporaryDirectory() as its folder; returncode 0 is ok. Send its output away: "
+        "capture_output=True.",
     )
     solution_source = """
         import subprocess, sys
@@ -186,7 +223,10 @@ class Contained(Exercise):
 
         labB.contained.check(contained)
     """
-    answer = "A folder of its own, a limit, no stdin: the least that unknown code deserves. `sandbox.python` also refuses other places."
+    answer = (
+        "A folder of its own, a limit, no stdin: the least that unknown code deserves. `sandbox.python` also "
+        "refuses other places."
+    )
 
     def judge(self, function: Any) -> str:
         import tempfile
@@ -204,7 +244,7 @@ class Contained(Exercise):
                 ("code that writes a file", f"open('{word}', 'w').write('x')", "ok"),
                 ("code that loops", LOOP.format(mark=str(mark)), "hung"),
                 ("code that asks for input", "input()", "raised"),
-                ("code that catches everything and loops", "while True:\n    try:\n        while True: pass\n    except BaseException: pass", "hung"),
+                ("code that catches everything and loops", "while 1:\n  try:\n    while 1: pass\n  except BaseException: pass", "hung"),
             )  # fmt: skip
             for name, code, wanted in cases:
                 self._one(function, name, code, wanted, word)
@@ -226,11 +266,17 @@ class Contained(Exercise):
         if given != wanted:
             raise Wrong(f"{name}: your function says {described(given)}; {wanted!r} is right.")
         if left:
-            raise Wrong(f"{name}: the file stayed in the current folder. Give the child a folder of its own, and remove it.")
+            raise Wrong(
+                f"{name}: the file stayed in the current folder. Give the child a folder of its own, and remove it."
+            )
         if wanted == "hung" and took < 0.8 * limit:
-            raise Wrong(f'{name}: you said "hung" after {took:.1f} s, and the limit was {limit:g} s. Was it run at all?')
+            raise Wrong(
+                f'{name}: you said "hung" after {took:.1f} s, and the limit was {limit:g} s. Was it run at all?'
+            )
         if took > limit + 8:
-            raise Wrong(f"{name}: it took {took:.0f} s with a limit of {limit:g} s. Is the child stopped when the time is over?")
+            raise Wrong(
+                f"{name}: it took {took:.0f} s with a limit of {limit:g} s. Is the child stopped when the time is over?"
+            )
 
     @staticmethod
     def _still(mark: Path) -> None:
@@ -245,7 +291,8 @@ class Contained(Exercise):
 
 class Faster(Exercise):
     question = (
-        "Write `percent_faster(before_ms, after_ms)`: by how many percent the rate (inferences in a second) rose. Negative where it fell. "
+        "Write `percent_faster(before_ms, after_ms)`: by how many percent the rate (inferences in a second) "
+        "rose. Negative where it fell. "
         "Hand in the function."
     )
     hints = (
@@ -264,7 +311,9 @@ class Faster(Exercise):
         import random
 
         _is_function(function, "percent_faster")
-        cases = [(10.0, 5.0), (13.0, 10.0), (5.0, 8.0), (7.0, 7.0)] + [(random.uniform(0.1, 50), random.uniform(0.1, 50)) for _ in range(10)]
+        cases = [(10.0, 5.0), (13.0, 10.0), (5.0, 8.0), (7.0, 7.0)] + [
+            (random.uniform(0.1, 50), random.uniform(0.1, 50)) for _ in range(10)
+        ]
         for before, after in cases:
             given = as_number(function(before, after), f"percent_faster({before:g}, {after:g})")
             wanted = 100 * (before / after - 1)
@@ -272,11 +321,17 @@ class Faster(Exercise):
                 continue
             where = f"from {before:.4g} ms to {after:.4g} ms"
             if math.isclose(given, 100 * (1 - after / before), rel_tol=1e-6):
-                raise Wrong(f"{where}: {given:.4g} % is the time saved. The rate went from {1000 / before:.4g} to {1000 / after:.4g} in a second.")
+                raise Wrong(
+                    f"{where}: {given:.4g} % is the time saved. The rate went from {1000 / before:.4g} to "
+                    f"{1000 / after:.4g} in a second."
+                )
             if math.isclose(given, wanted / 100, rel_tol=1e-6) or math.isclose(given, before / after, rel_tol=1e-6):
                 raise Wrong(f"{where}: {given:.4g} came; wanted are percent, and only what was added.")
             if math.isclose(given, 100 * before / after, rel_tol=1e-6):
-                raise Wrong(f"{where}: {given:.4g} % is the new rate in percent of the old; take the 100 % off that were there before.")
+                raise Wrong(
+                    f"{where}: {given:.4g} % is the new rate in percent of the old; take the 100 % off that "
+                    "were there before."
+                )
             if math.isclose(given, abs(wanted), rel_tol=1e-6):
                 raise Wrong(f"{where}: it became slower, so the number is below 0.")
             raise Wrong(f"{where}: {given:.4g} came, and {wanted:.4g} % is right.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 from labsupport.errors import BadInput, LabError
 from labsupport.export import onnx_graph
 from labsupport.export.qdq_nodes import QDQ

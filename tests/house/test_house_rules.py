@@ -18,7 +18,7 @@ PACKAGE = ROOT / "labsupport"
 FLOORS = [
     {"errors", "files", "quiet"},
     {"export", "environment", "models", "data"},
-    {"benchmarking", "build", "training"},
+    {"benchmarking", "build", "training", "listings"},
     {"comparing", "runtimes", "recordings", "distillation"},
     {"fusion", "footprint", "plugins", "precision"},
     {"quantization", "placement", "pruning", "serving", "phone", "roads", "language"},

@@ -15,7 +15,7 @@ from labsupport.errors import BadInput
 
 ROOT = next(parent for parent in Path(__file__).resolve().parents if (parent / "notebooks").is_dir())
 ARTICLE = Path(os.environ.get("LABSUPPORT_ARTICLE", ROOT.parent / "shared" / "article.md"))
-ROWS = listings.all()
+ROWS = listings.every()
 
 
 def tagged() -> dict[str, list[str]]:
@@ -59,7 +59,9 @@ def test_a_row_is_complete_and_shown_with_a_working_equivalent(name):
 
 
 def test_every_equivalent_belongs_to_a_row():
-    assert {tag.partition(":")[2] for tag in TAGS if tag.startswith("equivalent:")} == {row.equivalent for row in ROWS.values()}
+    assert {tag.partition(":")[2] for tag in TAGS if tag.startswith("equivalent:")} == {
+        row.equivalent for row in ROWS.values()
+    }
 
 
 def test_the_workbook_keeps_no_comment_of_the_article():

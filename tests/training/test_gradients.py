@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from labsupport import gradients
 from labsupport.errors import BadInput
+from labsupport.training import gradients
 
 POINT = np.array([[0.3, -1.2], [2.0, 5.0]])
 SMOOTH = {
@@ -31,7 +31,9 @@ def test_the_bottom_of_a_parabola_is_no_kink():
 
 @pytest.mark.parametrize("distance", [1e-3, 4e-6, 1e-6, 5e-7, -7e-7, 2e-7])
 def test_beside_a_kink_the_slope_is_the_one_of_its_side(distance):
-    assert gradients.numeric(lambda x: np.abs(x).sum(), np.array([distance])) == pytest.approx(np.sign(distance), abs=1e-6)
+    assert gradients.numeric(lambda x: np.abs(x).sum(), np.array([distance])) == pytest.approx(
+        np.sign(distance), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("function, said", [

@@ -7,17 +7,18 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from labsupport import sandbox
 from labsupport.errors import BadInput
+from labsupport.listings import sandbox
 
-FOLDER = Path(__file__).resolve().parents[1] / "data" / "article"
+FOLDER = Path(__file__).resolve().parents[2] / "data" / "article"
 LIMIT_S = 20.0
 HANGS_AFTER_S = 2.0  # for the one that is known never to end
 
 
 @dataclass(frozen=True, repr=False)
 class Listing:
-    """One listing. ``claim`` and ``verdict`` are the workbook's words; ``help`` is what it needs to get further, and why."""
+    """One listing. ``claim`` and ``verdict`` are the workbook's words; ``help`` is what it needs to get "
+    "further, and why."""
 
     id: str
     section: str
@@ -44,10 +45,10 @@ class Listing:
         return "\n".join(part for part in (self.help["before"], code, self.help["after"]) if part)
 
     def run(self, *, helped: bool = False, tensorflow: bool = False, seconds: float | None = None) -> sandbox.Outcome:
-        """Run it in the sandbox. ``helped`` gives it what it lacks; without ``tensorflow`` a stand-in takes the place of that module.
+        """Run it in the sandbox; ``helped`` gives it what it lacks. Without ``tensorflow`` a stand-in takes its place.
 
-        The name tensorrt leads to whichever TensorRT is installed. Raises BadInput for what is no program, NotAvailable where
-        there is no Bash for a shell listing.
+        The name tensorrt leads to whichever TensorRT is installed. Raises BadInput for what is no program, and
+        NotAvailable where there is no Bash for a shell listing.
         """
         if self.kind == "bash":
             return sandbox.shell(self.code, seconds=seconds or LIMIT_S)
@@ -59,14 +60,16 @@ class Listing:
         stand_ins = {} if tensorflow else {"tensorflow": recorded()["lacks"]}
         given = self.help["given"] if helped and self.help else {}
         limit = seconds or (HANGS_AFTER_S if helped and self.id == "5.3.2-balance" else LIMIT_S)
-        return sandbox.python(self.helped if helped else self.code, seconds=limit, modules=modules, given=given, stand_ins=stand_ins)
+        return sandbox.python(
+            self.helped if helped else self.code, seconds=limit, modules=modules, given=given, stand_ins=stand_ins
+        )
 
     def __repr__(self) -> str:
         return f"{self.id} ({self.kind}, {len(self.code.splitlines())} lines): {self.claim}"
 
 
 @functools.cache
-def all() -> dict[str, Listing]:
+def every() -> dict[str, Listing]:
     """id → listing, in the article's order."""
     rows = json.loads((FOLDER / "listings.json").read_text(encoding="utf-8"))
     return {row["id"]: Listing(**{**row, "code": "\n".join(row["code"])}) for row in rows}
@@ -74,9 +77,9 @@ def all() -> dict[str, Listing]:
 
 def named(name: str) -> Listing:
     """One listing; BadInput lists the names for an unknown one."""
-    if name not in all():
-        raise BadInput(f"{name!r} is no listing of the article; choose one of {list(all())}")
-    return all()[name]
+    if name not in every():
+        raise BadInput(f"{name!r} is no listing of the article; choose one of {list(every())}")
+    return every()[name]
 
 
 @functools.cache
@@ -96,7 +99,7 @@ def unlisted(article: str) -> list[str]:
     import hashlib
     import re
 
-    known = {listing.sha256 for listing in all().values()}
+    known = {listing.sha256 for listing in every().values()}
     blocks = re.findall(r"(?ms)^[ \t]*```\w+[ \t]*\n(.*?)\n[ \t]*```[ \t]*$", article)
     blocks += [formula.strip() for formula in re.findall(r"(?s)\$\$(.*?)\$\$", article)]
     lacking = [block for block in blocks if hashlib.sha256(block.encode()).hexdigest() not in known]

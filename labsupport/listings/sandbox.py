@@ -1,6 +1,6 @@
-"""Code of somebody else, run in a child process with a time limit and a scratch folder of its own; nothing stays behind.
+"""Code of somebody else, run in a child process with a time limit and a scratch folder; nothing stays behind.
 
-A guard against accidents, not against malice: it stops what a listing does by mistake (loops, files, processes, network).
+A guard against accidents, not against malice: it stops what a listing does by mistake.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_FILE_BYTES = 64 * 2**20
 class Outcome:
     """How a program ended: "ok", "raised", "refused" (the guard stopped it), "hung" (the limit did) or "died".
 
-    ``error`` and ``message`` say what it raised, ``line`` (from 1) where; ``files`` are those that it wrote, removed since.
+    ``error`` and ``message`` say what it raised, ``line`` (from 1) where; ``files`` are those it wrote, removed since.
     """
 
     kind: str
@@ -45,8 +45,14 @@ class Outcome:
         return said.get(self.kind, f"{where}{self.error}: {self.message}")
 
 
-def python(code: str, *, seconds: float = 20, modules: Mapping[str, str] | None = None, given: Mapping[str, object] | None = None,
-           stand_ins: Mapping[str, Iterable[str]] | None = None) -> Outcome:
+def python(
+    code: str,
+    *,
+    seconds: float = 20,
+    modules: Mapping[str, str] | None = None,
+    given: Mapping[str, object] | None = None,
+    stand_ins: Mapping[str, Iterable[str]] | None = None,
+) -> Outcome:
     """Run Python code in a child of this very Python; the child sees no stdin, and its folder is removed.
 
     modules: name in the code → module to import for it, such as {"tensorrt": "tensorrt_rtx"}.
@@ -90,8 +96,8 @@ def _run(command: list[str], job: dict | None, seconds: float) -> Outcome:
             command = [*command, str(Path(folder) / "job.json"), str(report)]
         with tempfile.TemporaryFile() as output:  # a pipe would be kept open by what the child leaves running
             alone = {"start_new_session": True} if os.name == "posix" else {}
-            child = subprocess.Popen(command, cwd=scratch, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                                     env=_variables(scratch), **alone)  # fmt: skip
+            streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+            child = subprocess.Popen(command, cwd=scratch, env=_variables(scratch), **streams, **alone)
             hung = False
             try:
                 child.wait(timeout=seconds)
@@ -104,7 +110,9 @@ def _run(command: list[str], job: dict | None, seconds: float) -> Outcome:
             printed = printed.replace(folder, "…").replace(sys.executable, "python")
         files = tuple(sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if not path.is_dir()))
         if hung:
-            return Outcome("hung", message="it did not end within its limit, so it was stopped", printed=printed, files=files)
+            return Outcome(
+                "hung", message="it did not end within its limit, so it was stopped", printed=printed, files=files
+            )
         return _read(report, child.returncode, printed, files, job is not None)
 
 
@@ -118,17 +126,28 @@ def _read(report: Path, code: int, printed: str, files: tuple[str, ...], from_py
         return Outcome("ok", printed=printed, files=files)
     last = next((line.strip() for line in reversed(printed.splitlines()) if line.strip()), "")
     if from_python:
-        return Outcome("died", message=f"exit code {code}; its last words: {last[:200] or 'none'}", printed=printed, files=files)
+        return Outcome(
+            "died", message=f"exit code {code}; its last words: {last[:200] or 'none'}", printed=printed, files=files
+        )
     return Outcome("raised", f"exit code {code}", last[:200], None, printed, files)
 
 
 def _variables(scratch: Path) -> dict[str, str]:
     """What a child needs of this environment, its home and temporary files in the scratch folder."""
     kept = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL", "CUDA_VISIBLE_DEVICES", "VIRTUAL_ENV")
-    own = dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME", "MPLCONFIGDIR"), str(scratch))
+    own = dict.fromkeys(
+        ("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME", "MPLCONFIGDIR"), str(scratch)
+    )
     # pip in a listing resolves, and neither reaches out nor installs
-    pip = {"PIP_NO_INDEX": "1", "PIP_DRY_RUN": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_CACHE_DIR": "1", "PIP_CONFIG_FILE": os.devnull}
-    return {**{name: os.environ[name] for name in kept if name in os.environ}, **own, **pip, "PYTHONDONTWRITEBYTECODE": "1",
+    pip = {
+        "PIP_NO_INDEX": "1",
+        "PIP_DRY_RUN": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_CACHE_DIR": "1",
+        "PIP_CONFIG_FILE": os.devnull,
+    }
+    passed = {name: os.environ[name] for name in kept if name in os.environ}
+    return {**passed, **own, **pip, "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1", "CUDA_CACHE_DISABLE": "1"}  # fmt: skip
 
 
@@ -163,7 +182,8 @@ except (ImportError, ValueError, OSError):
     pass
 
 class StandIn(types.ModuleType):
-    """Has every name but those that the real module is known to lack; calls, with-blocks and loops over it do nothing."""
+    """Has every name but those that the real module is known to lack; calls, with-blocks and loops over it do "
+    "nothing."""
 
     def __init__(self, name, lacks):
         super().__init__(name)
@@ -213,9 +233,11 @@ def inside(path):
     path = os.path.realpath(os.fsdecode(path))
     return path == os.devnull or path == scratch or path.startswith(scratch + os.sep)
 
-CHANGES = {"os.remove": 1, "os.rename": 2, "os.mkdir": 1, "os.rmdir": 1, "os.link": 2, "os.symlink": 2, "os.truncate": 1,
+CHANGES = {"os.remove": 1, "os.rename": 2, "os.mkdir": 1, "os.rmdir": 1, "os.link": 2, "os.symlink": 2,
+           "os.truncate": 1,
            "os.chmod": 1, "os.chown": 1, "os.utime": 1, "shutil.rmtree": 1}
-STARTS = ("os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.startfile", "subprocess.Popen", "pty.spawn")
+STARTS = ("os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.startfile",
+          "subprocess.Popen", "pty.spawn")
 REACHES = ("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname")
 
 def guard(event, args):
@@ -266,7 +288,9 @@ try:
 except SystemExit as error:
     told("raised" if error.code else "ok", error if error.code else None)
 except BaseException as error:
-    told("refused" if refusals else "raised", Refused(f"the sandbox refuses to {refusals[0]}") if refusals and not isinstance(error, Refused) else error)
+    if refusals and not isinstance(error, Refused):
+        error = Refused(f"the sandbox refuses to {refusals[0]}")
+    told("refused" if refusals else "raised", error)
 sys.stdout.flush()
 os._exit(0)
 '''

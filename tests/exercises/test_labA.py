@@ -15,12 +15,20 @@ from labsupport.exercises import labA
 from labsupport.exercises.base import assert_checker, assert_complete
 
 NAMES = {"np": np, "math": math}
-NOTEBOOK = next(parent for parent in Path(__file__).resolve().parents if (parent / "notebooks").is_dir()) / "notebooks" / "A_mathematics.ipynb"
+NOTEBOOK = (
+    next(parent for parent in Path(__file__).resolve().parents if (parent / "notebooks").is_dir())
+    / "notebooks"
+    / "A_mathematics.ipynb"
+)
 
 
 def cells(tag: str) -> list[str]:
     content = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
-    return ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code" and tag in cell["metadata"].get("tags", [])]
+    return [
+        "".join(cell["source"])
+        for cell in content["cells"]
+        if cell["cell_type"] == "code" and tag in cell["metadata"].get("tags", [])
+    ]
 
 
 def test_the_lab_holds_five_exercises_with_hints_and_solutions():
@@ -68,7 +76,9 @@ def plain(z, labels):
 
 
 def clipped(z, labels):
-    p = np.clip(np.exp(z - z.max(1, keepdims=True)) / np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True), 1e-12, 1)
+    p = np.clip(
+        np.exp(z - z.max(1, keepdims=True)) / np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True), 1e-12, 1
+    )
     return -np.log(p[np.arange(len(z)), labels]).mean(), (p - np.eye(z.shape[1])[labels]) / len(z)
 
 
@@ -82,7 +92,10 @@ def changes(z, labels):
 
 
 def scaled(by_loss, by_slope):
-    return lambda z, labels: (right_loss(z, labels)[0] * (len(z) if by_loss else 1), right_loss(z, labels)[1] * by_slope(z))
+    return lambda z, labels: (
+        right_loss(z, labels)[0] * (len(z) if by_loss else 1),
+        right_loss(z, labels)[1] * by_slope(z),
+    )
 
 
 def test_cross_entropy():
@@ -133,7 +146,9 @@ def norm_back(g, x, weight, epsilon, *, axis=-1, inside=True, constants=False):
     spread = np.sqrt(x.var(-1, keepdims=True) + epsilon)
     x_hat = (x - x.mean(-1, keepdims=True)) / spread
     gw = g * weight if inside else g
-    dx = (gw - (0 if constants else gw.mean(axis, keepdims=True) + x_hat * (gw * x_hat).mean(axis, keepdims=True))) / spread
+    dx = (
+        gw - (0 if constants else gw.mean(axis, keepdims=True) + x_hat * (gw * x_hat).mean(axis, keepdims=True))
+    ) / spread
     return dx if inside else dx * weight, (g * x_hat).sum(0)
 
 
@@ -185,15 +200,27 @@ sys.meta_path.insert(0, Refused())
 
 def test_cells_that_say_so_need_numpy_only():
     tagged = cells("numpy-only")
-    script = BROWSER + "\n".join(tagged) + "\nassert not {'torch', 'onnx', 'labsupport', 'matplotlib'} & set(sys.modules)\n"
-    done = subprocess.run([sys.executable, "-I", "-"], input=script, cwd=NOTEBOOK.parent, capture_output=True, text=True, timeout=300, encoding="utf-8")
+    script = (
+        BROWSER + "\n".join(tagged) + "\nassert not {'torch', 'onnx', 'labsupport', 'matplotlib'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-"],
+        input=script,
+        cwd=NOTEBOOK.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        encoding="utf-8",
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     everything = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     assert len(tagged) > 0.4 * sum(cell["cell_type"] == "code" for cell in everything)
 
 
 def test_a_cell_that_needs_more_would_be_seen():
-    done = subprocess.run([sys.executable, "-I", "-"], input=BROWSER + "import torch", capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-I", "-"], input=BROWSER + "import torch", capture_output=True, text=True, timeout=60
+    )
     assert "not in a browser: torch" in done.stderr
 
 

@@ -67,7 +67,11 @@ def by_tree(code, names):
     nodes = list(ast.walk(ast.parse(code)))
     aliases = {a.asname or a.name for n in nodes if isinstance(n, ast.Import) for a in n.names if a.name == "tensorrt"}
     taken = {a.name for n in nodes if isinstance(n, ast.ImportFrom) and n.module == "tensorrt" for a in n.names}
-    taken |= {n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id in aliases}
+    taken |= {
+        n.attr
+        for n in nodes
+        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id in aliases
+    }
     return taken - set(names)
 
 
@@ -125,7 +129,13 @@ def test_missing_names():
 def by_run(code, seconds):
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            child = subprocess.run([sys.executable, "-c", code], cwd=scratch, timeout=seconds, stdin=subprocess.DEVNULL, capture_output=True)
+            child = subprocess.run(
+                [sys.executable, "-c", code],
+                cwd=scratch,
+                timeout=seconds,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+            )
         except subprocess.TimeoutExpired:
             return "hung"
     return "ok" if child.returncode == 0 else "raised"
@@ -133,7 +143,13 @@ def by_run(code, seconds):
 
 def by_popen(code, seconds):
     with tempfile.TemporaryDirectory() as scratch:
-        child = subprocess.Popen([sys.executable, "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=scratch)
+        child = subprocess.Popen(
+            [sys.executable, "-"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=scratch,
+        )
         try:
             child.communicate(code.encode(), timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -144,7 +160,7 @@ def by_popen(code, seconds):
 
 
 def by_sandbox(code, seconds):
-    from labsupport import sandbox
+    from labsupport.listings import sandbox
 
     kind = sandbox.python(code, seconds=seconds).kind
     return kind if kind in ("ok", "hung") else "raised"
@@ -160,7 +176,9 @@ def by_exec(code, seconds):
 
 def in_this_folder(code, seconds):
     try:
-        child = subprocess.run([sys.executable, "-c", code], timeout=seconds, stdin=subprocess.DEVNULL, capture_output=True)
+        child = subprocess.run(
+            [sys.executable, "-c", code], timeout=seconds, stdin=subprocess.DEVNULL, capture_output=True
+        )
     except subprocess.TimeoutExpired:
         return "hung"
     return "ok" if child.returncode == 0 else "raised"
@@ -171,7 +189,13 @@ RUNNING = []
 
 def left_running(code, seconds):
     with tempfile.TemporaryDirectory() as scratch:
-        child = subprocess.Popen([sys.executable, "-c", code], cwd=scratch, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        child = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=scratch,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             child.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -203,7 +227,12 @@ def test_contained(in_empty_folder):
 
 def test_an_answer_that_runs_the_code_here_is_seen():
     """It would end at the first loop, so the checker meets exit codes before."""
-    assert labB.contained.check(lambda code, seconds: by_exec(code, seconds) if "_exit" not in code and "while" not in code else "raised").outcome == "wrong"
+    assert (
+        labB.contained.check(
+            lambda code, seconds: by_exec(code, seconds) if "_exit" not in code and "while" not in code else "raised"
+        ).outcome
+        == "wrong"
+    )
 
 
 def test_faster():

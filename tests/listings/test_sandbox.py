@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from labsupport import sandbox
 from labsupport.errors import BadInput, NotAvailable
+from labsupport.listings import sandbox
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="sessions and limits of POSIX")
 
@@ -65,7 +65,9 @@ def test_a_program_that_never_ends_is_stopped(code):
 
 
 def test_files_of_its_own_are_told_and_removed():
-    outcome = sandbox.python("import os\nos.mkdir('a')\nopen('a/b.txt', 'w').write('x')\nopen('c', 'wb').close()\nos.rename('c', 'd')")
+    outcome = sandbox.python(
+        "import os\nos.mkdir('a')\nopen('a/b.txt', 'w').write('x')\nopen('c', 'wb').close()\nos.rename('c', 'd')"
+    )
     assert outcome.ok and outcome.files == ("a/b.txt", "d")
 
 
@@ -92,7 +94,9 @@ def test_what_is_not_its_own_is_refused(code, what, tmp_path):
 
 
 def test_a_refusal_that_the_program_swallows_is_told_all_the_same(tmp_path):
-    outcome = sandbox.python(f"try:\n    open({str(tmp_path / 'x')!r}, 'w')\nexcept Exception:\n    pass\nprint('all fine')")
+    outcome = sandbox.python(
+        f"try:\n    open({str(tmp_path / 'x')!r}, 'w')\nexcept Exception:\n    pass\nprint('all fine')"
+    )
     assert outcome.kind == "refused" and outcome.printed.strip() == "all fine"
 
 
@@ -103,13 +107,20 @@ def test_reading_is_allowed(tmp_path):
 
 def test_secrets_of_the_environment_do_not_reach_the_child(monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "secret")
-    assert sandbox.python("import os; print(os.environ.get('SOME_TOKEN'), os.environ['HOME'] == os.getcwd())").printed.split() == ["None", "True"]
+    assert sandbox.python(
+        "import os; print(os.environ.get('SOME_TOKEN'), os.environ['HOME'] == os.getcwd())"
+    ).printed.split() == ["None", "True"]
 
 
 def test_given_names_and_a_module_under_another_name():
-    outcome = sandbox.python("import tensorrt as trt\nprint(trt.sqrt(four))", modules={"tensorrt": "math"}, given={"four": 4})
+    outcome = sandbox.python(
+        "import tensorrt as trt\nprint(trt.sqrt(four))", modules={"tensorrt": "math"}, given={"four": 4}
+    )
     assert outcome.printed.strip() == "2.0"
-    assert repr(sandbox.python("import tensorrt\ntensorrt.Server", modules={"tensorrt": "math"})) == "line 2: AttributeError: module 'tensorrt' has no attribute 'Server'"
+    assert (
+        repr(sandbox.python("import tensorrt\ntensorrt.Server", modules={"tensorrt": "math"}))
+        == "line 2: AttributeError: module 'tensorrt' has no attribute 'Server'"
+    )
 
 
 STAND_IN = """
@@ -192,4 +203,7 @@ def test_an_interrupt_ends_the_child(tmp_path, monkeypatch):
 
 
 def test_the_child_is_this_python():
-    assert Path(sandbox.python("import sys; print(sys.executable)").printed.strip()).name in (Path(sys.executable).name, "python")
+    assert Path(sandbox.python("import sys; print(sys.executable)").printed.strip()).name in (
+        Path(sys.executable).name,
+        "python",
+    )

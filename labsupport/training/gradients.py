@@ -30,7 +30,7 @@ class Agreement:
 def numeric(function: Callable[[np.ndarray], float], x: np.ndarray, *, step: float = STEP) -> np.ndarray:
     """Gradient of a scalar function at x, float64 of the shape of x, by central differences.
 
-    Raises BadInput where x holds no finite real numbers, the function gives no finite scalar, or x sits on a kink: there
+    Raises BadInput where x holds no finite real numbers, the function gives no finite scalar, or x is on a kink: there
     the slopes from the left and from the right differ, however small the step, and no gradient exists.
     """
     x = _point(x)
@@ -43,11 +43,15 @@ def numeric(function: Callable[[np.ndarray], float], x: np.ndarray, *, step: flo
     return gradient
 
 
-def check(function: Callable[[np.ndarray], float], gradient: np.ndarray, x: np.ndarray, *, step: float = STEP) -> Agreement:
+def check(
+    function: Callable[[np.ndarray], float], gradient: np.ndarray, x: np.ndarray, *, step: float = STEP
+) -> Agreement:
     """Hold a gradient against differences; raises BadInput as `numeric` does, and for a gradient of another shape."""
     by_hand, wanted = np.asarray(gradient, dtype=np.float64), numeric(function, x, step=step)
     if by_hand.shape != wanted.shape:
-        raise BadInput(f"the gradient has shape {by_hand.shape}, the point {wanted.shape}; a gradient has the shape of its point")
+        raise BadInput(
+            f"the gradient has shape {by_hand.shape}, the point {wanted.shape}; a gradient has the shape of its point"
+        )
     gaps = np.abs(by_hand - wanted) / max(float(np.abs(wanted).max(initial=0.0)), 1e-12)
     index = np.unravel_index(int(np.argmax(gaps)), gaps.shape) if gaps.size else ()
     return Agreement(float(gaps[index]), tuple(int(i) for i in index), float(by_hand[index]), float(wanted[index]))
@@ -57,7 +61,9 @@ def _point(x) -> np.ndarray:
     try:
         point = np.array(x, dtype=np.float64)  # a copy: it is moved to and fro
     except (TypeError, ValueError) as error:
-        raise BadInput(f"the point is a {type(x).__name__} that holds no real numbers ({error}); hand in an array") from None
+        raise BadInput(
+            f"the point is a {type(x).__name__} that holds no real numbers ({error}); hand in an array"
+        ) from None
     if not np.isfinite(point).all():
         raise BadInput("the point holds NaN or infinity; a difference needs finite numbers")
     if not point.size:
@@ -68,9 +74,14 @@ def _point(x) -> np.ndarray:
 def _scalar(function, x: np.ndarray) -> float:
     value = np.asarray(function(x.copy()))
     if value.size != 1 or value.dtype.kind not in "fiu":
-        raise BadInput(f"the function gave {value.dtype} of shape {value.shape}; a gradient needs one real number, so sum or average it")
+        raise BadInput(
+            f"the function gave {value.dtype} of shape {value.shape}; a gradient needs one real number, so sum "
+            "or average it"
+        )
     if not np.isfinite(value).all():
-        raise BadInput(f"the function gave {float(value.reshape(())):g} near this point; a difference needs finite values")
+        raise BadInput(
+            f"the function gave {float(value.reshape(())):g} near this point; a difference needs finite values"
+        )
     return float(value.reshape(()))
 
 
@@ -92,6 +103,7 @@ def _slope(function, x: np.ndarray, index: tuple[int, ...], middle: float, step:
             return slopes[0]  # only curvature, as at the bottom of a parabola
         step /= SHRINK
     raise BadInput(
-        f"the point sits on a kink at {index}: the slope is {from_left:.4g} from the left and {from_right:.4g} from the right, "
+        f"the point sits on a kink at {index}: the slope is {from_left:.4g} from the left and {from_right:.4g} "
+        "from the right, "
         f"so there is no derivative at {x[index]:g}; move the point off it (add a little noise)"
     )
