@@ -21,7 +21,7 @@ from labsupport.distillation.hints import Hint, Pupil
 from labsupport.distillation.losses import check_weights, loss
 from labsupport.distillation.teacher_audit import check_frozen
 from labsupport.errors import BadInput, LabError
-from labsupport.training import checkpoints, loop
+from labsupport.training import checkpoints, scoring
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,17 +77,13 @@ def distill(
     student, teacher, training set or option. Source: Hinton et al. 2015, arXiv:1503.02531.
     """
     check_weights(temperature, alpha)
-    hints = (hints,) if isinstance(hints, Hint) else tuple(hints or ())
-    if wrong := [hint for hint in hints if not isinstance(hint, Hint)]:
-        raise BadInput(
-            f'hints hold {wrong[0]!r:.40}; wanted are distillation.Hint("layer of the student", "of the teacher")'
-        )
+    hints = _checked_hints(hints)
     check_frozen(teacher)
-    loop.check_filled(split)
-    loop.check_device(device)
+    scoring.check_filled(split)
+    scoring.check_device(device)
     examples = torch.from_numpy(preprocess(split.images[:2]))
     check_pair(student, teacher, examples)
-    loop.check_fits(student, split, preprocess)  # here the message names the student, in `fit` it would name the Pupil
+    scoring.check_fits(student, split, preprocess)  # in `fit` the message would name the Pupil
     known = checkpoints.fingerprint(teacher)
     answering = copy.deepcopy(teacher).to(device)  # moving the teacher that came would change it
     pupil = Pupil(student, answering, hints, examples.to(device), seed)
@@ -99,9 +95,7 @@ def distill(
     facts = {
         "trained by": "distillation.distill",
         "teacher": known,
-        "temperature": temperature,
-        "alpha": alpha,
-        "hints": [repr(hint) for hint in hints],
+        **{"temperature": temperature, "alpha": alpha, "hints": [repr(hint) for hint in hints]},
     }
     history = training.fit(
         pupil,
@@ -128,6 +122,15 @@ def distill(
     )
 
 
+def _checked_hints(hints) -> tuple[Hint, ...]:
+    hints = (hints,) if isinstance(hints, Hint) else tuple(hints or ())
+    if wrong := [hint for hint in hints if not isinstance(hint, Hint)]:
+        raise BadInput(
+            f'hints hold {wrong[0]!r:.40}; wanted are distillation.Hint("layer of the student", "of the teacher")'
+        )
+    return hints
+
+
 def check_pair(student: nn.Module, teacher: nn.Module, examples: Tensor) -> None:
     """Refuse a student that cannot learn, and two whose logits (N, classes) cannot be compared."""
     if not isinstance(student, nn.Module):
@@ -140,7 +143,7 @@ def check_pair(student: nn.Module, teacher: nn.Module, examples: Tensor) -> None
         )
     counts = {}
     for role, model in (("student", student), ("teacher", teacher)):
-        logits = loop.evaluate(model, examples.numpy())
+        logits = scoring.evaluate(model, examples.numpy())
         if logits.ndim != 2 or len(logits) != len(examples):
             raise BadInput(
                 f"the {role} answers {logits.shape} for {len(examples)} images; wanted one row of logits for each"

@@ -75,6 +75,7 @@ def known(names: Iterable[str], graph, model) -> frozenset[str]:
 def low_type(to: str):
     """(ONNX type number, NumPy dtype) of a low precision. Raises BadInput."""
     import numpy as np
+
     if to not in LOW:
         raise BadInput(f"to={to!r} is not a precision a graph can be cast to; choose one of {list(LOW)}")
     import ml_dtypes

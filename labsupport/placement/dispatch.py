@@ -47,9 +47,8 @@ class Policy:
         place = place.item() if hasattr(place, "item") else place
         if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < len(states):
             raise BadInput(
-                f"policy {self.name!r} chose worker {place!r} for request {number}; there are "
-                f"{len(states)}, numbered from 0: "
-                "return a place in the list of states"
+                f"policy {self.name!r} chose worker {place!r} for request {number}; there are {len(states)}, numbered "
+                "from 0: return a place in the list of states"
             )
         return place
 

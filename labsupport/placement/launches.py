@@ -106,9 +106,9 @@ class Launching:
         plain, graph = (f"{1e3 * ms:.0f}" for ms in self.call_ms)
         return (
             f"{self.name}: {kernels}; the host is busy {plain} µs a call, {graph} with a graph, the GPU "
-            f"{1e3 * self.gpu_ms:.0f} µs: "
-            f"{'' if self.launch_bound else 'not '}launch-bound. Graph over plain: alone {self.alone.median:.2f}×, "
-            f"ahead {self.ahead.median:.2f}× ({self.expected_ahead:.2f}× expected from the parts)"
+            f"{1e3 * self.gpu_ms:.0f} µs: {'' if self.launch_bound else 'not '}launch-bound. Graph over plain: alone "
+            f"{self.alone.median:.2f}×, ahead {self.ahead.median:.2f}× ({self.expected_ahead:.2f}× expected from the "
+            "parts)"
         )
 
 

@@ -42,9 +42,8 @@ class Lane:
         free = [name for name, spec in run.inputs.items() if None in spec.shape]
         if free:
             raise BadInput(
-                f"{run.name}: the shape of {free} is free, and contexts cannot share an optimization "
-                "profile in every TensorRT; "
-                "build the engine from a graph exported with dynamic=False"
+                f"{run.name}: the shape of {free} is free, and contexts cannot share an optimization profile in every "
+                "TensorRT; build the engine from a graph exported with dynamic=False"
             )
         self.run, self.stream = run, stream or torch.cuda.Stream()
         self.context = run.trt_engine.create_execution_context()
@@ -286,10 +285,9 @@ class KernelUse:
 
     def __repr__(self) -> str:
         return (
-            f"{self.name}: {self.kernels} kernels, the median one brings {self.blocks_per_multiprocessor:.2g} "
-            "blocks per multiprocessor; "
-            f"{self.smaller_than_gpu:.0%} leave multiprocessors without a block; {self.overlapped:.0%} of the "
-            "kernel time ran beside other kernels"
+            f"{self.name}: {self.kernels} kernels, the median one brings {self.blocks_per_multiprocessor:.2g} blocks "
+            f"per multiprocessor; {self.smaller_than_gpu:.0%} leave multiprocessors without a block; "
+            f"{self.overlapped:.0%} of the kernel time ran beside other kernels"
         )
 
 

@@ -192,10 +192,9 @@ class Overlap:
     def __repr__(self) -> str:
         return (
             f"copy in {self.copy_in_ms:.3f}, compute {self.compute_ms:.3f}, copy out {self.copy_out_ms:.3f} ms; "
-            f"serial {self.serial_ms:.3f}, "
-            f"{self.slots} slots {self.overlapped_ms:.3f} ms a batch: gain {self.gain:.2f}× of ideal "
-            f"{self.ideal_gain:.2f}× ({self.share_of_ideal:.0%} of it), "
-            f"answers {'equal' if self.same_answers else 'DIFFER'}"
+            f"serial {self.serial_ms:.3f}, {self.slots} slots {self.overlapped_ms:.3f} ms a batch: gain "
+            f"{self.gain:.2f}× of ideal {self.ideal_gain:.2f}× ({self.share_of_ideal:.0%} of it), answers "
+            f"{'equal' if self.same_answers else 'DIFFER'}"
         )
 
 

@@ -86,8 +86,7 @@ def compiled(trtp, x, epsilon: float, tactic: int, *, half: bool):
     if not columns.is_constant:
         raise NotAvailable(
             f"{OP_TYPE} ahead of time: the last axis of x is free, and the kernel is compiled for one row length; fix "
-            "that "
-            "axis in the profile or in the graph"
+            "that axis in the profile or in the graph"
         )
     kernel = ahead_of_time.ptx(
         columns.constant_value(), dtype="float16" if half else "float32", epsilon=epsilon, warps=WARPS[tactic]

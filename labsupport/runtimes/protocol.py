@@ -34,6 +34,8 @@ class Runtime(Protocol):
 
 
 class Base:
+    """What the runtimes share: checking a feed, closing once, use as a context manager."""
+
     name: str
     device: str = "cpu"
     inputs: Mapping[str, TensorSpec]

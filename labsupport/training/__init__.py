@@ -5,7 +5,8 @@ The parts: ``loop`` (fit and accuracy) and ``checkpoints`` (files with a fingerp
 
 from __future__ import annotations
 
-from labsupport.training.loop import History, Objective, accuracy, cross_entropy, fit
+from labsupport.training.loop import History, Objective, cross_entropy, fit
+from labsupport.training.scoring import accuracy
 
 __all__ = [
     "History", "Objective", "accuracy", "cross_entropy", "fit",

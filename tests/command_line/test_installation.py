@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from labsupport.command_line import installation
-from labsupport.command_line.installation import Installation, InstallationError, choose, explain
+from labsupport.command_line import installation, pip_messages
+from labsupport.command_line.installation import Installation, InstallationError, choose
+from labsupport.command_line.pip_messages import explain
 from labsupport.environment import hardware
 from labsupport.environment.hardware import Gpu, GpuProbe
 
@@ -377,7 +378,7 @@ def test_the_real_subprocess_keeps_output_and_code(tmp_path):
 
 
 def test_pip_lines_are_shortened():
-    assert installation.shorter("Installing collected packages: a, b, c") == "Installing collected packages"
+    assert pip_messages.shorter("Installing collected packages: a, b, c") == "Installing collected packages"
 
 
 def test_venv_is_really_made(tmp_path):

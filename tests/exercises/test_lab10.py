@@ -7,7 +7,7 @@ import pytest
 
 from labsupport import export, plugins, runtimes
 from labsupport.errors import BadInput
-from labsupport.exercises import lab10
+from labsupport.exercises import lab10, lab10_puzzles
 from labsupport.exercises.base import assert_checker, assert_complete, of, run_solution
 from labsupport.plugins import examination
 
@@ -122,7 +122,7 @@ def rewritten(attributes=None, *, swap=False, factor_only=False, linear=False):
             factor = surgeon.layer(op="HardSigmoid", inputs=[gate], outputs=["factor"], attrs=attrs)[0]
         return factor if factor_only else surgeon.layer(op="Mul", inputs=[x, factor], outputs=["product"])[0]
 
-    return plugins.rewritten(lab10.puzzle(), "HardGate", make)
+    return plugins.rewritten(lab10_puzzles.puzzle(), "HardGate", make)
 
 
 def fixed_rows():
@@ -144,7 +144,7 @@ def test_rewrite():
     assert_checker(
         lab10.rewrite,
         wrong=[
-            (lab10.puzzle(), "HardGate is still in the graph"),
+            (lab10_puzzles.puzzle(), "HardGate is still in the graph"),
             (7, "hand in a graph"),
             ("nothing.onnx", "no such file"),
             (rewritten({}), "HardSigmoid's own default"),
@@ -162,9 +162,9 @@ def test_rewrite():
 
 
 def test_the_puzzle_is_what_the_question_says():
-    assert plugins.unknown_operators(lab10.puzzle())[0].op_type == "HardGate"
+    assert plugins.unknown_operators(lab10_puzzles.puzzle())[0].op_type == "HardGate"
     with pytest.raises(BadInput, match="HardGate"):
-        runtimes.OnnxRuntime(lab10.puzzle())
+        runtimes.OnnxRuntime(lab10_puzzles.puzzle())
 
 
 def test_odd_size():
@@ -185,9 +185,9 @@ def test_odd_size():
 
 
 def test_the_mystery_is_right_up_to_1024_and_at_its_multiples():
-    right = examination.examine(lab10.mystery, columns=[1, 33, 1000, 1023, 1024, 2048, 3072])
+    right = examination.examine(lab10_puzzles.mystery, columns=[1, 33, 1000, 1023, 1024, 2048, 3072])
     assert right.passed, right.wrong
-    assert examination.examine(lab10.mystery, columns=[1025, 1500, 2049]).wrong_columns == (1025, 1500, 2049)
+    assert examination.examine(lab10_puzzles.mystery, columns=[1025, 1500, 2049]).wrong_columns == (1025, 1500, 2049)
 
 
 def roads(**changes):
