@@ -39,7 +39,7 @@ PROOF = """
 import tensorrt as _t
 _kinds = [network.get_layer(i).type.name for i in range(network.num_layers)]
 _limit = config.get_memory_pool_limit(_t.MemoryPoolType.WORKSPACE)
-print("PROOF", {word!r}, len(bytes(plan)), _limit, network.num_inputs, network.num_outputs, *_kinds)
+print("PROOF", {word!r}, 0 if plan is None else len(bytes(plan)), _limit, network.num_inputs, network.num_outputs, *_kinds)
 """
 
 
@@ -74,7 +74,11 @@ class Forecast(Exercise):
         _is_function(function, "speedup")
         chips = [(1e12, 1e11), (2e13, 3e11), (1e15, 3e12), (9e15, 8e12)]
         cases = [(random.uniform(1e8, 1e12), random.uniform(1e6, 1e10), *random.sample(chips, 2)) for _ in range(30)]
-        cases += [(1e12, 1e6, (1e12, 1e11), (1e15, 1e11)), (1e6, 1e9, (1e12, 1e11), (1e15, 1e11)), (1e11, 1e10, (1e12, 2e11), (1e14, 1e11))]
+        cases += [
+            (1e12, 1e6, (1e12, 1e11), (1e15, 1e11)),
+            (1e6, 1e9, (1e12, 1e11), (1e15, 1e11)),
+            (1e11, 1e10, (1e12, 2e11), (1e14, 1e11)),
+        ]
         for operations, size, before, after in cases:
             given = as_number(function(operations, size, before, after), "the speedup")
             floors = [(operations / rate, size / memory) for rate, memory in (before, after)]
@@ -90,7 +94,9 @@ class Forecast(Exercise):
                 raise Wrong(f"{where}. The slower of the two terms binds, not the faster.")
             quotients = [floors[0][0] / floors[1][0], floors[0][1] / floors[1][1]]
             if any(math.isclose(given, each, rel_tol=1e-9) for each in quotients):
-                raise Wrong(f"{where}. That is how one term grew; the bound is on one side before and may be on the other after.")
+                raise Wrong(
+                    f"{where}. That is how one term grew; the bound is on one side before and may be on the other after."
+                )
             raise Wrong(f"{where}. Take the larger of the two times on each chip, then divide.")
         return "It is the question to ask before any purchase."
 
@@ -155,14 +161,16 @@ class Nvfp4(Exercise):
             "blocks of 32 came; NVFP4 has blocks of 16": _blocked(x, 32) if x.size % 32 == 0 else wanted,
             "the tensor's scale is missing; without it E4M3 cannot hold these block scales": _no_tensor_scale(x),
         }.items():
-            if np.allclose(given, twin, rtol=1e-6, atol=1e-9 * top) and not np.allclose(twin, wanted, rtol=1e-6, atol=1e-9 * top):
+            if np.allclose(given, twin, rtol=1e-6, atol=1e-9 * top) and not np.allclose(
+                twin, wanted, rtol=1e-6, atol=1e-9 * top
+            ):
                 raise Wrong(f"{name}: {how}.")
         raise Wrong(f"{name}: off by up to {np.abs(given - wanted).max() / top:.0%} of the largest number.")
 
 
 class Gone(Exercise):
     question = (
-        "Write `went(before, after)` for two listings (name → entry with \"members\" or \"enum\", a list, or neither): a sorted list of lost "
+        'Write `went(before, after)` for two listings (name → entry with "members" or "enum", a list, or neither): a sorted list of lost '
         'classes, and of lost members of classes that stay, as "Class.member". Hand in the function.'
     )
     hints = (
@@ -248,12 +256,14 @@ class Seventh(Exercise):
         if proof is None:
             self._explain(outcome, len((AIMED if on_rtx else "").splitlines()))
         size, limit, inputs, outputs, *kinds = proof[2:]
-        if int(size) < 500:
-            raise Wrong(f"`plan` holds {size} bytes; a plan of this network has some thousands.")
         if int(limit) != WORKSPACE:
             raise Wrong(f"the workspace is limited to {int(limit):,} bytes; the old program set {WORKSPACE:,}.")
         if kinds != ["CONVOLUTION", "ACTIVATION"] or (inputs, outputs) != ("1", "1"):
             raise Wrong(f"the network has the layers {kinds}; leave the convolution and the activation as they were.")
+        if int(size) < 500:
+            raise Wrong(
+                f"`plan` holds {size} bytes; a plan of this network has some thousands. Did the builder return None?"
+            )
         return "The builder took it; so does every release from 8.6 on."
 
     @staticmethod
