@@ -1,4 +1,5 @@
-"""Exercises of lab 15: growth foretold, a forecast by the roofline, NVFP4, a diff of listings, and an old program mended."""
+"""Exercises of lab 15: growth foretold, a forecast by the roofline, NVFP4, a diff of listings, and an old "
+"program mended."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ PROOF = """
 import tensorrt as _t
 _kinds = [network.get_layer(i).type.name for i in range(network.num_layers)]
 _limit = config.get_memory_pool_limit(_t.MemoryPoolType.WORKSPACE)
-print("PROOF", {word!r}, 0 if plan is None else len(bytes(plan)), _limit, network.num_inputs, network.num_outputs, *_kinds)
+_size = 0 if plan is None else len(bytes(plan))
+print("PROOF", {word!r}, _size, _limit, network.num_inputs, network.num_outputs, *_kinds)
 """
 
 
@@ -52,7 +54,8 @@ class Growth(Prediction):
 
 class Forecast(Exercise):
     question = (
-        "Write `speedup(operations, size, before, after)`: how many times shorter the roofline's floor gets. `before` and `after` are "
+        "Write `speedup(operations, size, before, after)`: how many times shorter the roofline's floor gets. "
+        "`before` and `after` are "
         "pairs (operations a second, bytes a second); `size` is in bytes. Hand in the function."
     )
     hints = (
@@ -85,7 +88,10 @@ class Forecast(Exercise):
             wanted = max(floors[0]) / max(floors[1])
             if math.isclose(given, wanted, rel_tol=1e-9):
                 continue
-            where = f"{operations:.3g} operations, {size:.3g} bytes, {before} to {after}: {given:.4g} came, {wanted:.4g} is right"
+            where = (
+                f"{operations:.3g} operations, {size:.3g} bytes, {before} to {after}: {given:.4g} came, "
+                f"{wanted:.4g} is right"
+            )
             if math.isclose(given, 1 / wanted, rel_tol=1e-9):
                 raise Wrong(f"{where}. That is the quotient the other way round: faster is above 1.")
             if math.isclose(given, sum(floors[0]) / sum(floors[1]), rel_tol=1e-9):
@@ -95,7 +101,8 @@ class Forecast(Exercise):
             quotients = [floors[0][0] / floors[1][0], floors[0][1] / floors[1][1]]
             if any(math.isclose(given, each, rel_tol=1e-9) for each in quotients):
                 raise Wrong(
-                    f"{where}. That is how one term grew; the bound is on one side before and may be on the other after."
+                    f"{where}. That is how one term grew; the bound is on one side before and may be on the "
+                    "other after."
                 )
             raise Wrong(f"{where}. Take the larger of the two times on each chip, then divide.")
         return "It is the question to ask before any purchase."
@@ -103,13 +110,17 @@ class Forecast(Exercise):
 
 class Nvfp4(Exercise):
     question = (
-        "Write `to_nvfp4(x)`: round an array (its size a multiple of 16) to NVFP4 and return the numbers that it stands for, same shape. "
-        "Blocks of 16 along the last axis; block scale max / 6, rounded to E4M3 after division by the tensor's scale max / (6 * 448). "
+        "Write `to_nvfp4(x)`: round an array (its size a multiple of 16) to NVFP4 and return the numbers that "
+        "it stands for, same shape. "
+        "Blocks of 16 along the last axis; block scale max / 6, rounded to E4M3 after division by the tensor's "
+        "scale max / (6 * 448). "
         "Hand in the function."
     )
     hints = (
-        "`narrow` of the notebook rounds to both formats: E4M3 is (3, -6, 448.0), FP4 is (1, 0, 6.0). ml_dtypes can do it, too.",
-        "tensor = abs(x).max() / (6 * 448); scale = E4M3(block max / 6 / tensor) * tensor; result = FP4(x / scale) * scale, and 0 stays 0.",
+        "`narrow` of the notebook rounds to both formats: E4M3 is (3, -6, 448.0), FP4 is (1, 0, 6.0). "
+        "ml_dtypes can do it, too.",
+        "tensor = abs(x).max() / (6 * 448); scale = E4M3(block max / 6 / tensor) * tensor; result = FP4(x / "
+        "scale) * scale, and 0 stays 0.",
     )
     solution_source = """
         def to_nvfp4(x):
@@ -131,8 +142,9 @@ class Nvfp4(Exercise):
         plain, zeros = draw.standard_normal((4, 32)), draw.standard_normal((3, 32))
         zeros[1] = 0
         spread = draw.standard_normal((8, 16)) * 10.0 ** draw.integers(-2, 2, (8, 1))
-        cases = {"an everyday tensor": plain, "a block of zeros": zeros, "numbers around 1e6": 1e6 * plain, "numbers around 1e-6": 1e-6 * plain,
-                 "blocks of different size": spread, "one block": draw.standard_normal(16), "nothing but zeros": np.zeros((2, 16))}  # fmt: skip
+        cases = {"an everyday tensor": plain, "a block of zeros": zeros, "numbers around 1e6": 1e6 * plain,
+                 "numbers around 1e-6": 1e-6 * plain, "blocks of different size": spread,
+                 "one block": draw.standard_normal(16), "nothing but zeros": np.zeros((2, 16))}  # fmt: skip
         for name, x in cases.items():
             kept = x.copy()
             with np.errstate(all="ignore"):
@@ -146,7 +158,9 @@ class Nvfp4(Exercise):
     def _judge_one(name: str, x, given) -> None:
         import numpy as np
 
-        wanted = _nvfp4(x)
+        from labsupport.exercises import lab15_formats as formats
+
+        wanted = formats.nvfp4(x)
         top = max(float(np.abs(wanted).max()), 1e-300)
         if np.abs(given - wanted).max() <= 1e-6 * top:
             return
@@ -155,11 +169,11 @@ class Nvfp4(Exercise):
         if np.allclose(given, x, rtol=1e-3, atol=0):
             raise Wrong(f"{name}: nothing was rounded.")
         for how, twin in {
-            "one scale for the whole tensor came; each block of 16 has its own": _blocked(x, x.size),
-            "the block scale is exact; it has 8 bits, round it to E4M3": _exact_scales(x),
-            "the scale is a power of two, which is MXFP4; NVFP4 has E4M3": _powers(x),
-            "blocks of 32 came; NVFP4 has blocks of 16": _blocked(x, 32) if x.size % 32 == 0 else wanted,
-            "the tensor's scale is missing; without it E4M3 cannot hold these block scales": _no_tensor_scale(x),
+            "one scale for the whole tensor came; each block of 16 has its own": formats.blocked(x, x.size),
+            "the block scale is exact; it has 8 bits, round it to E4M3": formats.exact_scales(x),
+            "the scale is a power of two, which is MXFP4; NVFP4 has E4M3": formats.powers(x),
+            "blocks of 32 came; NVFP4 has blocks of 16": formats.blocked(x, 32) if x.size % 32 == 0 else wanted,
+            "the tensor's scale is missing; without it E4M3 cannot hold these block scales": formats.no_tensor_scale(x),
         }.items():
             if np.allclose(given, twin, rtol=1e-6, atol=1e-9 * top) and not np.allclose(
                 twin, wanted, rtol=1e-6, atol=1e-9 * top
@@ -170,7 +184,7 @@ class Nvfp4(Exercise):
 
 class Gone(Exercise):
     question = (
-        'Write `went(before, after)` for two listings (name → entry with "members" or "enum", a list, or neither): a sorted list of lost '
+        'Write `went(before, after)` for two listings (name → entry with "members", "enum" or neither): a sorted list of lost '
         'classes, and of lost members of classes that stay, as "Class.member". Hand in the function.'
     )
     hints = (
@@ -198,8 +212,9 @@ class Gone(Exercise):
         from labsupport.listings import releases
 
         _is_function(function, "went")
-        for name, before, after in (*_invented(), ("8.6.0 and 10.16.1.11", *map(releases.listing, releases.RELEASES[:2])),
-                                    ("11.0.0.114 and 11.4.0.106", *map(releases.listing, releases.RELEASES[2:4]))):  # fmt: skip
+        listings = [releases.listing(release) for release in releases.RELEASES]
+        cases = [*_invented(), ("8.6.0 and 10.16.1.11", *listings[:2]), ("11.0.0.114 and 11.4.0.106", *listings[2:4])]
+        for name, before, after in cases:
             given = function(copy.deepcopy(before), copy.deepcopy(after))
             if isinstance(given, str) or not hasattr(given, "__iter__"):
                 raise Wrong(f"{name}: the function gave {described(given)}; wanted is a sorted list of names.")
@@ -221,7 +236,8 @@ class Gone(Exercise):
 
 class Seventh(Exercise):
     question = (
-        "Mend `lab15.SEVENTH`: it sets a workspace and builds an engine as up to 8.x. Keep network and workspace, leave the plan in `plan`. "
+        "Mend `lab15.SEVENTH`: it sets a workspace and builds an engine as up to 8.x. Keep network and "
+        "workspace, leave the plan in `plan`. "
         "Hand in the program as text."
     )
     hints = (
@@ -297,52 +313,6 @@ def _went(before: dict, after: dict) -> list[str]:
         old, new = ({*each.get("members", ()), *each.get("enum", ())} for each in (before[name], after[name]))
         lost += [f"{name}.{member}" for member in old - new]
     return sorted(lost)
-
-
-def _narrow(x, mantissa_bits: int, smallest_power: int, largest: float):
-    import numpy as np
-
-    _, exponent = np.frexp(np.where(x == 0, 1, x))
-    step = 2.0 ** (np.maximum(exponent - 1, smallest_power) - mantissa_bits)
-    return np.clip(np.round(x / step) * step, -largest, largest)
-
-
-def _scaled(x, scale, block: int):
-    import numpy as np
-
-    parts = x.reshape(-1, block)
-    return (_narrow(parts / np.where(scale == 0, 1, scale), 1, 0, 6.0) * scale).reshape(x.shape)
-
-
-def _tops(x, block: int):
-    import numpy as np
-
-    return np.abs(x.reshape(-1, block)).max(1, keepdims=True)
-
-
-def _blocked(x, block: int):
-    import numpy as np
-
-    tensor = float(np.abs(x).max()) / (6 * 448) or 1.0
-    return _scaled(x, _narrow(_tops(x, block) / 6 / tensor, 3, -6, 448.0) * tensor, block)
-
-
-def _nvfp4(x):
-    return _blocked(x, 16)
-
-
-def _exact_scales(x):
-    return _scaled(x, _tops(x, 16) / 6, 16)
-
-
-def _no_tensor_scale(x):
-    return _scaled(x, _narrow(_tops(x, 16) / 6, 3, -6, 448.0), 16)
-
-
-def _powers(x):
-    import numpy as np
-
-    return _scaled(x, 2.0 ** (np.floor(np.log2(np.maximum(_tops(x, 16), 1e-30))) - 2), 16)
 
 
 def _array(value: Any, shape: tuple, name: str):

@@ -42,36 +42,22 @@ class Converted(Exercise):
     def judge(self, function: Any) -> str:
         import numpy as np
         import torch
-        from torch import nn
 
         from labsupport import export, runtimes
 
         _is_function(function, "convert")
-        seed = int.from_bytes(os.urandom(4), "little")
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            model = nn.Sequential(
-                nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * 16, 5)
-            )
-            model[1].running_mean.normal_()
-            example = torch.randn(2, 1, 6, 6)
-            batches = [torch.randn(count, 1, 6, 6) for count in (2, 1, 7)]
-        model.eval()
+        model, example, batches = _network()
         kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         graph = function(model, example)
-        if isinstance(graph, (str, Path)):
-            graph = export.load(graph)
+        graph = export.load(graph) if isinstance(graph, (str, Path)) else graph
         if not isinstance(graph, export.OnnxGraph):
             raise Wrong(
-                f"the function gave {described(graph)}; wanted is the OnnxGraph that export.to_onnx or "
-                "export.load returns."
+                f"the function gave {described(graph)}; wanted is the OnnxGraph of export.to_onnx or export.load."
             )
         if any(not torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items()):
             raise Wrong("the function changed the model's weights or statistics; leave them as they are.")
         if len(graph.outputs) != 1 or len(graph.inputs) != 1:
-            raise Wrong(
-                f"the graph has inputs {list(graph.inputs)} and outputs {list(graph.outputs)}; one of each is wanted."
-            )
+            raise Wrong(f"inputs {list(graph.inputs)} and outputs {list(graph.outputs)}; one of each is wanted.")
         with runtimes.OnnxRuntime(graph) as run:
             for batch in batches:
                 with torch.inference_mode():
@@ -79,9 +65,8 @@ class Converted(Exercise):
                 try:
                     given = np.asarray(next(iter(run(batch.numpy()).values())))
                 except Exception as error:
-                    raise Wrong(
-                        f"it refuses {len(batch)} images: {str(error).splitlines()[0][:160]}. Is the batch axis free?"
-                    ) from None
+                    said = str(error).splitlines()[0][:160]
+                    raise Wrong(f"it refuses {len(batch)} images: {said}. Is the batch axis free?") from None
                 self._compare(given, wanted, len(batch))
         return "One file, any batch, probabilities: that is what the article's converter and server were for."
 
@@ -129,7 +114,7 @@ SOURCES = (
     ("names of other modules", "import numpy as np\nimport tensorrt as trt\nnp.{x}\ntrt.Builder\nother.{y}", ()),
     ("an attribute of an attribute", "import tensorrt as trt\nflag = trt.BuilderFlag.{x}\ntrt.{y}.{x}", ("y",)),
     ("names in text and comments", 'import tensorrt as trt\nprint("trt.{x}")  # trt.{y}\ntrt.Runtime', ()),
-    ("a use inside a function, an import there", "def f():\n    import tensorrt as {a}\n    {a}.{x}({a}.{y})", ("x", "y")),
+    ("an import inside a function", "def f():\n    import tensorrt as {a}\n    {a}.{x}({a}.{y})", ("x", "y")),
     ("an import inside a line", "import os, tensorrt as {a}, sys\n{a}.{x}", ("x",)),
 )  # fmt: skip
 
@@ -200,7 +185,7 @@ while True:
 
 class Contained(Exercise):
     question = (
-        'Write `contained(code, seconds)`: run Python code in a child; answer "ok", "raised" or "hung" (then it is stopped). '
+        'Write `contained(code, seconds)`: run Python code in a child; answer "ok", "raised" or "hung" (and stop it). '
         "No file may be left in the current folder and no process running. Hand in the function."
     )
     hints = (
@@ -244,7 +229,7 @@ class Contained(Exercise):
                 ("code that writes a file", f"open('{word}', 'w').write('x')", "ok"),
                 ("code that loops", LOOP.format(mark=str(mark)), "hung"),
                 ("code that asks for input", "input()", "raised"),
-                ("code that catches everything and loops", "while 1:\n  try:\n    while 1: pass\n  except BaseException: pass", "hung"),
+                ("code that catches all", "while 1:\n  try:\n    while 1: pass\n  except BaseException: pass", "hung"),
             )  # fmt: skip
             for name, code, wanted in cases:
                 self._one(function, name, code, wanted, word)
@@ -336,6 +321,18 @@ class Faster(Exercise):
                 raise Wrong(f"{where}: it became slower, so the number is below 0.")
             raise Wrong(f"{where}: {given:.4g} came, and {wanted:.4g} % is right.")
         return "Say which of the two you mean, and name the rival."
+
+
+def _network():
+    """(network, example, batches of 2, 1 and 7 images), drawn anew; dropout tells training from use."""
+    import torch
+    from torch import nn
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int.from_bytes(os.urandom(4), "little"))
+        layers = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, 5)
+        layers[1].running_mean.normal_()
+        return nn.Sequential(*layers).eval(), torch.randn(2, 1, 6, 6), [torch.randn(n, 1, 6, 6) for n in (2, 1, 7)]
 
 
 def _is_function(function: Any, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Which names each TensorRT release has in Python, from the listings in `data/trt_api`; and what a newer one changed."""
+"""Which names each TensorRT release has in Python, by `data/trt_api`, and what a newer one changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OF_GENERATION = {"8.6": "8.6.0", "10": "10.16.1.11", "11": "11.0.0.114", "rtx": 
 
 @functools.cache
 def listing(release: str) -> dict[str, dict]:
-    """One release's API: name → its members, its values (enum) or neither (a function); BadInput for an unknown release."""
+    """One release's API: name → members, values (enum) or neither (a function); BadInput for an unknown release."""
     if release not in RELEASES:
         raise BadInput(f"{release!r} has no listing; choose one of {list(RELEASES)}")
     return json.loads((FOLDER / f"{release}.json").read_text(encoding="utf-8"))["api"]

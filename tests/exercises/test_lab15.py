@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from labsupport import environment
-from labsupport.exercises import lab15
+from labsupport.exercises import lab15, lab15_formats
 from labsupport.exercises.base import assert_checker, assert_complete
 from labsupport.listings import releases
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = {"np": np, "narrow": lab15._narrow}
+NAMES = {"np": np, "narrow": lab15_formats.narrow}
 PROGRAMS = json.loads((ROOT / "data" / "programs" / "old_programs.json").read_text(encoding="utf-8"))
 CHIPS = json.loads((ROOT / "data" / "hardware" / "accelerators.json").read_text(encoding="utf-8"))["rows"]
 BUILDER = pytest.mark.skipif(not environment.has("engine building"), reason="no builder on this machine")
@@ -67,13 +67,13 @@ def by_library(x):
 
 def test_nvfp4():
     assert_checker(lab15.nvfp4, wrong=[
-        (lambda x: lab15._blocked(x, x.size), "one scale for the whole tensor came"), (lab15._exact_scales, "the block scale is exact"),
-        (lab15._powers, "which is MXFP4"), (lab15._no_tensor_scale, "the tensor's scale is missing|off by"),
-        (lambda x: lab15._blocked(x, 32) if x.size % 32 == 0 else lab15._nvfp4(x), "blocks of 32 came|one scale for"), (lambda x: x.copy(), "nothing was rounded"),
-        (lambda x: x * np.nan, "NaN or infinity"), (lambda x: lab15._nvfp4(x).ravel()[:-1], "has shape"), (lambda x: "x", "wanted are numbers"),
-        (lambda x: np.multiply(x, 2, out=x), "changed the array"), (lambda x: 2 * lab15._nvfp4(x), "off by up to"), (3, "hand in the function itself"),
-        (lambda x: lab15._narrow(x.reshape(-1, 16) / lab15._tops(x, 16) * 6, 1, 0, 6.0).reshape(x.shape), "off by|NaN"),
-    ], right=[lab15._nvfp4, by_library], namespace=NAMES)  # fmt: skip
+        (lambda x: lab15_formats.blocked(x, x.size), "one scale for the whole tensor came"), (lab15_formats.exact_scales, "the block scale is exact"),
+        (lab15_formats.powers, "which is MXFP4"), (lab15_formats.no_tensor_scale, "the tensor's scale is missing|off by"),
+        (lambda x: lab15_formats.blocked(x, 32) if x.size % 32 == 0 else lab15_formats.nvfp4(x), "blocks of 32 came|one scale for"), (lambda x: x.copy(), "nothing was rounded"),
+        (lambda x: x * np.nan, "NaN or infinity"), (lambda x: lab15_formats.nvfp4(x).ravel()[:-1], "has shape"), (lambda x: "x", "wanted are numbers"),
+        (lambda x: np.multiply(x, 2, out=x), "changed the array"), (lambda x: 2 * lab15_formats.nvfp4(x), "off by up to"), (3, "hand in the function itself"),
+        (lambda x: lab15_formats.narrow(x.reshape(-1, 16) / lab15_formats.tops(x, 16) * 6, 1, 0, 6.0).reshape(x.shape), "off by|NaN"),
+    ], right=[lab15_formats.nvfp4, by_library], namespace=NAMES)  # fmt: skip
 
 
 def lost(before, after):
