@@ -222,7 +222,7 @@ def _read_sidecar(path: Path, allow_foreign: bool) -> dict:
     try:
         sidecar = json.loads(beside.read_text(encoding="utf-8"))
         signature, claimed = str(sidecar.get("signature", "")).encode(), _sign(sidecar).encode()
-        kinds = {
+        kinds: dict = {
             "name": str,
             "precision": str,
             "precisions": dict,

@@ -85,7 +85,7 @@ class Shapes(Exercise):
                 raise Wrong(
                     f"for x {shapes[0]}, gate {shapes[1]}, weight {shapes[2]} it gave {tuple(got)}; y is shaped as x."
                 )
-        misfits = {
+        misfits: dict[str, tuple] = {
             "gate has other rows": ((4, 8), (3, 8), (8,)),
             "gate would have to be broadcast": ((4, 8), (1, 8), (8,)),
             "weight is too short": ((4, 8), (4, 8), (4,)),

@@ -193,7 +193,8 @@ def scaling(run, feed, *, lanes=(1, 2, 4)) -> list[dict]:
     Of a runtimes.TensorRt the lanes are contexts with CUDA graphs, of a runtimes.OnnxRuntime sessions of one thread
     each.
     """
-    rows, expected = [], run(feed)
+    rows: list[dict] = []
+    expected = run(feed)
     for count in lanes:
         if hasattr(run, "trt_engine"):
             crew = [Lane(run, feed, cuda_graph=True) for _ in range(count)]
@@ -201,8 +202,8 @@ def scaling(run, feed, *, lanes=(1, 2, 4)) -> list[dict]:
             crew[-1].infer()
             answer = crew[-1].result()
         else:
-            crew = [type(run)(run.graph) for _ in range(count)]
-            measured, answer = together(crew, feed), crew[-1](feed)
+            runs = [type(run)(run.graph) for _ in range(count)]
+            measured, answer = together(runs, feed), runs[-1](feed)
         error = max(float(np.abs(expected[name] - answer[name]).max()) for name in expected)
         rows.append(
             {"batch": measured.batch, "lanes": count, "pictures/s": round(measured.items_per_s), "max error": error}

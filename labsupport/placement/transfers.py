@@ -79,7 +79,7 @@ def pycuda_context():
 def host_buffer(kind: str, mib: float) -> np.ndarray:
     """Bytes of host memory of one of :data:`KINDS`, written once. Write-combined and mapped memory come from PyCUDA."""
     one_of("kind", kind, KINDS)
-    size = _bytes(mib)
+    size = size_bytes(mib)
     if kind == "pageable":
         return np.ones(size, np.uint8)
     if kind == "pinned":
@@ -140,7 +140,7 @@ def link(run, sizes_mib, *, runs: int = 10) -> Callable[[float], float]:
 
 
 def _crossing(device: str, mib: float) -> Callable[[], object]:
-    source = np.ones(_bytes(mib), np.uint8)
+    source = np.ones(size_bytes(mib), np.uint8)
     if device != "cuda":
         target = np.empty_like(source)
         return lambda: np.copyto(target, source)
@@ -205,12 +205,14 @@ def overlap(run, feed, *, slots: int = 2, batches: int = 40, rounds: int = 5, cu
     at_least("slots", slots, 1)
     at_least("batches", batches, 2)
     lanes = [streams.Lane(run, feed, cuda_graph=cuda_graph) for _ in range(slots)]
-    parts = [_event_ms(lanes[0], part) for part in (lanes[0].upload, lanes[0].compute, lanes[0].download)]
+    lane = lanes[0]
+    upload, compute, download = (_event_ms(lane, part) for part in (lane.upload, lane.compute, lane.download))
     serial = statistics.median(_timed(lambda: in_line(lanes[0], batches), rounds)) / batches
     together = statistics.median(_timed(lambda: in_turns(lanes, batches), rounds)) / batches
     answers = [lane.result() for lane in lanes]
     same = all(np.array_equal(answers[0][name], each[name]) for each in answers for name in each)
-    return Overlap(slots, *parts, serial, together, recorded_spans(lanes, 2 * slots + 4), same)
+    spans = recorded_spans(lanes, 2 * slots + 4)
+    return Overlap(slots, upload, compute, download, serial, together, spans, same)
 
 
 def in_line(lane, batches: int) -> None:
@@ -286,7 +288,9 @@ def _timed(work: Callable, runs: int) -> tuple[float, ...]:
     return tuple(times)
 
 
-def _bytes(mib: float) -> int:
+def size_bytes(mib: float) -> int:
+    """MiB as whole bytes; BadInput for what is no size."""
+
     if isinstance(mib, bool) or not isinstance(mib, (int, float)) or not 0 < mib < math.inf:
         raise BadInput(f"mib={mib!r}; give a size above 0 MiB")
     return max(1, int(mib * 2**20))

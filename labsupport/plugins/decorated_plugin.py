@@ -6,6 +6,9 @@ the functions, so this module does not postpone them (no ``from __future__ impor
 once TensorRT is there. Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/pluginGuide.html
 """
 
+# mypy: disable-error-code="name-defined"
+# `trtp` is an argument, and its types stand in annotations that tensorrt.plugin reads
+
 import importlib
 
 from labsupport import environment

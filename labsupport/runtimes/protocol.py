@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -122,7 +122,9 @@ class Replay:
     """Static buffers, and a CUDA graph per input shape, for a runtime that offers ``static`` and ``launch``."""
 
     def __init__(self, run, *, capture: bool = True):
-        self.run, self.capture, self.made, self.current = run, capture, {}, None
+        self.run, self.capture = run, capture
+        self.made: dict[tuple, dict] = {}
+        self.current: dict[str, Any] = {}
 
     @property
     def outputs(self) -> dict:

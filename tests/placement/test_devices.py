@@ -411,7 +411,6 @@ def test_the_best_and_the_chosen_cut_are_timed_in_turns(tmp_path, capsys):
 
 def test_the_cut_tool_measures_every_cut(monkeypatch, tmp_path, capsys):
     import json
-    import time
 
     from labsupport import build, models, recordings, runtimes
     from labsupport.placement import transfers
@@ -435,7 +434,7 @@ def test_the_cut_tool_measures_every_cut(monkeypatch, tmp_path, capsys):
         "against",
         lambda graph, chosen, best, *rest: paired.append((chosen, best)) or {"value": 0.9, "unit": "fraction"},
     )
-    record.cuts_of_the_camera(recordings.lab("09_placement"), time.perf_counter())
+    record.cuts_of_the_camera(recordings.lab("09_placement"), record.elapsed.seconds())
     metrics = json.loads((tmp_path / "09_placement.json").read_text(encoding="utf-8"))["metrics"]
     share = metrics["placement.chosen_cut_over_best"]  # where another cut came out quicker, both are timed in turns
     assert (share["value"], share["samples"]) == ((0.9, None) if paired else (1, 13)) and all(
