@@ -160,7 +160,7 @@ class Nvfp4(Exercise):
 
         from labsupport.exercises import lab15_formats as formats
 
-        wanted = formats.nvfp4(x)
+        wanted = formats.as_nvfp4(x)
         top = max(float(np.abs(wanted).max()), 1e-300)
         if np.abs(given - wanted).max() <= 1e-6 * top:
             return
@@ -184,8 +184,8 @@ class Nvfp4(Exercise):
 
 class Gone(Exercise):
     question = (
-        'Write `went(before, after)` for two listings (name → entry with "members", "enum" or neither): a sorted list of lost '
-        'classes, and of lost members of classes that stay, as "Class.member". Hand in the function.'
+        'Write `went(before, after)` for two listings (name → entry with "members", "enum" or neither): a sorted list '
+        'of lost classes, and of lost members of classes that stay, as "Class.member". Hand in the function.'
     )
     hints = (
         "Loop over `before`. A name that `after` lacks is gone, and its members need no mention.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def narrow(x, mantissa_bits: int, smallest_power: int, largest: float):
+def nearest(x, mantissa_bits: int, smallest_power: int, largest: float):
     """Round to a float format of so many mantissa bits, to the nearest, ties to even; too large becomes the largest."""
     _, exponent = np.frexp(np.where(x == 0, 1, x))
     step = 2.0 ** (np.maximum(exponent - 1, smallest_power) - mantissa_bits)
@@ -15,7 +15,7 @@ def narrow(x, mantissa_bits: int, smallest_power: int, largest: float):
 def scaled(x, scale, block: int):
     """Blocks divided by their scale, rounded to FP4, and multiplied again; the shape of x."""
     parts = x.reshape(-1, block)
-    return (narrow(parts / np.where(scale == 0, 1, scale), 1, 0, 6.0) * scale).reshape(x.shape)
+    return (nearest(parts / np.where(scale == 0, 1, scale), 1, 0, 6.0) * scale).reshape(x.shape)
 
 
 def tops(x, block: int):
@@ -26,10 +26,10 @@ def tops(x, block: int):
 def blocked(x, block: int):
     """NVFP4 with blocks of another size."""
     tensor = float(np.abs(x).max()) / (6 * 448) or 1.0
-    return scaled(x, narrow(tops(x, block) / 6 / tensor, 3, -6, 448.0) * tensor, block)
+    return scaled(x, nearest(tops(x, block) / 6 / tensor, 3, -6, 448.0) * tensor, block)
 
 
-def nvfp4(x):
+def as_nvfp4(x):
     """NVFP4: blocks of 16, E4M3 block scales, one scale for the tensor."""
     return blocked(x, 16)
 
@@ -41,7 +41,7 @@ def exact_scales(x):
 
 def no_tensor_scale(x):
     """A mistake: E4M3 block scales without the tensor's scale."""
-    return scaled(x, narrow(tops(x, 16) / 6, 3, -6, 448.0), 16)
+    return scaled(x, nearest(tops(x, 16) / 6, 3, -6, 448.0), 16)
 
 
 def powers(x):

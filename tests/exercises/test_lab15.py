@@ -15,7 +15,7 @@ from labsupport.exercises.base import assert_checker, assert_complete
 from labsupport.listings import releases
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = {"np": np, "narrow": lab15_formats.narrow}
+NAMES = {"np": np, "narrow": lab15_formats.nearest}
 PROGRAMS = json.loads((ROOT / "data" / "programs" / "old_programs.json").read_text(encoding="utf-8"))
 CHIPS = json.loads((ROOT / "data" / "hardware" / "accelerators.json").read_text(encoding="utf-8"))["rows"]
 BUILDER = pytest.mark.skipif(not environment.has("engine building"), reason="no builder on this machine")
@@ -43,12 +43,17 @@ def by_rates(operations, size, before, after):
     return attainable[1] / attainable[0]
 
 
+ONE_TERM = (
+    "how one term grew|The slower of the two terms binds|the other way round"  # chips and networks are drawn anew
+)
+
+
 def test_speedup():
     assert_checker(lab15.speedup, wrong=[
         (lambda o, s, b, a: floors(o, s, a, b)[0] / floors(o, s, a, b)[1], "the other way round"),
         (lambda o, s, b, a: (o / b[0] + s / b[1]) / (o / a[0] + s / a[1]), "the slower counts, not the sum"),
-        (lambda o, s, b, a: min(o / b[0], s / b[1]) / min(o / a[0], s / a[1]), "The slower of the two terms binds|how one term grew"),
-        (lambda o, s, b, a: a[0] / b[0], "how one term grew"), (lambda o, s, b, a: a[1] / b[1], "how one term grew"), (lambda o, s, b, a: 1, "Take the larger|how one term"),
+        (lambda o, s, b, a: min(o / b[0], s / b[1]) / min(o / a[0], s / a[1]), ONE_TERM),
+        (lambda o, s, b, a: a[0] / b[0], ONE_TERM), (lambda o, s, b, a: a[1] / b[1], ONE_TERM), (lambda o, s, b, a: 1, f"Take the larger|{ONE_TERM}"),
         (lambda o, s, b, a: (a[0] / b[0] + a[1] / b[1]) / 2, "Take the larger"), (lambda o, s, b, a: None, "a number is wanted"), (2.0, "hand in the function itself"),
     ], right=[lambda o, s, b, a: floors(o, s, b, a)[0] / floors(o, s, b, a)[1], by_rates], namespace=NAMES)  # fmt: skip
 
@@ -69,11 +74,11 @@ def test_nvfp4():
     assert_checker(lab15.nvfp4, wrong=[
         (lambda x: lab15_formats.blocked(x, x.size), "one scale for the whole tensor came"), (lab15_formats.exact_scales, "the block scale is exact"),
         (lab15_formats.powers, "which is MXFP4"), (lab15_formats.no_tensor_scale, "the tensor's scale is missing|off by"),
-        (lambda x: lab15_formats.blocked(x, 32) if x.size % 32 == 0 else lab15_formats.nvfp4(x), "blocks of 32 came|one scale for"), (lambda x: x.copy(), "nothing was rounded"),
-        (lambda x: x * np.nan, "NaN or infinity"), (lambda x: lab15_formats.nvfp4(x).ravel()[:-1], "has shape"), (lambda x: "x", "wanted are numbers"),
-        (lambda x: np.multiply(x, 2, out=x), "changed the array"), (lambda x: 2 * lab15_formats.nvfp4(x), "off by up to"), (3, "hand in the function itself"),
-        (lambda x: lab15_formats.narrow(x.reshape(-1, 16) / lab15_formats.tops(x, 16) * 6, 1, 0, 6.0).reshape(x.shape), "off by|NaN"),
-    ], right=[lab15_formats.nvfp4, by_library], namespace=NAMES)  # fmt: skip
+        (lambda x: lab15_formats.blocked(x, 32) if x.size % 32 == 0 else lab15_formats.as_nvfp4(x), "blocks of 32 came|one scale for"), (lambda x: x.copy(), "nothing was rounded"),
+        (lambda x: x * np.nan, "NaN or infinity"), (lambda x: lab15_formats.as_nvfp4(x).ravel()[:-1], "has shape"), (lambda x: "x", "wanted are numbers"),
+        (lambda x: np.multiply(x, 2, out=x), "changed the array"), (lambda x: 2 * lab15_formats.as_nvfp4(x), "off by up to"), (3, "hand in the function itself"),
+        (lambda x: lab15_formats.nearest(x.reshape(-1, 16) / lab15_formats.tops(x, 16) * 6, 1, 0, 6.0).reshape(x.shape), "off by|NaN"),
+    ], right=[lab15_formats.as_nvfp4, by_library], namespace=NAMES)  # fmt: skip
 
 
 def lost(before, after):
