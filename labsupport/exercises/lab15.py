@@ -76,7 +76,10 @@ class Forecast(Exercise):
 
         _is_function(function, "speedup")
         chips = [(1e12, 1e11), (2e13, 3e11), (1e15, 3e12), (9e15, 8e12)]
-        cases = [(random.uniform(1e8, 1e12), random.uniform(1e6, 1e10), *random.sample(chips, 2)) for _ in range(30)]
+        cases: list[tuple[float, float, tuple[float, float], tuple[float, float]]] = [
+            (random.uniform(1e8, 1e12), random.uniform(1e6, 1e10), random.choice(chips), random.choice(chips))
+            for _ in range(30)
+        ]
         cases += [
             (1e12, 1e6, (1e12, 1e11), (1e15, 1e11)),
             (1e6, 1e9, (1e12, 1e11), (1e15, 1e11)),

@@ -95,9 +95,15 @@ def _run(command: list[str], job: dict | None, seconds: float) -> Outcome:
             (Path(folder) / "job.json").write_text(json.dumps(job), encoding="utf-8")
             command = [*command, str(Path(folder) / "job.json"), str(report)]
         with tempfile.TemporaryFile() as output:  # a pipe would be kept open by what the child leaves running
-            alone = {"start_new_session": True} if os.name == "posix" else {}
-            streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
-            child = subprocess.Popen(command, cwd=scratch, env=_variables(scratch), **streams, **alone)
+            child = subprocess.Popen(
+                command,
+                cwd=scratch,
+                env=_variables(scratch),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=os.name == "posix",
+            )
             hung = False
             try:
                 child.wait(timeout=seconds)
