@@ -55,13 +55,11 @@ def test_what_is_printed_is_kept_and_cut():
                                   "import threading\nthreading.Thread(target=lambda: threading.Event().wait()).start()",
                                   "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(99)"])  # fmt: skip
 def test_a_program_that_never_ends_is_stopped(code):
+    threaded = "Thread" in code  # its main thread ends, and the child ends with it
     started = time.monotonic()
-    outcome = sandbox.python(code, seconds=1)
-    if "Thread" in code:  # its main thread ends, and the child ends with it
-        assert outcome.ok
-    else:
-        assert outcome.kind == "hung" and repr(outcome) == "hung: it did not end within its limit, so it was stopped"
-    assert time.monotonic() - started < 10
+    outcome = sandbox.python(code, seconds=60 if threaded else 1)
+    assert repr(outcome) == ("runs" if threaded else "hung: it did not end within its limit, so it was stopped")
+    assert time.monotonic() - started < 50
 
 
 def test_files_of_its_own_are_told_and_removed():
