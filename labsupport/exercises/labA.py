@@ -207,10 +207,9 @@ class LayerNorm(Exercise):
                     raise Wrong(
                         f"{where}: that takes mean and spread as constants; they depend on x, and give two more terms."
                     )
-                if epsilon == 0.5:
+                if epsilon == 0.5 or np.abs(dx - want_x).max() < 0.01 * size:
                     raise Wrong(
-                        f"{where}: with the small epsilons it was right. Is epsilon in the spread, and added "
-                        "to the variance?"
+                        f"{where}: dx is nearly right. Is epsilon in the spread, added to the variance under the root?"
                     )
                 raise Wrong(
                     f"{where}: dx is off by {np.abs(dx - want_x).max() / size:.0%}. Over which axis is "
@@ -241,6 +240,7 @@ class SafeLength(Exercise):
 
     def judge(self, function: Any) -> str:
         import random
+        from fractions import Fraction
 
         from labsupport.exercises.answers import as_number
 
@@ -249,7 +249,9 @@ class SafeLength(Exercise):
         cases += [(2.0 ** -random.randint(6, 20), random.uniform(0.001, 0.3)) for _ in range(20)]
         for u, tolerance in cases:
             k = _most_additions(u, tolerance)
-            got = as_number(function(u, tolerance), f"safe_length({u:g}, {tolerance:.4g})")
+            answer = function(u, tolerance)
+            answer = int(answer) if isinstance(answer, Fraction) and answer.denominator == 1 else answer
+            got = as_number(answer, f"safe_length({u:g}, {tolerance:.4g})")
             if got == k + 1:
                 continue
             where = f"u = {u:g}, tolerance {tolerance:.4g}: {got:g} came"

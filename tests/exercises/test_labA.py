@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +164,7 @@ def norm_by_torch(g, x, weight, epsilon):
 def test_layer_norm():
     assert_checker(labA.layer_norm, wrong=[
         (lambda *a: norm_back(*a, axis=0), "Over which axis is averaged"), (lambda *a: norm_back(*a, inside=False), "is the weight inside the means"),
-        (lambda *a: norm_back(*a, constants=True), "takes mean and spread as constants"), (lambda g, x, w, e: norm_back(g, x, w, 1e-5), "Over which|Is epsilon in the spread"),
+        (lambda *a: norm_back(*a, constants=True), "takes mean and spread as constants"), (lambda g, x, w, e: norm_back(g, x, w, 1e-5), "Is epsilon in the spread"),
         (lambda *a: (norm_back(*a)[0], norm_back(*a)[1] / len(a[0])), "dx is right, dweight is not"), (lambda *a: norm_back(*a)[0], "wanted are two"),
         (lambda *a: norm_back(*a)[::-1], "dx has shape"), (lambda g, x, w, e: (g, np.inf * w), "off by"), ("text", "hand in the function itself"),
     ], right=[norm_back, norm_by_torch], namespace=NAMES)  # fmt: skip
@@ -182,7 +183,7 @@ def test_safe_length():
         (lambda u, t: right(u, t), "That is the number of additions"), (lambda u, t: right(u, t) + 2, "already beyond the tolerance"),
         (lambda u, t: math.floor(t / u) + 1, "gamma is k u / .1 - k u., not k u alone|already beyond"), (lambda u, t: t / (1 + t) / u + 1, "a whole number of numbers"),
         (lambda u, t: 21, "and .* is right"), (lambda u, t: None, "a number is wanted"), (21, "hand in the function itself"), (lambda u: 21, "TypeError"),
-    ], right=[by_search, lambda u, t: int(t / ((1 + t) * u)) + 1], namespace=NAMES)  # fmt: skip
+    ], right=[by_search, lambda u, t: int(t / ((1 + t) * u)) + 1, lambda u, t: Fraction(by_search(u, t))], namespace=NAMES)  # fmt: skip
 
 
 BROWSER = """
