@@ -15,7 +15,7 @@ from pathlib import Path
 
 from IPython.core.inputtransformer2 import TransformerManager
 
-LISTINGS = Path(__file__).parent / "fixtures" / "trt_api"
+LISTINGS = Path(__file__).resolve().parents[1] / "data" / "trt_api"
 GENERATION = {"8.6.0": "8.6", "10.16.1.11": "10", "11.0.0.114": "11", "11.4.0.106": "11", "rtx-1.7.1": "rtx"}
 NEEDS = {"8.6": {"8.6"}, "10": {"10"}, "11": {"11"}, "rtx": {"rtx"}, ">=10": {"10", "11", "rtx"}}
 # set by the bindings' own __init__.py, so not in a listing: each stands for a member of DataType

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "labsupport"
 FLOORS = [
     {"errors", "files", "quiet"},
     {"export", "environment", "models", "data"},
-    {"benchmarking", "build", "training"},
+    {"benchmarking", "build", "training", "listings"},
     {"comparing", "runtimes", "recordings", "distillation"},
     {"fusion", "footprint", "plugins", "precision"},
     {"quantization", "placement", "pruning", "serving", "phone", "roads", "language"},

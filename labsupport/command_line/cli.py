@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add("doctor", "examine this machine and its packages").add_argument("--json", action="store_true")
     add("progress", "show which exercises are done")
     add("reset", "restore one lab's notebook, keeping your copy").add_argument("lab", metavar="LAB")
+    add("links", "ask every address of notebooks, docs and README whether it is still there; needs a network")
     return top
 
 
@@ -292,6 +293,15 @@ def reset(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def links(options: argparse.Namespace, rest: list[str]) -> int:
+    """Ask every address; 1 when one is gone, or none could be reached."""
+    from labsupport.command_line import links as addresses
+
+    judged = addresses.check(addresses.collect(REPOSITORY), REPOSITORY)
+    print(addresses.report(judged))
+    return FAILED if addresses.failed(judged) else 0
+
+
 COMMANDS = {
     "lab": lab,
     "test": test,
@@ -301,4 +311,5 @@ COMMANDS = {
     "doctor": doctor,
     "progress": progress,
     "reset": reset,
+    "links": links,
 }

@@ -165,7 +165,7 @@ class LabBook:
         found = {metric: self.recorded(metric) for metric in metrics}
         lines = [f"{metric}: {value}" for metric, value in found.items() if value]
         if lacking := [metric for metric, value in found.items() if not value]:
-            command = command or f"python3 -m labsupport record {self.name[:2]}"
+            command = command or f"python3 -m labsupport record {self.name.partition('_')[0]}"
             lines.append(f"not recorded yet: {', '.join(lacking)}; `{command}` does that on a GPU machine")
         return "\n".join(lines)
 
