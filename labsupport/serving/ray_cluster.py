@@ -1,0 +1,55 @@
+"""A Ray on this machine alone, for Ray Serve: on the loopback address, without a dashboard, and always stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+
+from labsupport import environment
+from labsupport.errors import LabError
+from labsupport.quiet import quietly
+
+OBJECT_STORE_MIB = 80  # the least that Ray accepts is 75
+
+
+@contextlib.contextmanager
+def ray_cluster(*, cpus: int = 4, object_store_mib: int = OBJECT_STORE_MIB):
+    """Start Ray and hand out the module ``ray.serve``; Serve and Ray are shut down however the block ends.
+
+    ``cpus`` is what replicas may ask for together, and need not be what the machine has. Raises NotAvailable without
+    Ray Serve, LabError when Ray does not start or runs already.
+    Source: https://docs.ray.io/en/latest/serve/api/index.html
+    """
+    environment.require("ray serve")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it would report home
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or a replica loses its CUDA_VISIBLE_DEVICES
+    import ray
+    from ray import serve
+
+    if ray.is_initialized():
+        raise LabError("Ray is running in this process already; call ray.shutdown() first")
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.serve")]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        try:
+            ray.init(
+                num_cpus=cpus,
+                num_gpus=0,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+                object_store_memory=object_store_mib << 20,
+            )
+        except Exception as error:
+            raise LabError(f"Ray does not start here: {type(error).__name__}: {str(error).strip()[:300]}") from error
+        with quietly():
+            serve.start(proxy_location="Disabled")  # requests come through handles: no HTTP port is opened
+        yield serve
+    finally:
+        with quietly():  # Ray reports its own shutdown as failures
+            if ray.is_initialized():
+                serve.shutdown()
+            ray.shutdown()
