@@ -1,10 +1,10 @@
-"""`python3 -m labsupport`: see cli.py."""
+"""`python3 -m labsupport`: see command_line/cli.py."""
 
 from __future__ import annotations
 
 import sys
 
-from labsupport.cli import main
+from labsupport.command_line.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,6 @@
-"""Libraries that talk: run them without their log lines, prints, bars and warnings, which no stored output should hold."""
+"""Libraries that talk: run them without their log lines, prints, bars and warnings, which no stored output should
+hold.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ import warnings
 
 @contextlib.contextmanager
 def quietly():
-    """Nothing that is logged, printed or warned inside is seen; exceptions come through, and logging is as before afterward.
+    """Nothing that is logged, printed or warned inside is seen; exceptions come through, and logging is as before
+    afterward.
 
     Handlers that were made earlier hold the real stderr, so catching the stream alone does not silence a logger.
     """

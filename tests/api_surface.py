@@ -15,23 +15,53 @@ from pathlib import Path
 
 from IPython.core.inputtransformer2 import TransformerManager
 
-LISTINGS = Path(__file__).parent / "data" / "trt_api"
+LISTINGS = Path(__file__).parent / "fixtures" / "trt_api"
 GENERATION = {"8.6.0": "8.6", "10.16.1.11": "10", "11.0.0.114": "11", "11.4.0.106": "11", "rtx-1.7.1": "rtx"}
 NEEDS = {"8.6": {"8.6"}, "10": {"10"}, "11": {"11"}, "rtx": {"rtx"}, ">=10": {"10", "11", "rtx"}}
 # set by the bindings' own __init__.py, so not in a listing: each stands for a member of DataType
-DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int8": "INT8", "int32": "INT32", "int64": "INT64",
-          "uint8": "UINT8", "bool": "BOOL", "fp8": "FP8", "int4": "INT4", "fp4": "FP4", "e8m0": "E8M0"}
+DTYPES = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "int8": "INT8",
+    "int32": "INT32",
+    "int64": "INT64",
+    "uint8": "UINT8",
+    "bool": "BOOL",
+    "fp8": "FP8",
+    "int4": "INT4",
+    "fp4": "FP4",
+    "e8m0": "E8M0",
+}
 # these variable names mean a TensorRT object wherever a file uses TensorRT and does not bind them to something else
-CONVENTION = {"builder": "Builder", "network": "INetworkDefinition", "config": "IBuilderConfig", "parser": "OnnxParser",
-              "trt_engine": "ICudaEngine", "context": "IExecutionContext", "inspector": "EngineInspector",
-              "timing_cache": "ITimingCache"}
-RETURNS = {"create_network": "INetworkDefinition", "create_builder_config": "IBuilderConfig",
-           "create_optimization_profile": "IOptimizationProfile", "deserialize_cuda_engine": "ICudaEngine",
-           "create_execution_context": "IExecutionContext", "create_engine_inspector": "EngineInspector",
-           "create_timing_cache": "ITimingCache", "get_timing_cache": "ITimingCache",
-           "build_serialized_network": "IHostMemory", "build_engine_with_config": "ICudaEngine",
-           "create_runtime_config": "IRuntimeConfig", "create_serialization_config": "ISerializationConfig",
-           "get_input": "ITensor", "get_output": "ITensor", "get_layer": "ILayer", "add_input": "ITensor"}
+CONVENTION = {
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "config": "IBuilderConfig",
+    "parser": "OnnxParser",
+    "trt_engine": "ICudaEngine",
+    "context": "IExecutionContext",
+    "inspector": "EngineInspector",
+    "timing_cache": "ITimingCache",
+}
+RETURNS = {
+    "create_network": "INetworkDefinition",
+    "create_builder_config": "IBuilderConfig",
+    "create_optimization_profile": "IOptimizationProfile",
+    "deserialize_cuda_engine": "ICudaEngine",
+    "create_execution_context": "IExecutionContext",
+    "create_engine_inspector": "EngineInspector",
+    "create_timing_cache": "ITimingCache",
+    "get_timing_cache": "ITimingCache",
+    "build_serialized_network": "IHostMemory",
+    "build_engine_with_config": "ICudaEngine",
+    "create_runtime_config": "IRuntimeConfig",
+    "create_serialization_config": "ISerializationConfig",
+    "get_input": "ITensor",
+    "get_output": "ITensor",
+    "get_layer": "ILayer",
+    "add_input": "ITensor",
+}
 MODULE, GENERATION_NAME, OTHER = ("module",), ("generation",), ("other",)
 
 
@@ -71,10 +101,18 @@ class Scan:
 
     def __init__(self, tree: ast.Module, where) -> None:
         self.tree, self.where = tree, where
-        self.uses_trt = any(isinstance(node, ast.Name) and node.id == "trt" or isinstance(node, ast.Attribute)
-                            and node.attr == "tensorrt" for node in ast.walk(tree))
-        private = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
-                   and node.name.startswith("_") and not node.name.startswith("__")}
+        self.uses_trt = any(
+            isinstance(node, ast.Name)
+            and node.id == "trt"
+            or isinstance(node, ast.Attribute)
+            and node.attr == "tensorrt"
+            for node in ast.walk(tree)
+        )
+        private = {
+            node.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("_") and not node.name.startswith("__")
+        }
         self.entry = dict.fromkeys(private, frozenset())
         while True:  # grows until the sets at the calls and the sets in the functions agree
             self.faults: dict[str, None] = {}
@@ -126,8 +164,9 @@ class Scan:
         return self.block(node.body, live, env)
 
     def on_Try(self, node: ast.Try, live: frozenset, env: dict) -> frozenset:
-        probing = any(handler.type is not None and "AttributeError" in ast.unparse(handler.type)
-                      for handler in node.handlers)
+        probing = any(
+            handler.type is not None and "AttributeError" in ast.unparse(handler.type) for handler in node.handlers
+        )
         if probing:
             self.block(node.body, frozenset(), env)  # missing names are what the handler is for
         after = live if probing else self.block(node.body, live, env)
@@ -145,8 +184,11 @@ class Scan:
         self.visit(node.subject, live, env)
         after, rest = frozenset(), live
         for case in node.cases:
-            texts = [part.value.value for part in ast.walk(case.pattern)
-                     if isinstance(part, ast.MatchValue) and isinstance(part.value, ast.Constant)]
+            texts = [
+                part.value.value
+                for part in ast.walk(case.pattern)
+                if isinstance(part, ast.MatchValue) and isinstance(part.value, ast.Constant)
+            ]
             inside = rest & of_generations(set(texts)) if texts and self.is_generation(node.subject, env) else rest
             after |= self.block(case.body, inside, env)
             rest = rest - inside if texts and self.is_generation(node.subject, env) and case.guard is None else rest
@@ -208,8 +250,11 @@ class Scan:
 
     def bind(self, target: ast.expr, value: ast.expr | None, live: frozenset, env: dict) -> None:
         if isinstance(target, (ast.Tuple, ast.List)):
-            values = value.elts if isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(target.elts) \
+            values = (
+                value.elts
+                if isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(target.elts)
                 else [None] * len(target.elts)
+            )
             for each, its in zip(target.elts, values, strict=True):
                 self.bind(each, its, live, env)
         elif isinstance(target, ast.Name):
@@ -319,8 +364,10 @@ class Scan:
         self.names += 1
         missing = [release for release in GENERATION if release in live and not exists(release, path)]
         if missing:
-            self.faults[f"{self.where(node)}: {'.'.join(('trt', *path))} does not exist in {', '.join(missing)}; "
-                        "ask environment for the generation first"] = None
+            self.faults[
+                f"{self.where(node)}: {'.'.join(('trt', *path))} does not exist in {', '.join(missing)}; "
+                "ask environment for the generation first"
+            ] = None
 
     def condition(self, node: ast.expr, live: frozenset, env: dict) -> tuple[frozenset, frozenset]:
         """The releases for which an expression may be true, and may be false."""

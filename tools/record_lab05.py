@@ -1,9 +1,9 @@
 """Record lab 05's speed table on a GPU with TensorRT 8.6: `python3 tools/record_lab05.py`, about 60 s on an H100.
 
-ResNet-18 at batch 32 and 224×224, trained for some epochs on the workbook's road signs, in TensorRT (FP32 with TF32 off,
-TF32, FP16) and PyTorch (the same and BF16), all under CUDA graphs; each with its error against TensorRT's FP32 and its
-accuracy on held-out signs. With LABSUPPORT_METRICS set to a folder the metrics are left there; without, they go into
-data/recordings/, also those of a run that failed half way.
+ResNet-18 at batch 32 and 224×224, trained for some epochs on the workbook's road signs, in TensorRT (FP32 with TF32
+off, TF32, FP16) and PyTorch (the same and BF16), all under CUDA graphs; each with its error against TensorRT's FP32 and
+its accuracy on held-out signs. With LABSUPPORT_METRICS set to a folder the metrics are left there; without, they go
+into data/recordings/, also those of a run that failed half way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 LAB = "05_precision"
 STARTED = time.perf_counter()
-PAIRS = {"tf32_over_fp32": ("trt_fp32", "trt_tf32"), "fp16_over_tf32": ("trt_tf32", "trt_fp16"), "fp16_over_fp32": ("trt_fp32", "trt_fp16")}
+PAIRS = {
+    "tf32_over_fp32": ("trt_fp32", "trt_tf32"),
+    "fp16_over_tf32": ("trt_tf32", "trt_fp16"),
+    "fp16_over_fp32": ("trt_fp32", "trt_fp16"),
+}
 
 
 def say(*what) -> None:
@@ -54,8 +58,16 @@ def measure(book) -> None:
     from labsupport import benchmarking, comparing, data, models, precision, training
 
     signs = data.road_signs(32, per_class=100)
-    net = training.fit(models.resnet18(classes=15), signs.train, epochs=6, batch_size=32, learning_rate=1e-3, device="cuda",
-                       preprocess=enlarged, progress=False)  # fmt: skip
+    net = training.fit(
+        models.resnet18(classes=15),
+        signs.train,
+        epochs=6,
+        batch_size=32,
+        learning_rate=1e-3,
+        device="cuda",
+        preprocess=enlarged,
+        progress=False,
+    )
     say(net)
     batch = torch.from_numpy(enlarged(signs.test.images[:32])).cuda()
     runs, expected = runtimes_of(net.model, batch), None

@@ -1,10 +1,12 @@
-"""Record lab 06's long measurements on a GPU with TensorRT 8.6: `python3 tools/record_lab06.py [PART …] [--seconds 360]`.
+"""Record lab 06's long measurements on a GPU with TensorRT 8.6: `python3 tools/record_lab06.py [PART …] [--seconds
+360]`.
 
-The parts, in this order: resnet18 (INT8 against FP16 at batch 256, explicit Q/DQ against the calibrator at 32), resnet50,
-encoder. A part that would not fit into the seconds left is skipped and said so; what was measured before is kept. With LABSUPPORT_METRICS
-set to a folder the metrics are left there; without, they go into data/recordings/. Every ratio is of two engines under
-CUDA graphs in one process, A/B/B/A, on the device clock, and the error of each against FP32 is printed; those of INT8
-are recorded beside it. Where one of the two errs too much, nothing is recorded: the time of a wrong answer says nothing.
+The parts, in this order: resnet18 (INT8 against FP16 at batch 256, explicit Q/DQ against the calibrator at 32),
+resnet50, encoder. A part that would not fit into the seconds left is skipped and said so; what was measured before is
+kept. With LABSUPPORT_METRICS set to a folder the metrics are left there; without, they go into data/recordings/. Every
+ratio is of two engines under CUDA graphs in one process, A/B/B/A, on the device clock, and the error of each against
+FP32 is printed; those of INT8 are recorded beside it. Where one of the two errs too much, nothing is recorded: the time
+of a wrong answer says nothing.
 """
 
 from __future__ import annotations
@@ -122,9 +124,14 @@ def against_calibrator(book, graph, explicit, fresh, answer, folder: Path) -> bo
         if environment.generation() == "8.6":
             config.int8_calibrator = calibrator
 
-    with runtime(graph, "int8", 32, "implicit", configure=configure, rebuild=True) as old, runtime(explicit, "int8", 32, "explicit") as new:
-        say(f"batches given: {calibrator.batches_given}, scale of the input {input_scale(cache):.5f},",
-            f"by its largest value {np.abs(seen).max() / 127:.5f}")
+    with (
+        runtime(graph, "int8", 32, "implicit", configure=configure, rebuild=True) as old,
+        runtime(explicit, "int8", 32, "explicit") as new,
+    ):
+        say(
+            f"batches given: {calibrator.batches_given}, scale of the input {input_scale(cache):.5f},",
+            f"by its largest value {np.abs(seen).max() / 127:.5f}",
+        )
         return record_ratio(book, "resnet18_b32.explicit_over_implicit_int8", old, new, fresh, answer) is not None
 
 
@@ -152,8 +159,10 @@ def against_fp16(book, network: str, graph, explicit, fresh, answer, *, batch: i
 
     options = {"io_formats": CHW4, "optimization_level": level}
     feed = np.concatenate([fresh] * (batch // len(fresh)))
-    with (runtime(graph, "fp16", batch, f"{network} fp16 b{batch}", **options) as half,
-          runtime(explicit, "int8", batch, f"{network} int8 b{batch}", **options) as int8):
+    with (
+        runtime(graph, "fp16", batch, f"{network} fp16 b{batch}", **options) as half,
+        runtime(explicit, "int8", batch, f"{network} int8 b{batch}", **options) as int8,
+    ):
         return record_ratio(book, f"{network}_b{batch}.int8_over_fp16", half, int8, feed, answer) is not None
 
 
@@ -201,17 +210,25 @@ def steps(graph) -> dict[str, dict]:
     """Options of ``to_qdq`` by name, each going one step further than the one before it.
 
     The products with weights alone; the two products inside attention as well; the shortcut of the residual adds as
-    well; both sides of them. Wishes for FP16 between the products are no step: 8.6 finds no implementation for the region
-    then, and FP16 written into the graph, with casts around each pair, breaks its fused attention and is slower.
+    well; both sides of them. Wishes for FP16 between the products are no step: 8.6 finds no implementation for the
+    region then, and FP16 written into the graph, with casts around each pair, breaks its fused attention and is slower.
     """
     weights = {w.name for w in graph.model().graph.initializer}
-    scores = [node.name for node in graph.model().graph.node if node.op_type == "MatMul" and node.input[1] not in weights]
-    return {"int8_weights": {"exclude": scores}, "int8_attention": {}, "int8_shortcut": {"residual": "shortcut"},
-            "int8_residual": {"residual": "both"}}
+    scores = [
+        node.name for node in graph.model().graph.node if node.op_type == "MatMul" and node.input[1] not in weights
+    ]
+    return {
+        "int8_weights": {"exclude": scores},
+        "int8_attention": {},
+        "int8_shortcut": {"residual": "shortcut"},
+        "int8_residual": {"residual": "both"},
+    }
 
 
 def record_products(book, name: str, run, feed) -> None:
-    """Record the microseconds in products of weights and activations, and what of it goes into FP32 numbers; fused attention is not in it."""
+    """Record the microseconds in products of weights and activations, and what of it goes into FP32 numbers; fused
+    attention is not in it.
+    """
     spent = product_us(run, feed)
     book.record(f"{name}_products_us", spent["int8"] + spent["fp16"] + spent["fp32"], "µs")
     book.record(f"{name}_fp32_products_us", spent["fp32"], "µs")
@@ -229,7 +246,10 @@ def product_us(run, feed, rounds: int = 5) -> dict[str, float]:
             run.enqueue()
         torch.cuda.synchronize()
     marks = {"int8": "gemm_i8", "fp16": "gemm_f16", "fp32": "gemm_f32", "attention": "mha"}
-    found = {kind: sum(e.self_device_time_total for e in seen.key_averages() if mark in e.key) / rounds for kind, mark in marks.items()}
+    found = {
+        kind: sum(e.self_device_time_total for e in seen.key_averages() if mark in e.key) / rounds
+        for kind, mark in marks.items()
+    }
     say(f"{run.name}: " + ", ".join(f"{kind} {us:.0f} µs" for kind, us in found.items()))
     return found
 
@@ -248,7 +268,9 @@ def in_children(parts: list[str], seconds: float) -> int:
             continue
         say(f"{part}:")
         try:
-            failed += bool(subprocess.run([sys.executable, __file__, part, "--here"], timeout=left, check=False).returncode)
+            failed += bool(
+                subprocess.run([sys.executable, __file__, part, "--here"], timeout=left, check=False).returncode
+            )
         except subprocess.TimeoutExpired:
             say(f"{part}: stopped, its time was up")
             failed += 1

@@ -1,9 +1,10 @@
 """Record what lab 07 replays, on a GPU: python3 tools/record_lab07.py (up to 190 s, most of it building engines).
 
 2:4 against dense kernels, same weights, in this order: ResNet-50 at batch 64 in TensorRT; one product in PyTorch over
-its width and number of rows; the same product in TensorRT in three forms, and over as much of the sweep as there is time
-for in a form that got a sparse kernel. Beside each ratio stand the time of the dense side and the error between the two. Each figure is written
-to data/recordings as soon as it is measured, as `python3 -m labsupport record` does at its end, beside what is there.
+its width and number of rows; the same product in TensorRT in three forms, and over as much of the sweep as there is
+time for in a form that got a sparse kernel. Beside each ratio stand the time of the dense side and the error between
+the two. Each figure is written to data/recordings as soon as it is measured, as `python3 -m labsupport record` does at
+its end, beside what is there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 STARTED = time.monotonic()  # importing takes seconds, too
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from labsupport import (  # noqa: E402
+from labsupport import (
     benchmarking,
     build,
     comparing,
@@ -32,8 +33,16 @@ LAB, COMMAND = "07_pruning", "python3 tools/record_lab07.py"
 BUDGET_S = 190  # no step is begun that would pass it
 # width (inputs and outputs) and rows, the most telling first
 PRODUCTS = ((4096, 4096), (8192, 4096), (1024, 4096), (4096, 128), (2048, 4096), (4096, 1024))
-FORMS = ("image", "pixels", "matmul")  # of pruning.gemm; the likeliest first: TensorRT's sparse kernels are mostly convolutions
-NEEDS_S = {"ResNet-50": 85, "PyTorch": 6, "TensorRT": 35}  # two builds take most of it; a product without a sparse kernel needs one
+FORMS = (
+    "image",
+    "pixels",
+    "matmul",
+)  # of pruning.gemm; the likeliest first: TensorRT's sparse kernels are mostly convolutions
+NEEDS_S = {
+    "ResNet-50": 85,
+    "PyTorch": 6,
+    "TensorRT": 35,
+}  # two builds take most of it; a product without a sparse kernel needs one
 MOST_ERROR = 0.05  # the time of a wrong answer says nothing
 
 
@@ -50,17 +59,23 @@ def rows_of(rows, width, form):
     import torch
 
     x = torch.randn(rows, width, generator=torch.Generator().manual_seed(1)).half()
-    shaped = {"pixels": lambda: x[:, :, None, None], "image": lambda: x.T.reshape(1, width, -1, 64), "matmul": lambda: x}[form]()
+    shaped = {
+        "pixels": lambda: x[:, :, None, None],
+        "image": lambda: x.T.reshape(1, width, -1, 64),
+        "matmul": lambda: x,
+    }[form]()
     return shaped.contiguous().numpy()
 
 
 def with_sparse(network, name, **options):
     """An engine for which the builder may take sparse kernels."""
-    return build.engine(network, name=f"{name}_sparse", progress=False, configure=pruning.with_sparse_kernels, **options)
+    return build.engine(
+        network, name=f"{name}_sparse", progress=False, configure=pruning.with_sparse_kernels, **options
+    )
 
 
 def against_dense(allowed, network, name, feed, **options):
-    """Device time with dense kernels over that with sparse ones allowed, the error between them, and the engine given."""
+    """Device time with dense kernels over that with sparse ones allowed, the error between them, and the engine."""
     plain = build.engine(network, name=f"{name}_dense", progress=False, **options)
     with runtimes.TensorRt(plain, cuda_graph=True) as dense, runtimes.TensorRt(allowed, cuda_graph=True) as thin:
         gain = benchmarking.paired(dense, thin, feed, clock="device")
@@ -103,8 +118,10 @@ def in_torch(width, rows):
     """The same product in PyTorch: gain and error."""
     thin, feed = thin_weight(width), rows_of(rows, width, "matmul")
     modules = [pruning.product(thin, rows, sparse=sparse) for sparse in (False, True)]
-    with runtimes.Torch(modules[0], dtype="float16", cuda_graph=True) as dense, \
-            runtimes.Torch(modules[1], dtype="float16", cuda_graph=True) as sparse:
+    with (
+        runtimes.Torch(modules[0], dtype="float16", cuda_graph=True) as dense,
+        runtimes.Torch(modules[1], dtype="float16", cuda_graph=True) as sparse,
+    ):
         gain = benchmarking.paired(dense, sparse, feed, rounds=10, runs_per_round=3, warmup=3, clock="device")
         return gain, comparing.relative_error(dense(feed), sparse(feed))
 
@@ -162,7 +179,11 @@ def resnet50_b64(session) -> None:
     """Gain, count of sparse kernels, and the plan in which they are named."""
     gain, error, allowed = resnet50()
     choice = pruning.chosen(allowed)
-    session.tell(f"ResNet-50: {gain!r}, relative error {error:.1e}; {choice!r}", dict(list(choice.tactics.items())[:3]), *_said(allowed))
+    session.tell(
+        f"ResNet-50: {gain!r}, relative error {error:.1e}; {choice!r}",
+        dict(list(choice.tactics.items())[:3]),
+        *_said(allowed),
+    )
     session.ratio("resnet50_b64", gain, error)
     session.sparsity("resnet50_b64", choice, allowed)
 

@@ -1,4 +1,5 @@
-"""Record lab 09's multi-GPU figures on a machine with several GPUs: `python3 tools/record_lab09_gpus.py`, under a minute.
+"""Record lab 09's multi-GPU figures on a machine with several GPUs: `python3 tools/record_lab09_gpus.py`, under a
+minute.
 
 One ResNet-18 engine, FP16, batch 64, built once; one process for each GPU runs it, first alone, then together. With
 LABSUPPORT_METRICS set to a folder the metrics are left there; without, each goes into data/recordings/ at once.
@@ -33,7 +34,13 @@ def engine():
     torch.manual_seed(0)
     model = models.settle(models.resnet18(), torch.randn(4, 3, 224, 224))
     graph = export.to_onnx(model, model.example_input(BATCH), dynamic=False)
-    return build.engine(graph, precision="fp16", optimization_level=1, io_formats={"images": ("HALF", "LINEAR")}, name="resnet18_b64_half_in")
+    return build.engine(
+        graph,
+        precision="fp16",
+        optimization_level=1,
+        io_formats={"images": ("HALF", "LINEAR")},
+        name="resnet18_b64_half_in",
+    )
 
 
 def rates_of(workers, feed: str, counts: list[int]) -> dict:
@@ -48,7 +55,8 @@ def rates_of(workers, feed: str, counts: list[int]) -> dict:
 
 
 def main() -> None:
-    from labsupport import cluster, environment, recordings
+    from labsupport import environment, recordings
+    from labsupport.placement import cluster
 
     started = time.perf_counter()
     print(environment.describe(), flush=True)
@@ -67,7 +75,10 @@ def main() -> None:
                 book.record(f"one_gpu.{feed}_fed_rate", rates[1])
                 name = "throughput_over_one" if feed == "host" else "throughput_over_one_device_resident"
                 for gpus in counts[1:]:
-                    subject, ratio = "two_gpus" if gpus == 2 else f"gpus{gpus}", rates[gpus].items_per_s / rates[1].items_per_s
+                    subject, ratio = (
+                        "two_gpus" if gpus == 2 else f"gpus{gpus}",
+                        rates[gpus].items_per_s / rates[1].items_per_s,
+                    )
                     print(book.record(f"{subject}.{name}", ratio, "×", samples=2), flush=True)
     print(f"{time.perf_counter() - started:.1f} s", flush=True)
 

@@ -73,8 +73,10 @@ def _holds_ellipsis(function: FunctionType) -> bool:
     # `x[..., 0]` and `tuple[int, ...]` are finished code
     indices = [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
     innocent = {id(part) for index in indices for part in ast.walk(index)}
-    return any(isinstance(node, ast.Constant) and node.value is Ellipsis and id(node) not in innocent
-               for node in ast.walk(tree))
+    return any(
+        isinstance(node, ast.Constant) and node.value is Ellipsis and id(node) not in innocent
+        for node in ast.walk(tree)
+    )
 
 
 def _tree_of(function: FunctionType) -> ast.AST | None:
@@ -99,8 +101,10 @@ def bound(judge: Callable, answers: tuple, named: dict[str, Any]) -> inspect.Bou
     except TypeError:
         names = ", ".join(signature.parameters)
         count = len(answers) + len(named)
-        raise Wrong(f"check() came with {count} answer{'s' * (count != 1)}, this exercise takes "
-                    f"{len(signature.parameters)}: check({names}).") from None
+        raise Wrong(
+            f"check() came with {count} answer{'s' * (count != 1)}, this exercise takes "
+            f"{len(signature.parameters)}: check({names})."
+        ) from None
     for name, value in arguments.arguments.items():
         arguments.arguments[name] = _fitted(value, signature.parameters[name])
     return arguments
@@ -120,8 +124,12 @@ def _fitted(value: Any, parameter: inspect.Parameter) -> Any:
         if number != int(number):
             raise Wrong(f"{name} is {number:g}; a whole number is wanted.")
         return int(number)
-    kinds = {"str": (str, "text, in quotation marks"), "bool": (bool, "True or False"),
-             "list": ((list, tuple), "a list"), "dict": (dict, "a dict")}
+    kinds = {
+        "str": (str, "text, in quotation marks"),
+        "bool": (bool, "True or False"),
+        "list": ((list, tuple), "a list"),
+        "dict": (dict, "a dict"),
+    }
     if kind in kinds and not isinstance(value, kinds[kind][0]):
         raise Wrong(f"{name} is {described(value)}; wanted is {kinds[kind][1]}.")
     return list(value) if kind == "list" else value

@@ -161,8 +161,9 @@ class Prediction(Exercise):
         except Wrong as reason:
             return Text(f"Not quite: {reason}")
         note = progress.record(self.lab, self.name, "not attempted", prediction=self._guess)
-        return Text(f"Noted: you predict {self._with_unit(self._guess)} for {self.quantity}."
-                    + (f"\n({note})" if note else ""))
+        return Text(
+            f"Noted: you predict {self._with_unit(self._guess)} for {self.quantity}." + (f"\n({note})" if note else "")
+        )
 
     def compare(self, measured: Any = ...) -> Verdict:
         """The prediction beside ``measured``: a number, or a measurement that has ``as_metric()``."""
@@ -174,8 +175,10 @@ class Prediction(Exercise):
         measured = given_answers.as_number(measured, "the measurement")
         guess = self._guess if self._guess is not None else progress.prediction(self.lab, self.name)
         if guess is None:
-            raise NotAttempted(f"{self.quantity}: measured {self._with_unit(measured)}; there is no prediction "
-                               f"to hold against it, `{self.name}.predict(...)` takes one.")
+            raise NotAttempted(
+                f"{self.quantity}: measured {self._with_unit(measured)}; there is no prediction "
+                f"to hold against it, `{self.name}.predict(...)` takes one."
+            )
         seen = f"You predicted {self._with_unit(guess)} for {self.quantity}; measured {self._with_unit(measured)}"
         if guess == measured:
             return f"{seen}: exactly."
@@ -192,8 +195,9 @@ class Prediction(Exercise):
 
 def of(module: ModuleType) -> dict[str, Exercise]:
     """The exercises a lab's module holds, by the name the learner types, in the order written."""
-    return {name: value for name, value in vars(module).items()
-            if isinstance(value, Exercise) and not name.startswith("_")}
+    return {
+        name: value for name, value in vars(module).items() if isinstance(value, Exercise) and not name.startswith("_")
+    }
 
 
 def _faults_of(cls: type[Exercise]) -> list[str]:
@@ -212,7 +216,9 @@ def _faults_of(cls: type[Exercise]) -> list[str]:
 
 
 def assert_complete(lab: Any, names: list[str]) -> None:
-    """Prove, for the tests, that a lab has these exercises in this order, each with two hints, a solution and its reason."""
+    """Prove, for the tests, that a lab has these exercises in this order, each with two hints, a solution and its
+    reason.
+    """
     exercises = of(lab)
     assert list(exercises) == names
     for exercise in exercises.values():
@@ -220,14 +226,21 @@ def assert_complete(lab: Any, names: list[str]) -> None:
             assert len(exercise.hints) >= 2 and exercise.solution_source and exercise.answer
 
 
-def assert_checker(exercise: Exercise, untouched: Any = ..., *, wrong: list[tuple[Any, str]], right: list,
-                   namespace: dict[str, Any] | None = None) -> None:
+def assert_checker(
+    exercise: Exercise,
+    untouched: Any = ...,
+    *,
+    wrong: list[tuple[Any, str]],
+    right: list,
+    namespace: dict[str, Any] | None = None,
+) -> None:
     """Prove a checker, for the tests: the starter is not attempted, each mistake is told apart, right is right.
 
     ``wrong`` pairs each foreseen mistake with a pattern its message must match; ``right`` holds the answer and at
     least one differently written twin. A judge with several parameters gets each answer as a tuple. With
     ``namespace`` (what the cells above define) ``solution_source`` is run and its last line must say right.
     """
+
     def judged(answer: Any) -> Verdict:
         several = len(inspect.signature(exercise.judge).parameters) > 1
         return exercise.check(*answer) if several and isinstance(answer, tuple) else exercise.check(answer)

@@ -43,8 +43,10 @@ class Pixels(Exercise):
 
 
 class Once(Exercise):
-    question = ("Which of the steps 'preprocess', 'export', 'run', 'build', 'load' happen once, before the first "
-                "digit arrives? Give them as a list.")
+    question = (
+        "Which of the steps 'preprocess', 'export', 'run', 'build', 'load' happen once, before the first "
+        "digit arrives? Give them as a list."
+    )
     hints = (
         "A step that reads the incoming picture cannot happen before the picture is there.",
         "Three steps only look at the trained weights, or at a file made from them.",
@@ -56,18 +58,24 @@ class Once(Exercise):
         named = {str(step).strip().lower() for step in steps}
         unknown = sorted(named - set(ONCE + EACH))
         if unknown:
-            raise Wrong(f"{', '.join(unknown)} is none of the five steps; choose from {', '.join(sorted(ONCE + EACH))}.")
+            raise Wrong(
+                f"{', '.join(unknown)} is none of the five steps; choose from {', '.join(sorted(ONCE + EACH))}."
+            )
         if "preprocess" in named:
             raise Wrong("every picture has to be scaled and laid out for the network, so 'preprocess' repeats.")
         if "run" in named:
             raise Wrong("'run' is the inference itself: it happens for every batch of pictures.")
         if "load" not in named:
-            raise Wrong("what happens to the engine file before its first use? Reading it again for every picture "
-                        "would cost far more than the inference.")
+            raise Wrong(
+                "what happens to the engine file before its first use? Reading it again for every picture "
+                "would cost far more than the inference."
+            )
         lacking = [step for step in ONCE if step not in named]
         if lacking:
-            raise Wrong(f"does {' or '.join(repr(step) for step in lacking)} need a picture to work on? It only "
-                        "needs the weights.")
+            raise Wrong(
+                f"does {' or '.join(repr(step) for step in lacking)} need a picture to work on? It only "
+                "needs the weights."
+            )
         return "Whatever depends on the weights alone is paid for once; only the rest counts as latency."
 
 
@@ -85,28 +93,36 @@ class HalfPrecision(Exercise):
     answer = "The precision is a property of the engine, so a second engine is built; the graph file stays in FP32."
 
     def judge(self, half: Any, engine: Any) -> str:
-        from labsupport.engines import Engine
+        from labsupport.build.engines import Engine
 
         for given, what in ((half, "first"), (engine, "second")):
             if not isinstance(given, Engine):
-                raise Wrong(f"the {what} answer is of type {type(given).__name__}; wanted is what build.engine returns.")
+                raise Wrong(
+                    f"the {what} answer is of type {type(given).__name__}; wanted is what build.engine returns."
+                )
         if half.sidecar["built_from"] != engine.sidecar["built_from"]:
             raise Wrong("the two engines were built from different graphs; build both from `graph`.")
         if "fp16" in engine.precisions and "fp16" not in half.precisions:
             raise Wrong("the FP16 engine comes first: check(half, engine).")
         if "fp16" not in half.precisions:
-            raise Wrong(f"that engine was asked for {half.precision} and computes in {_listed(half.precisions)}; "
-                        "there is no FP16 layer in it.")
+            raise Wrong(
+                f"that engine was asked for {half.precision} and computes in {_listed(half.precisions)}; "
+                "there is no FP16 layer in it."
+            )
         if "fp16" in engine.precisions:
             raise Wrong("both engines compute in FP16; the second one should be the FP32 engine from above.")
-        return (f"Layers by type: {_listed(half.precisions)}. The file went from {engine.size_mib:.1f} to "
-                f"{half.size_mib:.1f} MiB, because an FP16 weight takes two bytes and an FP32 weight four. "
-                "What that does to the answer is the subject of lab 05.")
+        return (
+            f"Layers by type: {_listed(half.precisions)}. The file went from {engine.size_mib:.1f} to "
+            f"{half.size_mib:.1f} MiB, because an FP16 weight takes two bytes and an FP32 weight four. "
+            "What that does to the answer is the subject of lab 05."
+        )
 
 
 class FullBatch(Exercise):
-    question = ("Measure `optimized` on all 500 test digits in one call, at least 30 calls, and hand in what "
-                "benchmarking.latency returns.")
+    question = (
+        "Measure `optimized` on all 500 test digits in one call, at least 30 calls, and hand in what "
+        "benchmarking.latency returns."
+    )
     hints = (
         "The array `images` holds all 500 preprocessed digits; images[:1] was a single one.",
         "benchmarking.latency(optimized, images, runs=...) returns the whole result; hand that in, not its median.",
@@ -115,21 +131,29 @@ class FullBatch(Exercise):
     answer = "The call takes longer, but five hundred digits share its fixed cost, so each of them is cheaper."
 
     def judge(self, measured: Any) -> str:
-        from labsupport.measurements import Latency, earned
+        from labsupport.benchmarking.measurements import Latency, earned
 
         if not isinstance(measured, Latency):
-            raise Wrong(f"that is of type {type(measured).__name__}; hand in the whole Latency. A bare number has "
-                        "forgotten its clock, its batch and its spread.")
+            raise Wrong(
+                f"that is of type {type(measured).__name__}; hand in the whole Latency. A bare number has "
+                "forgotten its clock, its batch and its spread."
+            )
         if measured.name.startswith("torch"):
             raise Wrong("that is PyTorch's time; measure `optimized`.")
         if measured.batch != TEST_DIGITS:
-            raise Wrong(f"that call had {measured.batch} digit{'s' * (measured.batch != 1)} in it; feed all 500 at once.")
+            raise Wrong(
+                f"that call had {measured.batch} digit{'s' * (measured.batch != 1)} in it; feed all 500 at once."
+            )
         if len(measured.samples_ms) < FEWEST_RUNS:
-            raise Wrong(f"{len(measured.samples_ms)} calls are few; measure at least {FEWEST_RUNS}, since one busy "
-                        "moment of the machine would pass for the network's speed.")
+            raise Wrong(
+                f"{len(measured.samples_ms)} calls are few; measure at least {FEWEST_RUNS}, since one busy "
+                "moment of the machine would pass for the network's speed."
+            )
         rate = earned(measured.items_per_s, measured.items_per_s * measured.spread)
-        return (f"{rate} digits per second. Compare that with the items/s of one digit a call in the table above: "
-                "latency and throughput are two questions, and lab 01 keeps them apart.")
+        return (
+            f"{rate} digits per second. Compare that with the items/s of one digit a call in the table above: "
+            "latency and throughput are two questions, and lab 01 keeps them apart."
+        )
 
 
 def _listed(precisions: Any) -> str:

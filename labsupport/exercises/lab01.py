@@ -54,8 +54,9 @@ class ClockGap(Prediction):
 
 
 class SpotTheClock(Exercise):
-    question = ("Write steady_call_ms(device): how many milliseconds one caller waits for one call once the device is "
-                "warm.")
+    question = (
+        "Write steady_call_ms(device): how many milliseconds one caller waits for one call once the device is warm."
+    )
     hints = (
         "hasty_ms has three faults. When does its clock start, when does it stop, and which calls does it count?",
         "Call device.synchronize() before each of the two readings, and once after a first launch that is not timed.",
@@ -76,8 +77,10 @@ class SpotTheClock(Exercise):
     def judge(self, steady_call_ms: Callable) -> str:
         if not callable(steady_call_ms):
             raise Wrong("hand in the function itself, without calling it: check(steady_call_ms).")
-        for device in (Device(launch_ms=1.0, work_ms=4.0, first_ms=80.0, queued_ms=30.0),
-                       Device(launch_ms=0.5, work_ms=7.5, first_ms=16.0, queued_ms=200.0)):
+        for device in (
+            Device(launch_ms=1.0, work_ms=4.0, first_ms=80.0, queued_ms=30.0),
+            Device(launch_ms=0.5, work_ms=7.5, first_ms=16.0, queued_ms=200.0),
+        ):
             answer = steady_call_ms(device)
             if isinstance(answer, (list, tuple)):
                 raise Wrong("your function returns a list; choose the one number that stands for a warm call.")
@@ -101,8 +104,10 @@ class RightStatistic(Exercise):
     }}
     lab01.right_statistic.check(choices, traffic)
     """
-    answer = ("The median is the caller in the middle, p99 the promise; the mean is nobody's wait, but the only one "
-              "that multiplies up to the total.")
+    answer = (
+        "The median is the caller in the middle, p99 the promise; the mean is nobody's wait, but the only one "
+        "that multiplies up to the total."
+    )
 
     def judge(self, choices: dict, traffic) -> str:
         if not hasattr(traffic, "percentile"):
@@ -110,21 +115,28 @@ class RightStatistic(Exercise):
         chosen = {str(question).strip().lower(): _statistic(name) for question, name in choices.items()}
         lacking = [question for question in QUESTIONS if question not in chosen]
         if lacking:
-            raise Wrong(f"no statistic was chosen for {', '.join(map(repr, lacking))}; keep the three questions as "
-                        "they are.")
-        values = {"mean": traffic.mean_ms, "median": traffic.median_ms, "p90": traffic.percentile(90),
-                  "p99": traffic.percentile(99), "max": max(traffic.samples_ms)}
+            raise Wrong(
+                f"no statistic was chosen for {', '.join(map(repr, lacking))}; keep the three questions as they are."
+            )
+        values = {
+            "mean": traffic.mean_ms,
+            "median": traffic.median_ms,
+            "p90": traffic.percentile(90),
+            "p99": traffic.percentile(99),
+            "max": max(traffic.samples_ms),
+        }
         typical, promised, total = (chosen[question] for question in QUESTIONS)
         _typical(typical, values, traffic)
         _promised(promised, values, traffic)
         _total(total, values, traffic)
-        return (f"The caller in the middle waits {values['median']:.3g} ms, 99 of 100 at most {values['p99']:.3g} ms, "
-                f"and 1000 calls take {values['mean']:.3g} s: one sample, three statistics.")
+        return (
+            f"The caller in the middle waits {values['median']:.3g} ms, 99 of 100 at most {values['p99']:.3g} ms, "
+            f"and 1000 calls take {values['mean']:.3g} s: one sample, three statistics."
+        )
 
 
 class BatchForBudget(Exercise):
-    question = ("Which batch of your sweep gives the most items per second while 99 of 100 calls stay within "
-                "budget_ms?")
+    question = "Which batch of your sweep gives the most items per second while 99 of 100 calls stay within budget_ms?"
     hints = (
         "Cross out every row whose p99 is above the budget. The median column is not the promise.",
         "Of the rows that are left take the one with the largest items/s; that is not always the largest batch.",
@@ -137,8 +149,11 @@ class BatchForBudget(Exercise):
     answer = "The budget is a promise to nearly every caller, so p99 decides what fits; after that, throughput decides."
 
     def judge(self, chosen_batch: int, sweep: list, budget_ms: float) -> str:
-        rows = {row["latency"].batch: row["latency"] for row in sweep
-                if isinstance(row, Mapping) and hasattr(row.get("latency"), "percentile")}
+        rows = {
+            row["latency"].batch: row["latency"]
+            for row in sweep
+            if isinstance(row, Mapping) and hasattr(row.get("latency"), "percentile")
+        }
         if not rows:
             raise Wrong("the second answer is the list of rows that benchmarking.batch_sweep returned.")
         if chosen_batch not in rows:
@@ -148,8 +163,10 @@ class BatchForBudget(Exercise):
             raise Wrong(f"no batch of this sweep keeps {budget_ms:.3g} ms; measure again, or take a larger budget.")
         _judge_batch(rows[chosen_batch], fitting, budget_ms)
         mine = rows[chosen_batch]
-        return (f"Batch {chosen_batch}: p99 {mine.percentile(99):.3g} ms within {budget_ms:.3g} ms, "
-                f"{mine.items_per_s:,.0f} items/s. In service, add the time a batch takes to fill.")
+        return (
+            f"Batch {chosen_batch}: p99 {mine.percentile(99):.3g} ms within {budget_ms:.3g} ms, "
+            f"{mine.items_per_s:,.0f} items/s. In service, add the time a batch takes to fill."
+        )
 
 
 class HonestRow(Exercise):
@@ -167,15 +184,20 @@ class HonestRow(Exercise):
 
     def judge(self, row: dict) -> str:
         from labsupport import comparing
-        from labsupport.tables import JUDGES
+        from labsupport.comparing.tables import JUDGES
 
         latency = next((value for value in row.values() if hasattr(value, "samples_ms")), None)
         if latency is None:
-            raise Wrong("there is no measurement in this row. A bare number has no clock, no repeats and no machine: "
-                        "put in what benchmarking.latency returned.")
+            raise Wrong(
+                "there is no measurement in this row. A bare number has no clock, no repeats and no machine: "
+                "put in what benchmarking.latency returned."
+            )
         comparing.table([row])
-        judged = {key: as_number(value, f"{key!r}") for key, value in row.items()
-                  if JUDGES.search(str(key)) and value is not None}
+        judged = {
+            key: as_number(value, f"{key!r}")
+            for key, value in row.items()
+            if JUDGES.search(str(key)) and value is not None
+        }
         for key, value in judged.items():
             if value < 0:
                 raise Wrong(f"{key!r} is {value:g}; an error or accuracy is never negative.")
@@ -185,8 +207,10 @@ class HonestRow(Exercise):
             raise Wrong(f"{len(latency.samples_ms)} runs say little about the spread; take {FEWEST_RUNS} or more.")
         if latency.batch != 32:
             raise Wrong(f"this was measured at batch {latency.batch}; the row was to be about 32 images.")
-        return (f"{latency!r}, with {', '.join(f'{key} {value:.2g}' for key, value in judged.items())} beside it: "
-                "clock, repeats, spread and what it cost.")
+        return (
+            f"{latency!r}, with {', '.join(f'{key} {value:.2g}' for key, value in judged.items())} beside it: "
+            "clock, repeats, spread and what it cost."
+        )
 
 
 def _judge_clock(device: Device, answer_ms: float) -> None:
@@ -198,19 +222,26 @@ def _judge_clock(device: Device, answer_ms: float) -> None:
     if not device.launches:
         raise Wrong(f"{given}, but nothing was launched on the device.")
     if len(readings) < 2:
-        raise Wrong(f"{given}, but it read device.now() {len(readings)} times; a duration takes two readings of that "
-                    "clock.")
+        raise Wrong(
+            f"{given}, but it read device.now() {len(readings)} times; a duration takes two readings of that clock."
+        )
     if math.isclose(answer_ms * 1e3, truth_ms, rel_tol=0.02):
         raise Wrong(f"{given}, which is in seconds; milliseconds are wanted.")
     if readings[-1] > 0:
-        raise Wrong(f"{given}, and when your clock stopped, {readings[-1]:.4g} ms of work were still queued: "
-                    "it timed the launch, not the work.")
+        raise Wrong(
+            f"{given}, and when your clock stopped, {readings[-1]:.4g} ms of work were still queued: "
+            "it timed the launch, not the work."
+        )
     if device.work_ms * 0.98 <= answer_ms < truth_ms * 0.98:
-        raise Wrong(f"{given}: that is the time between results while calls overlap in the queue, the inverse of the "
-                    "throughput. A caller who waits for each result waits longer; synchronize after every launch.")
+        raise Wrong(
+            f"{given}: that is the time between results while calls overlap in the queue, the inverse of the "
+            "throughput. A caller who waits for each result waits longer; synchronize after every launch."
+        )
     if readings[0] > 0:
-        raise Wrong(f"{given}, and when your clock started, {readings[0]:.4g} ms of earlier work were still queued: "
-                    "your call paid for them.")
+        raise Wrong(
+            f"{given}, and when your clock started, {readings[0]:.4g} ms of earlier work were still queued: "
+            "your call paid for them."
+        )
     if answer_ms > truth_ms:
         raise Wrong(f"{given}: the first call, which sets things up, is in it. Which calls are warm?")
     raise Wrong(f"{given}; between launching a warm call and the end of its work pass {truth_ms:.4g} ms.")
@@ -231,38 +262,50 @@ def _share_above(traffic, value: float) -> float:
 
 def _typical(chosen: str, values: dict, traffic) -> None:
     if chosen == "mean":
-        raise Wrong(f"the mean is {values['mean']:.3g} ms, and only {_share_above(traffic, values['mean']):.0%} of the "
-                    "callers waited that long: a few bursts pulled it away from everybody.")
+        raise Wrong(
+            f"the mean is {values['mean']:.3g} ms, and only {_share_above(traffic, values['mean']):.0%} of the "
+            "callers waited that long: a few bursts pulled it away from everybody."
+        )
     if chosen != "median":
         raise Wrong(f"the {chosen} is the wait of the unlucky few ({values[chosen]:.3g} ms), not of a typical caller.")
 
 
 def _promised(chosen: str, values: dict, traffic) -> None:
     if chosen == "max":
-        raise Wrong("the max is one single call, and it grows the longer you measure; a promise to 99 of 100 need not "
-                    "hold for it.")
+        raise Wrong(
+            "the max is one single call, and it grows the longer you measure; a promise to 99 of 100 need not "
+            "hold for it."
+        )
     if chosen != "p99":
         late = _share_above(traffic, values[chosen])
-        raise Wrong(f"{late:.0%} of the callers waited as long as the {chosen} ({values[chosen]:.3g} ms) or longer; "
-                    "the promise allows 1 in 100.")
+        raise Wrong(
+            f"{late:.0%} of the callers waited as long as the {chosen} ({values[chosen]:.3g} ms) or longer; "
+            "the promise allows 1 in 100."
+        )
 
 
 def _total(chosen: str, values: dict, traffic) -> None:
     if chosen != "mean":
-        raise Wrong(f"1000 times the {chosen} is {values[chosen]:.3g} s, but these {len(traffic.samples_ms)} calls "
-                    f"took {values['mean']:.3g} s per 1000. Which statistic, times the count, gives back the total?")
+        raise Wrong(
+            f"1000 times the {chosen} is {values[chosen]:.3g} s, but these {len(traffic.samples_ms)} calls "
+            f"took {values['mean']:.3g} s per 1000. Which statistic, times the count, gives back the total?"
+        )
 
 
 def _judge_batch(mine, fitting: dict, budget_ms: float) -> None:
     if mine.batch not in fitting:
         if mine.median_ms <= budget_ms:
-            raise Wrong(f"batch {mine.batch} keeps the budget at the median ({mine.median_ms:.3g} ms), but its p99 is "
-                        f"{mine.percentile(99):.3g} ms: more than 1 caller in 100 would be late.")
+            raise Wrong(
+                f"batch {mine.batch} keeps the budget at the median ({mine.median_ms:.3g} ms), but its p99 is "
+                f"{mine.percentile(99):.3g} ms: more than 1 caller in 100 would be late."
+            )
         raise Wrong(f"batch {mine.batch} takes {mine.median_ms:.3g} ms, the budget is {budget_ms:.3g} ms.")
     best = max(fitting.values(), key=lambda row: row.items_per_s)
     if mine.items_per_s < SAME_RATE * best.items_per_s:
-        raise Wrong(f"batch {mine.batch} keeps the budget with {mine.items_per_s:,.0f} items/s, but batch {best.batch} "
-                    f"keeps it too and gives {best.items_per_s:,.0f}.")
+        raise Wrong(
+            f"batch {mine.batch} keeps the budget with {mine.items_per_s:,.0f} items/s, but batch {best.batch} "
+            f"keeps it too and gives {best.items_per_s:,.0f}."
+        )
 
 
 clock_gap = ClockGap()

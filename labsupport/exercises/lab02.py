@@ -15,12 +15,21 @@ PAGE = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body>N
 
 WEAK, STRONG, EVERY = ("8.6", "10"), ("10", "11", "rtx"), ("8.6", "10", "11", "rtx")
 NAMES = {  # name in the module tensorrt or tensorrt_rtx → the releases that have it; held against the API listings
-    "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": WEAK, "NetworkDefinitionCreationFlag.STRONGLY_TYPED": STRONG,
-    "BuilderFlag.FP16": WEAK, "ILayer.precision": WEAK, "IInt8EntropyCalibrator2": WEAK, "DataType.BF16": STRONG,
-    "ICudaEngine.device_memory_size": WEAK, "ICudaEngine.device_memory_size_v2": STRONG, "IProgressMonitor": STRONG,
-    "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY": STRONG, "IExecutionContext.execute_async_v2": ("8.6",),
-    "IExecutionContext.execute_async_v3": EVERY, "INetworkDefinition.add_fully_connected": ("8.6",),
-    "INetworkDefinition.add_plugin_v3": ("10", "11"), "IBuilderConfig.set_compute_capability": ("rtx",),
+    "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": WEAK,
+    "NetworkDefinitionCreationFlag.STRONGLY_TYPED": STRONG,
+    "BuilderFlag.FP16": WEAK,
+    "ILayer.precision": WEAK,
+    "IInt8EntropyCalibrator2": WEAK,
+    "DataType.BF16": STRONG,
+    "ICudaEngine.device_memory_size": WEAK,
+    "ICudaEngine.device_memory_size_v2": STRONG,
+    "IProgressMonitor": STRONG,
+    "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY": STRONG,
+    "IExecutionContext.execute_async_v2": ("8.6",),
+    "IExecutionContext.execute_async_v3": EVERY,
+    "INetworkDefinition.add_fully_connected": ("8.6",),
+    "INetworkDefinition.add_plugin_v3": ("10", "11"),
+    "IBuilderConfig.set_compute_capability": ("rtx",),
 }
 DAMAGES = ("nothing", "cut off", "overwritten", "no sidecar", "sidecar edited", "from version 7.2")
 
@@ -49,8 +58,13 @@ def downloads() -> Path:
     relu = helper.make_node("Relu", ["sums"], ["features"])
     strange = helper.make_node("SpectralPool", ["sums"], ["features"], domain="example.research")
     network = model([conv, relu])
-    files = {"a": PAGE, "b": model([]), "c": model([conv, strange], ("example.research", 1)), "d": network,
-             "e": network[:len(network) // 2]}
+    files = {
+        "a": PAGE,
+        "b": model([]),
+        "c": model([conv, strange], ("example.research", 1)),
+        "d": network,
+        "e": network[: len(network) // 2],
+    }
     folder = Path(tempfile.mkdtemp(prefix="labsupport-downloads-"))
     for name, content in files.items():
         (folder / f"{name}.onnx").write_bytes(content)
@@ -59,7 +73,7 @@ def downloads() -> Path:
 
 def load_damaged(engine, damage: str) -> str:
     """What loading says, in short, of a copy of an engine and its sidecar that one of DAMAGES has befallen."""
-    from labsupport import engines
+    from labsupport.build import engines
     from labsupport.errors import BadInput, EngineError
 
     if damage not in DAMAGES:
@@ -101,15 +115,17 @@ class UsableFile(Exercise):
         usable = [path.name for path in sorted(folder.iterdir()) if builds(path)]
         lab02.usable_file.check(usable[0])
     """
-    answer = ("a is a web page, b holds weights and no node, c wants an operator that nobody has, e is cut off. The "
-              "parser says True to a and b, and the ONNX checker says yes to c.")
+    answer = (
+        "a is a web page, b holds weights and no node, c wants an operator that nobody has, e is cut off. The "
+        "parser says True to a and b, and the ONNX checker says yes to c."
+    )
     traps = {
         "a": "a.onnx is a web page. A parser may still answer True to it, with a network of 0 layers: look at "
-             "network.num_layers before you believe it.",
+        "network.num_layers before you believe it.",
         "b": "b.onnx is well-formed ONNX with weights in it, and without a single node: there is nothing to compute. "
-             "What does export.load say about it?",
+        "What does export.load say about it?",
         "c": "c.onnx passes the ONNX checker, which knows the operators of its own domain only. TensorRT has no "
-             "SpectralPool: hand the loaded graph to build.parse.",
+        "SpectralPool: hand the loaded graph to build.parse.",
         "e": "e.onnx is cut off in the middle of its weights; export.load names it.",
     }
 
@@ -117,7 +133,7 @@ class UsableFile(Exercise):
         if isinstance(name, (list, tuple)) and len(name) == 1:
             name = name[0]
         if not isinstance(name, (str, Path)):
-            raise Wrong(f"the answer is a {type(name).__name__}; wanted is the name of one file, such as \"a.onnx\".")
+            raise Wrong(f'the answer is a {type(name).__name__}; wanted is the name of one file, such as "a.onnx".')
         stem = Path(name).name.lower().removesuffix(".onnx").strip()
         if stem in self.traps:
             raise Wrong(self.traps[stem])
@@ -127,8 +143,10 @@ class UsableFile(Exercise):
 
 
 class Probabilities(Exercise):
-    question = ("Write `add_probabilities(trt, network)`: it adds what turns the logits (N, 10) into probabilities and "
-                "leaves these as the network's only output.")
+    question = (
+        "Write `add_probabilities(trt, network)`: it adds what turns the logits (N, 10) into probabilities and "
+        "leaves these as the network's only output."
+    )
     hints = (
         "network.add_softmax(tensor) adds the layer. network.unmark_output and network.mark_output choose the outputs.",
         "The axes of a softmax are a bit mask, not an index, and the default is not the class axis here: "
@@ -145,14 +163,16 @@ class Probabilities(Exercise):
 
         lab02.probabilities.check(add_probabilities)
     """
-    answer = ("A softmax over axis 1. Left alone, TensorRT's softmax of a two-dimensional tensor runs over axis 0, the "
-              "batch: each image's answer would then depend on its neighbors.")
+    answer = (
+        "A softmax over axis 1. Left alone, TensorRT's softmax of a two-dimensional tensor runs over axis 0, the "
+        "batch: each image's answer would then depend on its neighbors."
+    )
 
     def judge(self, add: Any) -> str:
         import numpy as np
 
         from labsupport import build, environment
-        from labsupport import network as network_of
+        from labsupport.build import network as network_of
         from labsupport.exercises import lab02_network
 
         if not callable(add):
@@ -170,13 +190,17 @@ class Probabilities(Exercise):
         output = lab02_network.only_new_output(network, layers, before)
         logits = np.random.default_rng(0).normal(0, 2, (4, lab02_network.CLASSES))
         lab02_network.compare_with_softmax(logits, lab02_network.evaluate(trt, layers, output, {"logits": logits}))
-        return (f"{network.num_layers - before} added to the {before} layers, {len(weights)} weights as they were; "
-                "one output is left, and each of its rows sums to 1.")
+        return (
+            f"{network.num_layers - before} added to the {before} layers, {len(weights)} weights as they were; "
+            "one output is left, and each of its rows sums to 1."
+        )
 
 
 class TrafficProfile(Exercise):
-    question = ("Build an engine of `graph` whose profile takes every batch size in lab02.TRAFFIC, is tuned for the "
-                "most frequent one, and allows nothing larger than the largest.")
+    question = (
+        "Build an engine of `graph` whose profile takes every batch size in lab02.TRAFFIC, is tuned for the "
+        "most frequent one, and allows nothing larger than the largest."
+    )
     hints = (
         "A profile has three shapes for each input: the smallest, the one kernels are tuned for, the largest.",
         'profiles={"images": build.Profile((2, 1, 28, 28), (…), (…))}: put the batch that comes 5200 times an hour in '
@@ -187,12 +211,14 @@ class TrafficProfile(Exercise):
             "images": build.Profile((2, 1, 28, 28), (8, 1, 28, 28), (20, 1, 28, 28))})
         lab02.traffic_profile.check(fitting)
     """
-    answer = ("Smallest 2 (or 1), tuned for 8, largest 20. The range decides what is accepted and how much activation "
-              "memory is set aside; the middle shape decides which kernels win.")
+    answer = (
+        "Smallest 2 (or 1), tuned for 8, largest 20. The range decides what is accepted and how much activation "
+        "memory is set aside; the middle shape decides which kernels win."
+    )
 
     def judge(self, engine: Any) -> str:
-        from labsupport.build import Profile
-        from labsupport.engines import Engine
+        from labsupport.build.engines import Engine
+        from labsupport.build.network import Profile
 
         if isinstance(engine, (Profile, dict)):
             raise Wrong("that is a profile, not yet an engine: give it to build.engine(graph, profiles=...).")
@@ -201,16 +227,20 @@ class TrafficProfile(Exercise):
         ranges = _batch_ranges(engine.sidecar["options"])
         refused = [batch for batch in TRAFFIC if not any(low <= batch <= high for low, _, high in ranges)]
         if refused:
-            raise Wrong(f"requests of {', '.join(map(str, refused))} images would be refused: the engine takes "
-                        f"{' and '.join(f'{low} to {high}' for low, _, high in ranges)}.")
+            raise Wrong(
+                f"requests of {', '.join(map(str, refused))} images would be refused: the engine takes "
+                f"{' and '.join(f'{low} to {high}' for low, _, high in ranges)}."
+            )
         widest, largest = max(high for _, _, high in ranges), max(TRAFFIC)
         if widest > largest:
             raise Wrong(f"the engine sets memory aside for {widest} images and nobody sends more than {largest}.")
         usual = max(TRAFFIC, key=TRAFFIC.get)
         tuned = [best for low, best, high in ranges if low <= usual <= high]
         if usual not in tuned:
-            raise Wrong(f"the kernels are tuned for {tuned[0]} images a request, and {TRAFFIC[usual]} of "
-                        f"{sum(TRAFFIC.values())} requests bring {usual}: make that the middle shape.")
+            raise Wrong(
+                f"the kernels are tuned for {tuned[0]} images a request, and {TRAFFIC[usual]} of "
+                f"{sum(TRAFFIC.values())} requests bring {usual}: make that the middle shape."
+            )
         return f"every request fits, kernels are tuned for batch {usual}, and no memory waits for more than {largest}."
 
 
@@ -224,8 +254,10 @@ def _batch_ranges(options: dict) -> list[tuple[int, int, int]]:
 
 
 class SilentEngine(Exercise):
-    question = ("Write `silent(engine)`: True when not one layer of the engine computes in the precision that was "
-                "asked for, else False.")
+    question = (
+        "Write `silent(engine)`: True when not one layer of the engine computes in the precision that was "
+        "asked for, else False."
+    )
     hints = (
         "engine.precision is the wish, engine.precisions counts what was built: Counter({'fp32': 5}).",
         "A Counter answers 0 for what it does not hold, so engine.precisions[...] never fails.",
@@ -241,22 +273,34 @@ class SilentEngine(Exercise):
         ("fp16", {"fp32": 5}, True, "FP16 was asked for and five layers compute in FP32: that is the silent engine"),
         ("fp16", {"fp16": 5}, False, "FP16 was asked for and all five layers have it"),
         ("fp32", {"fp32": 7}, False, "FP32 was asked for and built; an engine in FP32 is no fault in itself"),
-        ("fp16", {"fp32": 6, "fp16": 2}, False, "two of eight layers do compute in FP16: on TensorRT 8.6 a mixture is "
-                                                "the builder's choice, not silence"),
+        (
+            "fp16",
+            {"fp32": 6, "fp16": 2},
+            False,
+            "two of eight layers do compute in FP16: on TensorRT 8.6 a mixture is the builder's choice, not silence",
+        ),
         ("int8", {"fp16": 9}, True, "INT8 was asked for and FP16 was built: silent too, though nothing is FP32"),
         ("int8", {"fp32": 1, "fp16": 4, "int8": 20}, False, "twenty layers compute in INT8 as asked"),
     )
 
     def judge(self, silent: Any) -> str:
-        from labsupport.engines import Engine
+        from labsupport.build.engines import Engine
 
         if isinstance(silent, (bool, Engine)):
             raise Wrong(f"the answer is a {type(silent).__name__}; wanted is the function itself, without parentheses.")
         if not callable(silent):
             raise Wrong(f"the answer is a {type(silent).__name__}; wanted is a function of one engine.")
         for asked, built, expected, meaning in self.cases:
-            sidecar = {"name": f"asked_{asked}", "precision": asked, "precisions": built, "build_s": 1.0,
-                       "evidence": "engine inspector", "layers": [], "bytes": 0, "sha256": ""}
+            sidecar = {
+                "name": f"asked_{asked}",
+                "precision": asked,
+                "precisions": built,
+                "build_s": 1.0,
+                "evidence": "engine inspector",
+                "layers": [],
+                "bytes": 0,
+                "sha256": "",
+            }
             said = silent(Engine(path=Path("exercise.plan"), sidecar=sidecar))
             if said is None:
                 raise Wrong("your function returned None. Did it forget its `return`?")

@@ -37,8 +37,10 @@ def only_new_output(network, layers: dict, before: int) -> str:
     if not outputs:
         raise Wrong("the network has no output now; call network.mark_output(tensor) for the probabilities.")
     if len(outputs) > 1:
-        raise Wrong(f"the network has {len(outputs)} outputs, {', '.join(outputs)}; "
-                    "network.unmark_output(logits) takes the old one away.")
+        raise Wrong(
+            f"the network has {len(outputs)} outputs, {', '.join(outputs)}; "
+            "network.unmark_output(logits) takes the old one away."
+        )
     if layers[outputs[0]][0] < before:
         raise Wrong(f"the only output is still {outputs[0]!r}; mark what your layer makes, and unmark the logits.")
     return outputs[0]
@@ -56,8 +58,14 @@ def evaluate(trt, layers: dict, name: str, known: dict[str, np.ndarray]) -> np.n
 
 
 def _computed(trt, kind: str, layer, values: list[np.ndarray]) -> np.ndarray:
-    classes = {"SOFTMAX": trt.ISoftMaxLayer, "UNARY": trt.IUnaryLayer, "REDUCE": trt.IReduceLayer,
-               "ELEMENTWISE": trt.IElementWiseLayer, "ACTIVATION": trt.IActivationLayer, "CONSTANT": trt.IConstantLayer}
+    classes = {
+        "SOFTMAX": trt.ISoftMaxLayer,
+        "UNARY": trt.IUnaryLayer,
+        "REDUCE": trt.IReduceLayer,
+        "ELEMENTWISE": trt.IElementWiseLayer,
+        "ACTIVATION": trt.IActivationLayer,
+        "CONSTANT": trt.IConstantLayer,
+    }
     if kind not in classes:
         raise Wrong(f"the checker cannot follow a layer {kind}; a single softmax layer is enough here.")
     layer.__class__ = classes[kind]  # get_layer returns the base class, although the object is the derived one
@@ -69,8 +77,16 @@ def _computed(trt, kind: str, layer, values: list[np.ndarray]) -> np.ndarray:
     if kind == "REDUCE" and name in ("SUM", "MAX"):
         reduce = np.sum if name == "SUM" else np.max
         return reduce(values[0], axis=_axes(layer.axes, values[0]), keepdims=layer.keep_dims)
-    functions = {"EXP": np.exp, "LOG": np.log, "RECIP": np.reciprocal, "SUM": np.add, "SUB": np.subtract,
-                 "PROD": np.multiply, "DIV": np.divide, "SIGMOID": lambda x: 1 / (1 + np.exp(-x))}
+    functions = {
+        "EXP": np.exp,
+        "LOG": np.log,
+        "RECIP": np.reciprocal,
+        "SUM": np.add,
+        "SUB": np.subtract,
+        "PROD": np.multiply,
+        "DIV": np.divide,
+        "SIGMOID": lambda x: 1 / (1 + np.exp(-x)),
+    }
     if name not in functions:
         raise Wrong(f"the checker cannot follow a layer {kind} {name}; a single softmax layer is enough here.")
     return functions[name](*values)
@@ -92,8 +108,10 @@ def compare_with_softmax(logits: np.ndarray, got: np.ndarray) -> None:
     if np.allclose(got, _softmax(logits, (1,)), atol=1e-6):
         return
     if np.allclose(got, _softmax(logits, (0,)), atol=1e-6):
-        raise Wrong("the softmax runs over axis 0, the batch: its columns sum to 1 and its rows do not. `axes` is a "
-                    "bit mask, and axes = 1 means bit 0.")
+        raise Wrong(
+            "the softmax runs over axis 0, the batch: its columns sum to 1 and its rows do not. `axes` is a "
+            "bit mask, and axes = 1 means bit 0."
+        )
     sums = got.sum(axis=1)
     if not np.allclose(sums, 1, atol=1e-4):
         raise Wrong(f"the first image's ten numbers sum to {sums[0]:.2f}; probabilities of exclusive classes sum to 1.")

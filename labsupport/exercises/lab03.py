@@ -1,44 +1,46 @@
-"""Exercises of lab 03: a count of kernels, what fusion can gain, a swallowed node, what forbids fusion, and two rewrites."""
+"""Exercises of lab 03: a count of kernels, what fusion can gain, a swallowed node, what forbids fusion, and two
+rewrites.
+"""
 
 from __future__ import annotations
 
-import functools
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.lab03_networks import (
+    CHANGES,
+    check_same_answer,
+    executed_kernels,
+    network_of,
+    recorded_plan,
+    runs_as_one,
+)
 
 LAB = "03_fusion"
-
-# what is changed in Conv → ReLU; `changed` makes the network
-CHANGES = {
-    "stride": "the convolution takes every second pixel",
-    "sigmoid": "a sigmoid takes the ReLU's place",
-    "softsign": "x / (1 + |x|) takes its place, an operator that the runtime has no fused form for",
-    "custom": "a custom operator takes its place: QuickGelu, which the ONNX standard does not know and this runtime does",
-    "second reader": "the ReLU's result and the convolution's are added",
-    "precision": "the ReLU runs in FP16, the convolution in FP32",
-    "reshape": "the picture is flattened before the ReLU and unflattened after it",
-}
 GPU_GAIN = 9.5  # PointwiseChain: tensors moved apart over tensors moved together; the tests count them in the graph
-CLOSE = 1e-4  # sums of 576 products in another order differ by less
 
 
 class Kernels(Prediction):
-    question = ("How many kernels will TensorRT run for the 69 operations of ResNet-18? Copies between layouts, which it puts "
-                "in itself, count too.")
+    question = (
+        "How many kernels will TensorRT run for the 69 operations of ResNet-18? Copies between layouts, which it puts "
+        "in itself, count too."
+    )
     quantity = "kernels of ResNet-18 in FP16"
     within = 1.25
 
 
 class Gain(Exercise):
-    question = ("By its bytes alone, how many times faster can `blocks.PointwiseChain` become if one kernel runs it? All of its "
-                "tensors are equally large.")
+    question = (
+        "By its bytes alone, how many times faster can `blocks.PointwiseChain` become if one kernel runs it? All of "
+        "its "
+        "tensors are equally large."
+    )
     hints = (
         "Count tensors that cross the memory bus, not nodes: each node reads its inputs and writes one output.",
-        "Eight of the nine nodes read one tensor, and `sigmoid(y - 0.5) * y` reads two. One kernel reads one and writes one.",
+        (
+            "Eight of the nine nodes read one tensor, and `sigmoid(y - 0.5) * y` reads two. One kernel reads one and "
+            "writes one."
+        ),
     )
     solution_source = "lab03.gain.check((8 * 2 + 3) / 2)"
     answer = "Eight nodes move two tensors each and the product of two moves three, 19 in all; one kernel moves 2."
@@ -47,20 +49,33 @@ class Gain(Exercise):
         if times == 9:
             raise Wrong("nine nodes become one kernel, but count bytes: one of the nine reads two tensors.")
         if times in (8.5, 10, 4.5, 4.75):
-            raise Wrong(f"{times:g} is close. Write down for each node how many tensors it reads and writes, and what one kernel "
-                        "for all reads and writes.")
+            raise Wrong(
+                f"{times:g} is close. Write down for each node how many tensors it reads and writes, and what one "
+                "kernel "
+                "for all reads and writes."
+            )
         if times in (18, 19):
-            raise Wrong(f"{times:g} tensors cross the bus when each node runs alone; how many still do when one kernel runs?")
+            raise Wrong(
+                f"{times:g} tensors cross the bus when each node runs alone; how many still do when one kernel runs?"
+            )
         if abs(times - GPU_GAIN) > 0.01:
-            raise Wrong(f"not {times:g} times. Add up the tensors that nine nodes read and write, and divide by those that one "
-                        "kernel reads and writes.")
-        return ("19 tensors cross the bus apart and 2 together: at most 9.5 times. The arithmetic is the same on both sides, so "
-                "where it takes longer than the bytes, less is left of this.")
+            raise Wrong(
+                f"not {times:g} times. Add up the tensors that nine nodes read and write, and divide by those that one "
+                "kernel reads and writes."
+            )
+        return (
+            "19 tensors cross the bus apart and 2 together: at most 9.5 times. The arithmetic is the same on both "
+            "sides, so "
+            "where it takes longer than the bytes, less is left of this."
+        )
 
 
 class Swallowed(Exercise):
-    question = ("In the recorded FP16 plan of ResNet-18 one node is a kernel of its own and in the INT8 plan a kernel swallowed "
-                "it, together with others. Which node?")
+    question = (
+        "In the recorded FP16 plan of ResNet-18 one node is a kernel of its own and in the INT8 plan a kernel "
+        "swallowed "
+        "it, together with others. Which node?"
+    )
     hints = (
         "`fusion.diff(fp16, int8).regrouped` holds the groups of kernels that were divided otherwise.",
         "Look at the first kernels of `fusion.table(int8)`: what does the first convolution hold that FP16 runs apart?",
@@ -75,7 +90,7 @@ class Swallowed(Exercise):
     answer = "/MaxPool: in INT8 one kernel does the first convolution, its ReLU and the pooling."
 
     def judge(self, node: str) -> str:
-        fp16, int8 = _plan("resnet18_b32.fp16"), _plan("resnet18_b32.int8")
+        fp16, int8 = recorded_plan("resnet18_b32.fp16"), recorded_plan("resnet18_b32.int8")
         node = node if node in fp16.graph.by_name else f"/{node.strip('/')}"
         before, after = fp16.kernel_of(node), int8.kernel_of(node)
         if before is None or after is None:
@@ -84,20 +99,36 @@ class Swallowed(Exercise):
             raise Wrong(f"{node} is not alone in FP16: one kernel computes {' + '.join(before.nodes)}.")
         if len(after.nodes) == 1:
             raise Wrong(f"{node} is a kernel of its own in both plans.")
-        return (f"In INT8 one kernel computes {' + '.join(after.nodes)}: the picture is pooled before it is written, and a quarter "
-                "of the bytes leave the kernel.")
+        return (
+            f"In INT8 one kernel computes {' + '.join(after.nodes)}: the picture is pooled before it is written, and a "
+            "quarter "
+            "of the bytes leave the kernel."
+        )
 
 
 class Forbids(Exercise):
-    question = ("Which of the changes in `lab03.CHANGES` forbid ONNX Runtime (level extended) to run the convolution and what "
-                "follows it as one kernel? Hand in a list of names.")
+    question = (
+        "Which of the changes in `lab03.CHANGES` forbid ONNX Runtime (level extended) to run the convolution and what "
+        "follows it as one kernel? Hand in a list of names."
+    )
     hints = (
-        "A fused kernel writes only its last result, and is one of those that the runtime's authors wrote. What needs more?",
-        "Five of the seven forbid it. A stride changes the convolution alone, and a sigmoid is an activation as good as a ReLU.",
+        (
+            "A fused kernel writes only its last result, and is one of those that the runtime's authors wrote. What "
+            "needs more?"
+        ),
+        (
+            "Five of the seven forbid it. A stride changes the convolution alone, and a sigmoid is an activation as "
+            "good "
+            "as a ReLU."
+        ),
     )
     solution_source = """lab03.forbids.check(["softsign", "custom", "second reader", "precision", "reshape"])"""
-    answer = ("A second reader needs the tensor that fusion would not write; a cast or a reshape stands between the two; and for "
-              "an operator that nobody foresaw beside a convolution, standard or custom, a runtime has no fused kernel (lab 10).")
+    answer = (
+        "A second reader needs the tensor that fusion would not write; a cast or a reshape stands between the two; and "
+        "for "
+        "an operator that nobody foresaw beside a convolution, standard or custom, a runtime has no fused kernel (lab "
+        "10)."
+    )
 
     def judge(self, names: list) -> str:
         unknown = [name for name in names if name not in CHANGES]
@@ -110,15 +141,23 @@ class Forbids(Exercise):
         lacking = forbidden - set(names)
         if lacking:
             count = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}[len(lacking)]
-            raise Wrong(f"those forbid it, and {count} more {'does' if len(lacking) == 1 else 'do'}. Who needs the tensor between "
-                        "the two operations, or stands between them?")
-        return ("The X-ray of all seven networks agrees. TensorRT writes many of its pointwise kernels while building, so its list is "
-                "shorter; a second reader it has to respect as well.")
+            raise Wrong(
+                f"those forbid it, and {count} more {'does' if len(lacking) == 1 else 'do'}. Who needs the tensor "
+                "between "
+                "the two operations, or stands between them?"
+            )
+        return (
+            "The X-ray of all seven networks agrees. TensorRT writes many of its pointwise kernels while building, so "
+            "its list is "
+            "shorter; a second reader it has to respect as well."
+        )
 
 
 class BreakIt(Exercise):
-    question = ("Change `blocks.ConvBlock` so that its ReLU must run alone, and its first output stays the same. Hand in the "
-                "class.")
+    question = (
+        "Change `blocks.ConvBlock` so that its ReLU must run alone, and its first output stays the same. Hand in the "
+        "class."
+    )
     hints = (
         "Fusion may skip writing the convolution's result only if nobody but the ReLU reads it.",
         "Return a second output: what the ReLU reads. That is what a debugging hook or an auxiliary head does.",
@@ -134,28 +173,37 @@ class BreakIt(Exercise):
     answer = "The second output has to be in memory, so the convolution writes it and the ReLU reads it again."
 
     def judge(self, network: Any) -> str:
-        from labsupport import blocks
+        from labsupport.fusion import blocks
 
-        network = _network(network)
-        _same_answer(blocks.ConvBlock(), network)
-        plan = _executed(network)
+        network = network_of(network)
+        check_same_answer(blocks.ConvBlock(), network)
+        plan = executed_kernels(network)
         ops = {node.name: node.op for node in plan.graph.nodes}
         relus = [name for name, op in ops.items() if op == "Relu"]
         if not relus:
-            raise Wrong(f"there is no Relu left in the graph ({', '.join(ops.values())}); keep it, and make it run alone.")
+            raise Wrong(
+                f"there is no Relu left in the graph ({', '.join(ops.values())}); keep it, and make it run alone."
+            )
         for kernel in plan.kernels:
             if len(kernel.nodes) > 1 and any(ops[name] == "Relu" for name in kernel.nodes):
-                raise Wrong(f"{' and '.join(ops[name] for name in kernel.nodes)} still run as one {kernel.layer_type}. Who else "
-                            "could read the convolution's result?")
+                raise Wrong(
+                    f"{' and '.join(ops[name] for name in kernel.nodes)} still run as one {kernel.layer_type}. Who "
+                    "else "
+                    "could read the convolution's result?"
+                )
         ran = ", ".join(kernel.layer_type for kernel in plan.kernels)
         return f"{ran}: the ReLU had to run on its own. Debug outputs cost more than the copy."
 
 
 class MergeIt(Exercise):
-    question = ("Rewrite `forward` of `blocks.Siblings` with one convolution of 192 channels in place of three of 64, and the same "
-                "output. Hand in the class.")
+    question = (
+        "Rewrite `forward` of `blocks.Siblings` with one convolution of 192 channels in place of three of 64, and the "
+        "same "
+        "output. Hand in the class."
+    )
     hints = (
-        "A convolution computes each output channel by itself, so three layers that read the same tensor are one with three "
+        "A convolution computes each output channel by itself, so three layers that read the same tensor are one with "
+        "three "
         "times the channels: `torch.cat` of their weights, and of their biases.",
         "`y = F.conv2d(x, weight, bias)`, then `torch.relu(y)`, then `.chunk(3, 1)` gives the three parts to add.",
     )
@@ -163,121 +211,34 @@ class MergeIt(Exercise):
         class Yours(blocks.Siblings):
             def forward(self, x):
                 layers = self.left, self.middle, self.right
-                weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+                weight = torch.cat([layer.weight for layer in layers])
+                bias = torch.cat([layer.bias for layer in layers])
                 parts = torch.relu(torch.nn.functional.conv2d(x, weight, bias)).chunk(3, 1)
                 return parts[0] + parts[1] + parts[2]
 
         lab03.merge_it.check(Yours)
     """
-    answer = "TensorRT does this by itself, as the recorded plan shows; ONNX Runtime does not, so there it is yours to do."
+    answer = (
+        "TensorRT does this by itself, as the recorded plan shows; ONNX Runtime does not, so there it is yours to do."
+    )
 
     def judge(self, network: Any) -> str:
-        from labsupport import blocks
+        from labsupport.fusion import blocks
 
-        network = _network(network)
-        _same_answer(blocks.Siblings(), network, "The ReLU of a sum is not the sum of ReLUs.")
-        graph = _executed(network).graph
+        network = network_of(network)
+        check_same_answer(blocks.Siblings(), network, "The ReLU of a sum is not the sum of ReLUs.")
+        graph = executed_kernels(network).graph
         convolutions = [node for node in graph.nodes if node.op == "Conv"]
         if len(convolutions) != 1:
             raise Wrong(f"the answer is right, and the graph has {len(convolutions)} convolutions; wanted is one.")
         shape = graph.types.get(convolutions[0].inputs[0], ("", ()))[1]
         if len(shape) == 4 and shape[1] not in (64, "?"):
-            raise Wrong(f"one convolution, but it reads {shape[1]} channels: the input was copied to feed it, which costs the bytes "
-                        "that merging should save. All three read the same 64 channels.")
+            raise Wrong(
+                f"one convolution, but it reads {shape[1]} channels: the input was copied to feed it, which costs the "
+                "bytes "
+                "that merging should save. All three read the same 64 channels."
+            )
         return "One convolution reads the input once, where three read it three times. The weights stayed the same."
-
-
-@functools.cache
-def _plan(name: str):
-    from labsupport import fusion, recordings
-
-    return fusion.xray(recordings.load_plan(name))
-
-
-def _network(given: Any):
-    """A learner's network, from its class or as it is."""
-    from torch import nn
-
-    network = given() if isinstance(given, type) and issubclass(given, nn.Module) else given
-    if not isinstance(network, nn.Module):
-        raise Wrong(f"that is {described(given)}; hand in the class, such as check(Yours).")
-    return network.eval()
-
-
-def _same_answer(reference, network, why: str = "") -> None:
-    import torch
-
-    from labsupport import comparing
-
-    example = reference.example_input(2, shape=(64, 16, 16))
-    with torch.inference_mode():
-        expected, got = reference(example), network(example)
-    got = got[0] if isinstance(got, (tuple, list)) else got
-    if not isinstance(got, torch.Tensor):
-        raise Wrong(f"forward gave {described(got)}. Did it forget its `return`?")
-    if got.shape != expected.shape:
-        raise Wrong(f"the first output has shape {tuple(got.shape)}; it was {tuple(expected.shape)}.")
-    error = comparing.max_error(expected, got)
-    if error > CLOSE:
-        raise Wrong(f"the block now computes something else, up to {error:.1f} away; keep its first output unchanged. {why}".strip())
-
-
-def _executed(network):
-    """The X-ray of what ONNX Runtime, level extended, makes of a network."""
-    import torch
-
-    from labsupport import export, fusion, runtimes
-
-    example = torch.randn(2, 64, 16, 16, generator=torch.Generator().manual_seed(0))
-    with tempfile.TemporaryDirectory(prefix="labsupport-lab03-") as folder:
-        graph = export.to_onnx(network, example, path=Path(folder) / "yours.onnx", dynamic=False)
-        with runtimes.OnnxRuntime(graph, optimization="extended") as run:
-            return fusion.xray(run)
-
-
-@functools.cache
-def runs_as_one(name: str) -> bool:
-    """Whether the changed network's convolution shares its kernel with the operation after it."""
-    plan = _executed(changed(name))
-    ops = {node.name: node.op for node in plan.graph.nodes}
-    return any(len(kernel.nodes) > 1 and any(ops[node] == "Conv" for node in kernel.nodes) for kernel in plan.kernels)
-
-
-def changed(name: str):
-    """The convolution block with one of ``CHANGES``, as a torch module."""
-    import torch
-    from torch.nn import functional as F
-
-    from labsupport import blocks
-
-    block = blocks.ConvBlock()
-    if name == "stride":
-        block.conv.stride = (2, 2)
-    after = {
-        "stride": torch.relu, "sigmoid": torch.sigmoid, "softsign": F.softsign,
-        "custom": _quick_gelu,
-        "second reader": lambda y: torch.relu(y) + y,
-        "precision": lambda y: torch.relu(y.half()).float(),
-        "reshape": lambda y: torch.relu(y.flatten(1)).unflatten(1, (64, 16, 16)),
-    }[name]  # fmt: skip
-    block.forward = lambda x: after(block.bn(block.conv(x)))
-    return block
-
-
-def _quick_gelu(x):
-    """x · sigmoid(1.7 x), exported as com.microsoft's QuickGelu: a node of a domain of its own, as a plugin's would be."""
-    import torch
-
-    class QuickGelu(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x * torch.sigmoid(1.7 * x)
-
-        @staticmethod
-        def symbolic(g, x):
-            return g.op("com.microsoft::QuickGelu", x, alpha_f=1.7).setType(x.type())
-
-    return QuickGelu.apply(x)
 
 
 kernels = Kernels()

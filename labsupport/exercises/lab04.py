@@ -1,13 +1,16 @@
-"""Exercises of lab 04: the factor that reuse saves, a peak by hand, the order of steps, an allocator, a budget, a leak."""
+"""Exercises of lab 04: the factor that reuse saves, a peak by hand, the order of steps, an allocator, a budget, a
+leak.
+"""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any
 
+from labsupport.errors import BadInput
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.lab04_stand_ins import BadRequest, Counter, random_schedule, resnet_schedule
 
 LAB = "04_memory"
 
@@ -37,8 +40,10 @@ TUNED_FOR, IMAGE = 8, (3, 224, 224)
 
 
 class Reuse(Prediction):
-    question = ("How many times more memory would ResNet-50's activations take if every tensor kept an address of its own, "
-                "instead of memory being used again?")
+    question = (
+        "How many times more memory would ResNet-50's activations take if every tensor kept an address of its own, "
+        "instead of memory being used again?"
+    )
     quantity = "memory of all activations apart, divided by what the runtime needs"
     unit = "×"
 
@@ -46,7 +51,10 @@ class Reuse(Prediction):
 class Peak(Exercise):
     question = "How many MiB does `lab04.PUZZLE` need at its fullest step?"
     hints = (
-        "While a step runs, three kinds of tensors are alive: what it reads, what it writes, and what a later step reads.",
+        (
+            "While a step runs, three kinds of tensors are alive: what it reads, what it writes, and what a later step "
+            "reads."
+        ),
         "`a` is read again by `e`, so it stays through the steps of b, c and d. Add up each step and take the largest.",
     )
     solution_source = "lab04.peak.check(4 + 6 + 6)"
@@ -55,31 +63,50 @@ class Peak(Exercise):
     def judge(self, mib: float) -> str:
         total = sum(size for _, size, _ in PUZZLE)
         if mib in (total, total - 1):
-            raise Wrong(f"{mib:g} MiB is all tensors together; by the time e is computed, nobody needs b and c any more.")
+            raise Wrong(
+                f"{mib:g} MiB is all tensors together; by the time e is computed, nobody needs b and c any more."
+            )
         if mib == 12:
             raise Wrong("b and c are 12 MiB, but who reads `a` for the last time, and when?")
         if mib == 6:
-            raise Wrong("6 MiB is the largest tensor; a step also needs what it reads at the same time as what it writes.")
+            raise Wrong(
+                "6 MiB is the largest tensor; a step also needs what it reads at the same time as what it writes."
+            )
         if mib == 10:
-            raise Wrong("10 MiB would do if c could overwrite b while it reads b; this graph's steps need both at once.")
+            raise Wrong(
+                "10 MiB would do if c could overwrite b while it reads b; this graph's steps need both at once."
+            )
         if mib != 16:
             raise Wrong(f"no step of the puzzle is fullest at {mib:g} MiB; list for each step what is alive, and add.")
-        return "Step 2 holds a, b and c: 16 MiB, where all tensors apart would take 26. The skip from a to e costs 4 of them."
+        return (
+            "Step 2 holds a, b and c: 16 MiB, where all tensors apart would take 26. The skip from a to e costs 4 "
+            "of them."
+        )
 
 
 class Order(Exercise):
-    question = ("In which order should the six steps of `lab04.BRANCHES` run, so that the peak is as low as it can be? Give the "
-                "names as a list.")
+    question = (
+        "In which order should the six steps of `lab04.BRANCHES` run, so that the peak is as low as it can be? Give "
+        "the "
+        "names as a list."
+    )
     hints = (
-        "As written, both wide tensors are alive together. A branch that is finished leaves only its slim tensor behind.",
-        "Finish one branch before starting the other. Which one first? The tensor it leaves behind waits all through the "
+        (
+            "As written, both wide tensors are alive together. A branch that is finished leaves only its slim tensor "
+            "behind."
+        ),
+        "Finish one branch before starting the other. Which one first? The tensor it leaves behind waits all through "
+        "the "
         "other branch, and the wide tensor is needed while that waits.",
     )
     solution_source = """
         lab04.order.check(["right_wide", "right_slim", "left_wide", "left_slim", "joined", "scores"])
     """
-    answer = ("The right branch is the larger one and leaves the smaller tensor, so it goes first: its 20 MiB are gone before "
-              "anything waits, and only 1 MiB waits while the left branch runs.")
+    answer = (
+        "The right branch is the larger one and leaves the smaller tensor, so it goes first: its 20 MiB are gone "
+        "before "
+        "anything waits, and only 1 MiB waits while the left branch runs."
+    )
 
     def judge(self, names: list) -> str:
         from labsupport import footprint
@@ -87,24 +114,37 @@ class Order(Exercise):
         steps = {name: (name, mib, reads) for name, mib, reads in BRANCHES}
         lacking, unknown = set(steps) - set(map(str, names)), set(map(str, names)) - set(steps)
         if lacking or unknown or len(names) != len(steps):
-            odd = f"{sorted(lacking)[0]!r} is missing" if lacking else (
-                f"{sorted(unknown)[0]!r} is no step" if unknown else "a step is named twice")
+            odd = (
+                f"{sorted(lacking)[0]!r} is missing"
+                if lacking
+                else (f"{sorted(unknown)[0]!r} is no step" if unknown else "a step is named twice")
+            )
             raise Wrong(f"{odd}; the order has each of the six names once.")
         peak = footprint.schedule([steps[name] for name in names]).peak_mib
         before = footprint.schedule(BRANCHES).peak_mib
         if peak >= before:
-            raise Wrong(f"the peak is {peak:g} MiB, no lower than the {before:g} MiB of the order as written; both wide tensors "
-                        "are alive at once.")
+            raise Wrong(
+                f"the peak is {peak:g} MiB, no lower than the {before:g} MiB of the order as written; both wide "
+                "tensors "
+                "are alive at once."
+            )
         if peak > LEAST_PEAK:
-            raise Wrong(f"the peak falls from {before:g} to {peak:g} MiB, and {LEAST_PEAK} is possible: what waits while the "
-                        "second branch runs?")
-        return (f"The same six steps, and the peak falls from {before:g} to {peak:g} MiB. An engine's builder may choose the order "
-                "of independent branches; a framework that runs your code line by line may not.")
+            raise Wrong(
+                f"the peak falls from {before:g} to {peak:g} MiB, and {LEAST_PEAK} is possible: what waits while the "
+                "second branch runs?"
+            )
+        return (
+            f"The same six steps, and the peak falls from {before:g} to {peak:g} MiB. An engine's builder may choose "
+            "the order "
+            "of independent branches; a framework that runs your code line by line may not."
+        )
 
 
 class Allocator(Exercise):
-    question = ("Write `place_tensors(tensors)`, which returns an offset in MiB for each tensor's name, so that no two living "
-                "tensors overlap and ResNet-50 needs no more than 5 % above its peak.")
+    question = (
+        "Write `place_tensors(tensors)`, which returns an offset in MiB for each tensor's name, so that no two living "
+        "tensors overlap and ResNet-50 needs no more than 5 % above its peak."
+    )
     hints = (
         "`first_fit` above is right and not tight: where it leaves holes, a large tensor came too late to fit in.",
         "The order of placing is free, since all lifetimes are known beforehand. Place the largest tensors first.",
@@ -125,8 +165,10 @@ class Allocator(Exercise):
 
         lab04.allocator.check(place_tensors)
     """
-    answer = ("Largest first: the big tensors settle side by side while the block is empty, and the small ones fill what is "
-              "left. Pisarchyk and Lee compare such plans, arXiv:2001.03288.")
+    answer = (
+        "Largest first: the big tensors settle side by side while the block is empty, and the small ones fill what is "
+        "left. Pisarchyk and Lee compare such plans, arXiv:2001.03288."
+    )
 
     def judge(self, place_tensors: Callable) -> str:
         from labsupport import footprint
@@ -135,33 +177,55 @@ class Allocator(Exercise):
             raise Wrong(f"that is {described(place_tensors)}; hand in the function itself, without calling it.")
         whole = resnet_schedule()
         plans = {}
-        for name, lives in {"ResNet-50": whole, **{f"random network {seed}": random_schedule(seed) for seed in range(4)}}.items():
+        for name, lives in {
+            "ResNet-50": whole,
+            **{f"random network {seed}": random_schedule(seed) for seed in range(4)},
+        }.items():
             offsets = place_tensors(list(lives.tensors))
             if offsets is None:
                 raise Wrong("place_tensors gave None. Did it forget its `return`?")
             try:
                 plans[name] = footprint.arena(lives, offsets)
-            except footprint.BadInput as fault:
+            except BadInput as fault:
                 raise Wrong(f"for {name}, {fault}.") from None
         plan = plans["ResNet-50"]
         if plan.size_mib > 0.9 * whole.total_mib:
-            raise Wrong(f"nothing overlaps, and nothing is used again: {plan.size_mib:.0f} MiB, where {whole.peak_mib:.0f} are alive "
-                        "at the fullest step. A tensor may move in where another has died.")
+            raise Wrong(
+                f"nothing overlaps, and nothing is used again: {plan.size_mib:.0f} MiB, where {whole.peak_mib:.0f} are "
+                "alive "
+                "at the fullest step. A tensor may move in where another has died."
+            )
         if plan.size_mib > 1.05 * whole.peak_mib:
-            raise Wrong(f"nothing overlaps, but ResNet-50 takes {plan.size_mib:.1f} MiB, {plan.size_mib / whole.peak_mib - 1:.0%} above its "
-                        f"peak of {whole.peak_mib:.1f}: holes stay that no later tensor fits in. Must tensors be placed in the order "
-                        "they are born?")
-        return (f"No two living tensors share a byte in five networks, and ResNet-50 fits in {plan.size_mib:.1f} MiB; its peak is "
-                f"{whole.peak_mib:.1f}. Apart, its tensors would take {whole.total_mib:.0f} MiB.")
+            raise Wrong(
+                f"nothing overlaps, but ResNet-50 takes {plan.size_mib:.1f} MiB, "
+                f"{plan.size_mib / whole.peak_mib - 1:.0%} above its "
+                f"peak of {whole.peak_mib:.1f}: holes stay that no later tensor fits in. Must tensors be placed in the "
+                "order "
+                "they are born?"
+            )
+        return (
+            f"No two living tensors share a byte in five networks, and ResNet-50 fits in {plan.size_mib:.1f} MiB; its "
+            "peak is "
+            f"{whole.peak_mib:.1f}. Apart, its tensors would take {whole.total_mib:.0f} MiB."
+        )
 
 
 class Budget(Exercise):
-    question = (f"Which profile takes 1 image and more, is tuned for {TUNED_FOR}, and has the largest multiple of 8 for which "
-                f"{WEIGHTS_MIB} MiB of weights and {CONTEXTS} contexts fit into {BUDGET_MIB} MiB? Hand in a build.Profile for shape "
-                "(batch, 3, 224, 224).")
+    question = (
+        f"Which profile takes 1 image and more, is tuned for {TUNED_FOR}, and has the largest multiple of 8 for which "
+        f"{WEIGHTS_MIB} MiB of weights and {CONTEXTS} contexts fit into {BUDGET_MIB} MiB? Hand in a build.Profile for "
+        "shape "
+        "(batch, 3, 224, 224)."
+    )
     hints = (
-        "The engine holds the weights once; every context has activations of its own, sized for the profile's largest batch.",
-        "Memory = weights + contexts × batch × peak of one image. Solve that for the batch, then round down to a multiple of 8.",
+        (
+            "The engine holds the weights once; every context has activations of its own, sized for the profile's "
+            "largest batch."
+        ),
+        (
+            "Memory = weights + contexts × batch × peak of one image. Solve that for the batch, then round down to a "
+            "multiple of 8."
+        ),
     )
     solution_source = """
         per_image = footprint.lifetimes(graph, batch=1, precision="fp16").peak_mib
@@ -173,8 +237,10 @@ class Budget(Exercise):
     def judge(self, profile: Any) -> str:
         shapes = [getattr(profile, corner, None) for corner in ("min", "opt", "max")]
         if not all(isinstance(shape, (tuple, list)) and len(shape) == 4 for shape in shapes):
-            raise Wrong(f"that is {described(profile)}; wanted is build.Profile(min, opt, max) with three shapes such as "
-                        "(8, 3, 224, 224).")
+            raise Wrong(
+                f"that is {described(profile)}; wanted is build.Profile(min, opt, max) with three shapes such as "
+                "(8, 3, 224, 224)."
+            )
         if any(tuple(shape[1:]) != IMAGE for shape in shapes):
             raise Wrong("only the batch is free; every shape ends in 3, 224, 224.")
         least, tuned, most = (shape[0] for shape in shapes)
@@ -184,9 +250,13 @@ class Budget(Exercise):
             raise Wrong(f"the middle shape is the one to tune for, batch {TUNED_FOR}; it came with {tuned}.")
         self._judge_largest(most)
         need = WEIGHTS_MIB + CONTEXTS * most * PEAK_PER_IMAGE
-        return (f"{WEIGHTS_MIB} + {CONTEXTS} × {most} × {PEAK_PER_IMAGE:.2f} = {need:.0f} of {BUDGET_MIB} MiB, and the next multiple of 8 "
-                "does not fit. Real contexts add scratch memory and fusion takes tensors away, so the engine has the last word: "
-                "read its device memory size.")
+        return (
+            f"{WEIGHTS_MIB} + {CONTEXTS} × {most} × {PEAK_PER_IMAGE:.2f} = {need:.0f} of {BUDGET_MIB} MiB, and the "
+            "next multiple of 8 "
+            "does not fit. Real contexts add scratch memory and fusion takes tensors away, so the engine has the last "
+            "word: "
+            "read its device memory size."
+        )
 
     def _judge_largest(self, most: int) -> None:
         def largest(per_image: float, contexts: int = CONTEXTS, weights: float = WEIGHTS_MIB) -> int:
@@ -194,9 +264,13 @@ class Budget(Exercise):
 
         best = largest(PEAK_PER_IMAGE)
         slips = {
-            largest(SUM_PER_IMAGE): "that counts every tensor apart; memory is used again, so only the fullest step counts.",
+            largest(
+                SUM_PER_IMAGE
+            ): "that counts every tensor apart; memory is used again, so only the fullest step counts.",
             largest(2 * PEAK_PER_IMAGE): "that counts four bytes a value; this engine computes in FP16.",
-            largest(PEAK_PER_IMAGE, weights=CONTEXTS * WEIGHTS_MIB): "more fits: the contexts share the engine's one copy of the weights.",
+            largest(
+                PEAK_PER_IMAGE, weights=CONTEXTS * WEIGHTS_MIB
+            ): "more fits: the contexts share the engine's one copy of the weights.",
             largest(PEAK_PER_IMAGE, contexts=1): "that fills the budget with one context, and there are two.",
         }
         for batch, slip in slips.items():
@@ -212,8 +286,11 @@ class Budget(Exercise):
 
 
 class Serving(Exercise):
-    question = ("Write `serve(make, requests)`: `make()` loads a runtime, which holds memory until it is closed. Return the answers "
-                "`run(images)` of all requests as a list, with one load and nothing left open, even when a request fails.")
+    question = (
+        "Write `serve(make, requests)`: `make()` loads a runtime, which holds memory until it is closed. Return the "
+        "answers "
+        "`run(images)` of all requests as a list, with one load and nothing left open, even when a request fails."
+    )
     hints = (
         "A runtime is a context manager: `with make() as run:` closes it however the block ends.",
         "Load before the loop: the `with` line goes round the loop, and the list is returned from inside it.",
@@ -237,11 +314,17 @@ class Serving(Exercise):
         if not isinstance(answers, list) or answers != [10 * images for images in requests]:
             raise Wrong(f"four requests gave {str(answers)[:60]}; wanted is a list with the answer of each, in order.")
         if counter.open:
-            raise Wrong(f"{counter.open} of {counter.made} runtimes {'is' if counter.open == 1 else 'are'} still open when serve "
-                        "returns, and with it their memory.")
+            raise Wrong(
+                f"{counter.open} of {counter.made} runtimes {'is' if counter.open == 1 else 'are'} still open when "
+                "serve "
+                "returns, and with it their memory."
+            )
         if counter.made > 1:
-            raise Wrong(f"nothing stays open, but {counter.made} runtimes were loaded for {len(requests)} requests; each load costs more "
-                        "than many answers.")
+            raise Wrong(
+                f"nothing stays open, but {counter.made} runtimes were loaded for {len(requests)} requests; each load "
+                "costs more "
+                "than many answers."
+            )
         self._judge_failure(serve)
         return "One load, four answers, nothing left open, and a failing request closes the runtime, too."
 
@@ -252,86 +335,13 @@ class Serving(Exercise):
         except BadRequest:
             failed = True
         if counter.open:
-            raise Wrong("when the second request fails, the runtime stays open: close() is never reached. That is how a service "
-                        "leaks only on bad days.")
+            raise Wrong(
+                "when the second request fails, the runtime stays open: close() is never reached. That is how a "
+                "service "
+                "leaks only on bad days."
+            )
         if not failed:
             raise Wrong("the failing request passed in silence; let its error reach the caller.")
-
-
-class BadRequest(Exception):
-    """What the counting runtime raises for a request that is no number."""
-
-
-class Counter:
-    """Stands in for the runtimes of a service: counts how many were made and how many are open."""
-
-    def __init__(self) -> None:
-        self.made = self.open = 0
-
-    def make(self):
-        """A runtime that answers a number with ten times it, until it is closed."""
-        self.made += 1
-        self.open += 1
-        return _Counted(self)
-
-
-class _Counted:
-    name, device = "counting runtime", "cpu"
-
-    def __init__(self, counter: Counter) -> None:
-        self._counter, self.closed = counter, False
-
-    def __call__(self, images):
-        if self.closed:
-            raise Wrong("a request reached a runtime that was closed already; answer before the `with` block ends.")
-        if not isinstance(images, int):
-            raise BadRequest("this request cannot be answered")
-        return 10 * images
-
-    def close(self) -> None:
-        """Free it; calling it again does nothing."""
-        self._counter.open -= not self.closed
-        self.closed = True
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-
-def resnet_schedule():
-    """ResNet-50's activations for 4 images in FP32, in the order its ONNX graph runs them, without the graph."""
-    from labsupport import footprint
-
-    steps, before = [("conv1", 12.25, ["images"]), ("relu1", 12.25, ["conv1"]), ("pool", 3.0625, ["relu1"])], "pool"
-    for stage, (blocks, wide) in enumerate(((3, 12.25), (4, 6.125), (6, 3.0625), (3, 1.53125))):
-        for block in range(blocks):
-            at = f"{stage}{block}"
-            # a later stage's first block shrinks the picture in its second convolution, so its first is still large
-            first = wide if block == 0 and stage else wide / 4
-            skip = before
-            steps += [(f"a{at}", first, [before]), (f"ra{at}", first, [f"a{at}"]), (f"b{at}", wide / 4, [f"ra{at}"]),
-                      (f"rb{at}", wide / 4, [f"b{at}"]), (f"c{at}", wide, [f"rb{at}"])]
-            if block == 0:
-                skip = f"s{at}"
-                steps.append((skip, wide, [before]))
-            steps += [(f"sum{at}", wide, [f"c{at}", skip]), (f"out{at}", wide, [f"sum{at}"])]
-            before = f"out{at}"
-    steps += [("mean", 0.03125, [before]), ("flat", 0.03125, ["mean"]), ("logits", 0.0152587890625, ["flat"])]
-    return footprint.schedule(steps)
-
-
-def random_schedule(seed: int):
-    """A network of 24 steps whose sizes and skips are drawn at random, the same for the same seed."""
-    from labsupport import footprint
-
-    draw, steps = random.Random(seed), []
-    for step in range(24):
-        earlier = [name for name, _, _ in steps[-5:]]
-        reads = draw.sample(earlier, min(len(earlier), draw.choice((1, 1, 2)))) or ["images"]
-        steps.append((f"t{step}", draw.choice((1, 2, 3, 5, 8, 13)), reads))
-    return footprint.schedule(steps)
 
 
 reuse = Reuse()

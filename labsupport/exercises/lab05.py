@@ -1,4 +1,4 @@
-"""Exercises of lab 05: a format for a range, rounding by hand, a long sum, a layer to keep wide, a silent FP32 engine."""
+"""Exercises of lab 05: a format for a range, rounding by hand, a long sum, a wide layer, a silent FP32 engine."""
 
 from __future__ import annotations
 
@@ -30,45 +30,73 @@ class WideNodes(Prediction):
 
 
 class Formats(Exercise):
-    question = ("Which is the narrowest format that holds each of `lab05.QUANTITIES` (smallest magnitude, largest, relative "
-                "error allowed)? Hand in a dict from quantity to format name.")
+    question = (
+        "Which is the narrowest format that holds each of `lab05.QUANTITIES` (smallest magnitude, largest, relative "
+        "error allowed)? Hand in a dict from quantity to format name."
+    )
     hints = (
-        "Three numbers decide: the largest and the smallest normal number, and half of epsilon, by which rounding errs.",
-        "`number_formats.FORMATS['fp16'].holds(1e-3, 3e4, within=0.001)` answers for one format; order them by `.bits`.",
+        (
+            "Three numbers decide: the largest and the smallest normal number, and half of epsilon, by which rounding "
+            "errs."
+        ),
+        (
+            "`number_formats.FORMATS['fp16'].holds(1e-3, 3e4, within=0.001)` answers for one format; order them by "
+            "`.bits`."
+        ),
     )
     solution_source = """
         by_bits = sorted(number_formats.FORMATS.values(), key=lambda format: format.bits)
         lab05.formats.check({name: next(f.name for f in by_bits if f.holds(low, high, within=error))
                              for name, (low, high, error) in lab05.QUANTITIES.items()})
     """
-    answer = ("Activations FP16, gradients BF16 (their range), weights FP8 E4M3, scores FP8 E5M2, energies TF32: FP16's "
-              "resolution, beyond FP16's range.")
+    answer = (
+        "Activations FP16, gradients BF16 (their range), weights FP8 E4M3, scores FP8 E5M2, energies TF32: FP16's "
+        "resolution, beyond FP16's range."
+    )
 
     def judge(self, choice: dict) -> str:
-        from labsupport import number_formats
+        from labsupport.precision import number_formats
 
         by_bits = sorted(number_formats.FORMATS.values(), key=lambda f: f.bits)
         lacking = [name for name in QUANTITIES if name not in choice]
         if lacking:
             raise Wrong(f"there is no format for {lacking[0]!r}; the quantities are {list(QUANTITIES)}.")
         for name, (low, high, within) in QUANTITIES.items():
-            chosen, best = number_formats.named(choice[name]), next(f for f in by_bits if f.holds(low, high, within=within))
+            chosen, best = (
+                number_formats.named(choice[name]),
+                next(f for f in by_bits if f.holds(low, high, within=within)),
+            )
             if high > chosen.max:
                 raise Wrong(f"{name}: {chosen.name} ends at {chosen.max:.4g}, and {high:g} is beyond: overflow.")
             if low < chosen.smallest_normal:
-                raise Wrong(f"{name}: below {chosen.smallest_normal:.2g} {chosen.name} loses digits, and {low:g} is below: underflow.")
+                raise Wrong(
+                    f"{name}: below {chosen.smallest_normal:.2g} {chosen.name} loses digits, and {low:g} is below: "
+                    "underflow."
+                )
             if chosen.epsilon / 2 > within:
-                raise Wrong(f"{name}: {chosen.name} errs by up to {chosen.epsilon / 2:.2g} relatively, and {within:g} is allowed: too coarse.")
+                raise Wrong(
+                    f"{name}: {chosen.name} errs by up to {chosen.epsilon / 2:.2g} relatively, and {within:g} is "
+                    "allowed: too coarse."
+                )
             if chosen.bits > best.bits:
                 raise Wrong(f"{name}: {chosen.name} holds them, and a narrower format does, too.")
-        return "Range is bought with exponent bits, resolution with mantissa bits; FP16 and BF16 spend the same sixteen differently."
+        return (
+            "Range is bought with exponent bits, resolution with mantissa bits; FP16 and BF16 spend the same "
+            "sixteen differently."
+        )
 
 
 class ToBf16(Exercise):
-    question = ("Write `to_bf16(x)`: a float32 array rounded to BF16, to the nearest and in a tie to the even one, handed back as "
-                "float32. Use the bits (`x.view(np.uint32)`), not a library's cast. Hand in the function.")
+    question = (
+        "Write `to_bf16(x)`: a float32 array rounded to BF16, to the nearest and in a tie to the even one, handed back "
+        "as "
+        "float32. Use the bits (`x.view(np.uint32)`), not a library's cast. Hand in the function."
+    )
     hints = (
-        "BF16 is the upper half of FP32. Cutting the lower 16 bits off always rounds toward zero; add something before you cut.",
+        (
+            "BF16 is the upper half of FP32. Cutting the lower 16 bits off always rounds toward zero; add something "
+            "before you cut."
+        ),
         "Add 0x7FFF, and one more if the last bit that stays, `(bits >> 16) & 1`, is set; then mask with 0xFFFF0000.",
     )
     solution_source = """
@@ -84,7 +112,7 @@ class ToBf16(Exercise):
     def judge(self, function: Any) -> str:
         import numpy as np
 
-        from labsupport import number_formats
+        from labsupport.precision import number_formats
 
         if not callable(function) or isinstance(function, type):
             raise Wrong(f"that is {described(function)}; hand in the function itself: check(to_bf16).")
@@ -107,11 +135,17 @@ class ToBf16(Exercise):
                 first = wrong[0]
                 why = " In a tie the even neighbor wins, the one whose last bit is 0." if name == "ties" else ""
                 raise Wrong(f"{name}: {values[first]!s} became {have[first]!s}, and {want[first]!s} is right.{why}")
-        return "The same bits as the library, beyond the largest number included: there the carry runs into the exponent and makes infinity."
+        return (
+            "The same bits as the library, beyond the largest number included: there the carry runs into the "
+            "exponent and makes infinity."
+        )
 
 
 class LongSum(Exercise):
-    question = "FP16 adds 0.1 to a running sum 4,096 times, and rounds each time. The exact sum is 409.6. What does the sum end at?"
+    question = (
+        "FP16 adds 0.1 to a running sum 4,096 times, and rounds each time. The exact sum is 409.6. What does "
+        "the sum end at?"
+    )
     hints = (
         "When is 0.1 less than half a step of the sum? From there on nothing is added any more.",
         "Steps double at every power of two; `number_formats.FORMATS['fp16'].step(128)` is the step from 128 to 256.",
@@ -124,20 +158,30 @@ class LongSum(Exercise):
 
     def judge(self, total: float) -> str:
         if 409 < total < 410.1:
-            raise Wrong(f"{total:g} would be right if every addition were exact. What is the distance of two FP16 numbers at 300?")
+            raise Wrong(
+                f"{total:g} would be right if every addition were exact. What is the distance of two FP16 numbers at "
+                "300?"
+            )
         if total == 128:
-            raise Wrong("at 128 the step becomes 0.125, and 0.1 is more than half of it: it still rounds up, by too much even.")
+            raise Wrong(
+                "at 128 the step becomes 0.125, and 0.1 is more than half of it: it still rounds up, by too much even."
+            )
         if total == 512:
             raise Wrong("at 512 the step is 0.5; find the first power of two at which 0.1 is less than half a step.")
         if total != 256:
             raise Wrong(f"it does not end at {total:g}. The sum stands still where 0.1 is less than half a step.")
-        return ("From 256 on the step is 0.25, and every sum rounds back. A mean over a long axis needs an FP32 sum, or a "
-                "tree of short ones, as GPU kernels make it.")
+        return (
+            "From 256 on the step is 0.25, and every sum rounds back. A mean over a long axis needs an FP32 sum, or a "
+            "tree of short ones, as GPU kernels make it."
+        )
 
 
 class KeepWide(Exercise):
-    question = ("`graph, feed = lab05.feed_forward()` is a transformer's feed-forward block with squared ReLU. In FP16 it answers "
-                "NaN. Cast it so that it does not, with at most three nodes in FP32. Hand in the graph.")
+    question = (
+        "`graph, feed = lab05.feed_forward()` is a transformer's feed-forward block with squared ReLU. In FP16 it "
+        "answers "
+        "NaN. Cast it so that it does not, with at most three nodes in FP32. Hand in the graph."
+    )
     hints = (
         "`layerwise.scan(graph, feed)` tells which nodes err by themselves, and why.",
         "A wide node is not enough where its reader narrows the tensor again: keep the reader, too.",
@@ -146,18 +190,24 @@ class KeepWide(Exercise):
         graph, feed = lab05.feed_forward()
         lab05.keep_wide.check(precision.cast(graph, keep_wide=layerwise.scan(graph, feed).keep_wide))
     """
-    answer = "The square leaves FP16's range, and the product after it reads the squares; both stay FP32, the rest is FP16."
+    answer = (
+        "The square leaves FP16's range, and the product after it reads the squares; both stay FP32, the rest is FP16."
+    )
 
     def judge(self, graph: Any) -> str:
         import numpy as np
 
-        from labsupport import export, layerwise, precision, runtimes
+        from labsupport import export, precision, runtimes
+        from labsupport.precision import layerwise
 
         reference, feed = feed_forward()
         if not isinstance(graph, export.OnnxGraph):
             raise Wrong(f"that is {described(graph)}; hand in the graph that precision.cast returns.")
         if graph.inputs != reference.inputs or graph.outputs.keys() != reference.outputs.keys():
-            raise Wrong(f"this graph takes {dict(graph.inputs)}; cast the one of lab05.feed_forward(), and keep its inputs and outputs FP32.")
+            raise Wrong(
+                f"this graph takes {dict(graph.inputs)}; cast the one of lab05.feed_forward(), and keep its inputs "
+                "and outputs FP32."
+            )
         kinds = precision.node_types(graph)
         wide = [name for name, kind in kinds.items() if kind == "fp32"]
         if len(wide) == len(kinds):
@@ -165,13 +215,18 @@ class KeepWide(Exercise):
         if "bf16" in kinds.values():
             raise Wrong("BF16 has the range, and pays for it in digits; this exercise asks for FP16.")
         if len(wide) > ENOUGH:
-            raise Wrong(f"{len(wide)} of {len(kinds)} nodes are FP32; the fault needs fewer. Which nodes err by themselves?")
+            raise Wrong(
+                f"{len(wide)} of {len(kinds)} nodes are FP32; the fault needs fewer. Which nodes err by themselves?"
+            )
         with runtimes.OnnxRuntime(reference) as exact, runtimes.OnnxRuntime(precision.rounded(graph)) as low:
             (expected,), (got,) = exact(feed).values(), low(feed).values()
         error = layerwise.relative(expected, got)
         if not np.isfinite(error):
             if "/Mul" in wide:
-                raise Wrong("the square is FP32 now, but the node that reads it narrows it to FP16 again, and there it overflows.")
+                raise Wrong(
+                    "the square is FP32 now, but the node that reads it narrows it to FP16 again, and there it "
+                    "overflows."
+                )
             raise Wrong("it still answers NaN or infinity. Which is the first node whose result is beyond 65504?")
         if error > CLOSE:
             raise Wrong(f"its answers are off by {error:.2g}; {CLOSE} is allowed.")
@@ -179,11 +234,20 @@ class KeepWide(Exercise):
 
 
 class Silent(Exercise):
-    question = ("Write `is_silent(engine)`: True for an engine that was asked to be FP16 (`engine.precision`) and of whose layers none "
-                "computes in FP16 (`engine.precisions`). Hand in the function.")
+    question = (
+        "Write `is_silent(engine)`: True for an engine that was asked to be FP16 (`engine.precision`) and of whose "
+        "layers none "
+        "computes in FP16 (`engine.precisions`). Hand in the function."
+    )
     hints = (
-        "Two facts decide: what was asked, `engine.precision`, and what was read back, the Counter `engine.precisions`.",
-        "An engine that was asked to be FP32 and is FP32 is honest. One FP16 layer among FP32 ones is not silent either.",
+        (
+            "Two facts decide: what was asked, `engine.precision`, and what was read back, the Counter "
+            "`engine.precisions`."
+        ),
+        (
+            "An engine that was asked to be FP32 and is FP32 is honest. One FP16 layer among FP32 ones is not silent "
+            "either."
+        ),
     )
     solution_source = """
         def is_silent(engine):
@@ -204,24 +268,34 @@ class Silent(Exercise):
                 raise Wrong(f"for {name} the function gave {described(got)}; wanted is True or False.")
             if got != silent:
                 kinds = dict(engine.precisions)
-                raise Wrong(f"{name} was asked for {engine.precision} and has {kinds}: is it silent? {silent}, and your function says {got}.")
+                raise Wrong(
+                    f"{name} was asked for {engine.precision} and has {kinds}: is it silent? {silent}, and your "
+                    f"function says {got}."
+                )
         return "`build.engine` asks the same question after each build and raises PrecisionMismatch."
 
 
 def _engines():
     """(name, engine, whether it is a silent FP32 engine): what a read-back gave, in sidecars."""
-    from labsupport.engines import Engine
+    from labsupport.build.engines import Engine
 
-    cases = [("a small network on 8.6", "fp16", {"fp32": 6}, True), ("a cast network", "fp16", {"fp16": 21, "fp32": 8}, False),
-             ("an honest FP32 engine", "fp32", {"fp32": 29}, False), ("an FP32 graph on 11", "fp16", {"fp32": 30, "int64": 15}, True),
-             ("a whole FP16 engine", "fp16", {"fp16": 20}, False), ("a quantized engine", "int8", {"int8": 18, "fp32": 3}, False)]  # fmt: skip
+    cases = [
+        ("a small network on 8.6", "fp16", {"fp32": 6}, True),
+        ("a cast network", "fp16", {"fp16": 21, "fp32": 8}, False),
+        ("an honest FP32 engine", "fp32", {"fp32": 29}, False),
+        ("an FP32 graph on 11", "fp16", {"fp32": 30, "int64": 15}, True),
+        ("a whole FP16 engine", "fp16", {"fp16": 20}, False),
+        ("a quantized engine", "int8", {"int8": 18, "fp32": 3}, False),
+    ]
     for name, asked, read, silent in cases:
         yield name, Engine(Path("case.plan"), {"name": name, "precision": asked, "precisions": read}), silent
 
 
 @functools.cache
 def feed_forward():
-    """(graph, feed): LayerNorm, a product, squared ReLU (Primer, arXiv:2109.08668), a product, and the sum with its input."""
+    """(graph, feed): LayerNorm, a product, squared ReLU (Primer, arXiv:2109.08668), a product, and the sum with its
+    input.
+    """
     import torch
     from torch import nn
 

@@ -1,4 +1,6 @@
-"""Exercises of lab 06: a gain guessed, a scale by hand, a threshold, a graph with one layer wide, a plan read, an engine built."""
+"""Exercises of lab 06: a gain guessed, a scale by hand, a threshold, a graph with one layer wide, a plan read, an
+engine built.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +33,18 @@ class Speed(Prediction):
 
 
 class Affine(Exercise):
-    question = ("Write `unsigned(low, high)`: the scale and the zero point that map the range from low to high onto the codes 0 to "
-                "255. Zero must have a code of its own, and low is at most 0, high at least 0.")
+    question = (
+        "Write `unsigned(low, high)`: the scale and the zero point that map the range from low to high onto the codes "
+        "0 to "
+        "255. Zero must have a code of its own, and low is at most 0, high at least 0."
+    )
     hints = (
         "255 steps lie between the codes 0 and 255, so the scale is (high - low) / 255.",
-        "low gets the code 0, so zero lies -low / scale codes above it. A zero point is a code: round it to a whole number.",
+        (
+            "low gets the code 0, so zero lies -low / scale codes above it. A zero point is a code: round it to a "
+            "whole "
+            "number."
+        ),
     )
     solution_source = """
         def yours(low, high):
@@ -44,7 +53,10 @@ class Affine(Exercise):
 
         lab06.affine.check(yours)
     """
-    answer = "low = scale × (0 − zero point), solved for the zero point and rounded, so that padding and ReLU write exact zeros."
+    answer = (
+        "low = scale × (0 − zero point), solved for the zero point and rounded, so that padding and ReLU write "
+        "exact zeros."
+    )
 
     def judge(self, unsigned: Callable) -> str:
         if not callable(unsigned) or isinstance(unsigned, type):
@@ -52,33 +64,52 @@ class Affine(Exercise):
         for low, high in RANGES:
             given = unsigned(low, high)
             if not isinstance(given, (tuple, list)) or len(given) != 2:
-                raise Wrong(f"unsigned({low}, {high}) gave {described(given)}; wanted are two numbers, scale and zero point.")
-            pair = [as_number(value, f"the {what} of unsigned({low}, {high})") for what, value in zip(("scale", "zero point"), given, strict=True)]
+                raise Wrong(
+                    f"unsigned({low}, {high}) gave {described(given)}; wanted are two numbers, scale and zero point."
+                )
+            pair = [
+                as_number(value, f"the {what} of unsigned({low}, {high})")
+                for what, value in zip(("scale", "zero point"), given, strict=True)
+            ]
             _judge_affine(low, high, *pair)
-        return "The ends fall on the codes 0 and 255, and zero on a code of its own. That is what U8S8 does to activations."
+        return (
+            "The ends fall on the codes 0 and 255, and zero on a code of its own. That is what U8S8 does to "
+            "activations."
+        )
 
 
 def _judge_affine(low: float, high: float, scale: float, zero: float) -> None:
     case, right = f"For {low} to {high}", (high - low) / 255
     if abs(scale - (high - low) / 256) < 1e-9:
-        raise Wrong(f"{case} you divide by 256: there are 256 codes, and how many steps between the first and the last?")
+        raise Wrong(
+            f"{case} you divide by 256: there are 256 codes, and how many steps between the first and the last?"
+        )
     if abs(scale - max(-low, high) / 127) < 1e-9 and abs(scale - right) > 1e-6:
-        raise Wrong(f"{case} the scale is that of a symmetric range. Unsigned codes cover low to high, and nothing else.")
+        raise Wrong(
+            f"{case} the scale is that of a symmetric range. Unsigned codes cover low to high, and nothing else."
+        )
     if abs(scale - right) > 1e-6 * right:
         raise Wrong(f"{case} the scale is {scale:.4g}; (high - low) is to be shared by the steps between 256 codes.")
     if zero != int(zero):
         raise Wrong(f"{case} the zero point is {zero:.4g}; it is a code, so a whole number.")
     if abs(zero + round(low / right)) > 1 and abs(zero - round(low / right)) <= 1:
-        raise Wrong(f"{case} the zero point is {zero:g}, below all codes. Mind the sign: low has the code 0, and zero lies above it.")
+        raise Wrong(
+            f"{case} the zero point is {zero:g}, below all codes. Mind the sign: low has the code 0, and zero lies "
+            "above it."
+        )
     if not 0 <= zero <= 255 or abs(zero - (-low / right)) > 1:
         raise Wrong(f"{case} zero would get the code {zero:g}; count the steps from low up to 0.")
 
 
 class ClipIt(Exercise):
-    question = ("Which threshold gives `lab06.VALUES` a mean squared error in INT4 (symmetric, 15 codes) of at most 1.1 times the "
-                "least possible?")
+    question = (
+        "Which threshold gives `lab06.VALUES` a mean squared error in INT4 (symmetric, 15 codes) of at most 1.1 times "
+        "the "
+        "least possible?"
+    )
     hints = (
-        "Try some: `quantization.measured_noise(lab06.VALUES, quantization.scale_of(low=-limit, high=limit, format='int4'))` for limits "
+        "Try some: `quantization.measured_noise(lab06.VALUES, quantization.scale_of(low=-limit, high=limit, "
+        "format='int4'))` for limits "
         "from 1 to the largest value. Rounding falls with the limit, clipping rises.",
         "`quantization.histogram(lab06.VALUES).threshold('mse', format='int4')` searches for it.",
     )
@@ -99,20 +130,36 @@ class ClipIt(Exercise):
         noise = quantization.measured_noise(values, quantization.scale_of(low=-limit, high=limit, format="int4"))
         best = _least_error()
         if limit >= 0.95 * most:
-            raise Wrong(f"{limit:.3g} clips nothing, and the error is {noise.total / best:.0f} times the least: one outlier sets the grid.")
+            raise Wrong(
+                f"{limit:.3g} clips nothing, and the error is {noise.total / best:.0f} times the least: one outlier "
+                "sets the grid."
+            )
         if noise.total > NEAR * best:
             more = "rounding" if noise.rounding > noise.clipping else "clipping"
             way = "a smaller limit makes the grid finer" if more == "rounding" else "a larger limit cuts off less"
             raise Wrong(f"the error is {noise.total / best:.2f} times the least, most of it {more}: {way}.")
-        return f"{noise}: within a tenth of the least possible. The largest value is {most:.3g}, and clipping it was worth it."
+        return (
+            f"{noise}: within a tenth of the least possible. The largest value is {most:.3g}, and clipping it was "
+            "worth it."
+        )
 
 
 class KeepWide(Exercise):
-    question = ("Hand in the plain network's graph with explicit Q/DQ for TensorRT: the first convolution stays in FP32, and every other "
-                "layer is quantized.")
+    question = (
+        "Hand in the plain network's graph with explicit Q/DQ for TensorRT: the first convolution stays in FP32, and "
+        "every other "
+        "layer is quantized."
+    )
     hints = (
-        "`quantization.to_qdq` takes `exclude`, the names of layers that stay wide. `quantization.layers(graph)` lists them in order.",
-        "`quantization.to_qdq(graph, known, exclude=quantization.layers(graph)[:1])`; `quantization.placement` reads the result back.",
+        (
+            "`quantization.to_qdq` takes `exclude`, the names of layers that stay wide. `quantization.layers(graph)` "
+            "lists them in order."
+        ),
+        (
+            "`quantization.to_qdq(graph, known, exclude=quantization.layers(graph)[:1])`; `quantization.placement` "
+            "reads "
+            "the result back."
+        ),
     )
     solution_source = "lab06.keep_wide.check(quantization.to_qdq(graph, known, exclude=quantization.layers(graph)[:1]))"
     answer = "One name in `exclude`. The scan over the layers says which names are worth it."
@@ -127,7 +174,10 @@ class KeepWide(Exercise):
             raise Wrong("this graph has no Q/DQ node. Is it the FP32 graph?")
         signed = _signed(graph)
         if not signed:
-            raise Wrong("its activations are unsigned, with a zero point: the file for ONNX Runtime. Leave target at 'tensorrt'.")
+            raise Wrong(
+                "its activations are unsigned, with a zero point: the file for ONNX Runtime. Leave target at "
+                "'tensorrt'."
+            )
         order = quantization.layers(graph)
         if not placed.wide:
             raise Wrong(f"all {len(order)} layers are quantized, the first as well. Which argument keeps layers out?")
@@ -141,10 +191,13 @@ class KeepWide(Exercise):
 
 
 class Converts(Exercise):
-    question = (f"In the recorded plan {PLAN!r}, how many kernels compute nothing and only convert? Hand in the number.")
+    question = f"In the recorded plan {PLAN!r}, how many kernels compute nothing and only convert? Hand in the number."
     hints = (
         "Read the plan with `fusion.xray(recordings.load_plan(...))`, and let `fusion.table` list its kernels.",
-        "A kernel that only converts holds no ONNX node, or Q and DQ nodes alone: `quantization.conversions(plan)` finds them.",
+        (
+            "A kernel that only converts holds no ONNX node, or Q and DQ nodes alone: `quantization.conversions(plan)` "
+            "finds them."
+        ),
     )
     solution_source = f"""
         from labsupport import fusion, quantization, recordings
@@ -164,22 +217,39 @@ class Converts(Exercise):
         if count == 0:
             raise Wrong("somebody has to turn the FP32 picture into codes. Which kernel stands for no ONNX node?")
         if count != len(found):
-            raise Wrong(f"not {count}. Look at the column `swallowed` of fusion.table(plan): a kernel that only converts swallowed no layer.")
+            raise Wrong(
+                f"not {count}. Look at the column `swallowed` of fusion.table(plan): a kernel that only converts "
+                "swallowed no layer."
+            )
         share = f" It takes {found[0].share:.1%} of the plan's time." if found[0].share is not None else ""
-        return (f"{found[0].precision_in} → {found[0].precision_out} at the entrance, and nothing else: from there to the last layer the "
-                f"tensors stay in codes.{share}")
+        return (
+            f"{found[0].precision_in} → {found[0].precision_out} at the entrance, and nothing else: from there to the "
+            "last layer the "
+            f"tensors stay in codes.{share}"
+        )
 
 
 class EngineOfInt8(Exercise):
-    question = "Build an engine of `qat_graph` or another Q/DQ graph of this lab, and hand it in: at least five of its layers must be INT8."
+    question = (
+        "Build an engine of `qat_graph` or another Q/DQ graph of this lab, and hand it in: at least five of "
+        "its layers must be INT8."
+    )
     hints = (
-        "`build.engine(graph, precision='int8', batch=...)` builds from a graph with Q/DQ nodes and reads its types back.",
-        "`engine.precisions` counts the layers by type. `quantization.at_batch(qat_graph, 64)` fixes the batch, so that TensorRT 8.6 tells them.",
+        (
+            "`build.engine(graph, precision='int8', batch=...)` builds from a graph with Q/DQ nodes and reads its "
+            "types "
+            "back."
+        ),
+        (
+            "`engine.precisions` counts the layers by type. `quantization.at_batch(qat_graph, 64)` fixes the batch, so "
+            "that TensorRT 8.6 tells them."
+        ),
     )
     solution_source = """
         from labsupport import build, quantization
 
-        engine = build.engine(quantization.at_batch(qat_graph, 64), precision="int8", optimization_level=1, name="digits_qat")
+        fixed = quantization.at_batch(qat_graph, 64)
+        engine = build.engine(fixed, precision="int8", optimization_level=1, name="digits_qat")
         lab06.engine.check(engine)
     """
     answer = "The types are read from the engine, never believed."
@@ -193,9 +263,15 @@ class EngineOfInt8(Exercise):
             raise Wrong(f"that is {described(engine)}; hand in what build.engine returns.")
         kinds = ", ".join(f"{kind}×{count}" for kind, count in engine.precisions.most_common())
         if not engine.precisions["int8"]:
-            raise Wrong(f"not one layer of this engine is INT8 ({kinds}). Was it built from a graph with Q/DQ, and asked for int8?")
+            raise Wrong(
+                f"not one layer of this engine is INT8 ({kinds}). Was it built from a graph with Q/DQ, and asked for "
+                "int8?"
+            )
         if engine.precisions["int8"] < 5:
-            raise Wrong(f"only {engine.precisions['int8']} layers are INT8 ({kinds}). How many were left out of the quantization?")
+            raise Wrong(
+                f"only {engine.precisions['int8']} layers are INT8 ({kinds}). How many were left out of the "
+                "quantization?"
+            )
         return f"{engine.name} holds {engine.precisions['int8']} INT8 layers, read back by the {engine.evidence}."
 
 

@@ -1,4 +1,6 @@
-"""Exercises of lab 07: what zeros are worth, a slice across a flatten, coupled layers, aligned widths, 2:4 and no gain."""
+"""Exercises of lab 07: what zeros are worth, a slice across a flatten, coupled layers, aligned widths, 2:4 and no
+gain.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,11 @@ class ZerosSpeed(Prediction):
 
 
 class AcrossFlatten(Exercise):
-    question = ("Write `thinner(model, keep)`: a copy of an article CNN that has only the channels `keep` of its "
-                "convolution, and answers as if the others were zero. Its layers are conv, then ReLU and a 2×2 pool, a "
-                "flatten, dense, out.")
+    question = (
+        "Write `thinner(model, keep)`: a copy of an article CNN that has only the channels `keep` of its "
+        "convolution, and answers as if the others were zero. Its layers are conv, then ReLU and a 2×2 pool, a "
+        "flatten, dense, out."
+    )
     hints = (
         "A flatten lays channels one after another, each with all its pixels. How many columns of `dense.weight` read "
         "one channel?",
@@ -55,8 +59,10 @@ class AcrossFlatten(Exercise):
 
         lab07.across_flatten.check(thinner)
     """
-    answer = ("One channel is a block of columns, one for each pixel: 169 in the article CNN, so a filter of 9 weights takes "
-              "21,632 with it.")
+    answer = (
+        "One channel is a block of columns, one for each pixel: 169 in the article CNN, so a filter of 9 weights takes "
+        "21,632 with it."
+    )
 
     def judge(self, thinner: Any) -> str:
         import torch
@@ -76,8 +82,10 @@ class AcrossFlatten(Exercise):
         if filters != len(keep):
             raise Wrong(f"the convolution has {filters} filters; asked for were {len(keep)}.")
         if columns != 25 * len(keep):
-            raise Wrong(f"dense reads {columns} values, but {len(keep)} channels of 5×5 pixels are {25 * len(keep)}. "
-                        "A flatten makes a block of columns of each channel.")
+            raise Wrong(
+                f"dense reads {columns} values, but {len(keep)} channels of 5×5 pixels are {25 * len(keep)}. "
+                "A flatten makes a block of columns of each channel."
+            )
         example = model.example_input(4)
         masked = copy.deepcopy(model)
         gone = [c for c in range(32) if c not in keep]
@@ -85,20 +93,24 @@ class AcrossFlatten(Exercise):
             masked.conv.weight[gone] = masked.conv.bias[gone] = 0
             error = float((masked(example) - thin.eval()(example)).abs().max())
         if error > CLOSE:
-            raise Wrong(f"the shapes are right, and the answers differ by up to {error:.2f}. Do the columns belong to the "
-                        f"channels {keep}, in that order, and did the bias of the convolution come along?")
+            raise Wrong(
+                f"the shapes are right, and the answers differ by up to {error:.2f}. Do the columns belong to the "
+                f"channels {keep}, in that order, and did the bias of the convolution come along?"
+            )
         return "The same answers from fewer channels: nothing was approximated, the zeros just left."
 
 
 class CoupledTo(Exercise):
-    question = ("In a ResNet-18, which layers must lose the same outputs as `layer2.1.conv2`? Hand in their names, that "
-                "one included, as a list.")
+    question = (
+        "In a ResNet-18, which layers must lose the same outputs as `layer2.1.conv2`? Hand in their names, that "
+        "one included, as a list."
+    )
     hints = (
         "Its output is added to what the block received. Whatever is added must have the same channels.",
         "The block received the output of layer2.0, which is itself a sum of two branches: conv2 and the downsample.",
     )
     solution_source = 'lab07.coupled_to.check(["layer2.0.conv2", "layer2.0.downsample.0", "layer2.1.conv2"])'
-    answer = "`pruning.coupled(network, \"layer2.1.conv2\").outputs` says the same: one stage of a ResNet has one width."
+    answer = '`pruning.coupled(network, "layer2.1.conv2").outputs` says the same: one stage of a ResNet has one width.'
 
     def judge(self, names: list) -> str:
         said, truth = {str(name) for name in names}, set(_coupled())
@@ -106,22 +118,29 @@ class CoupledTo(Exercise):
             raise Wrong("layer2.1.conv2 itself is missing from the list.")
         for name in sorted(said - truth):
             if name in ("layer2.0.conv1", "layer2.1.conv1"):
-                raise Wrong(f"{name} is not coupled: its output is read by conv2 of its own block only, and added to "
-                            "nothing.")
+                raise Wrong(
+                    f"{name} is not coupled: its output is read by conv2 of its own block only, and added to nothing."
+                )
             if name.startswith(("layer3", "layer1", "conv1", "bn1")) or ".bn" in name:
-                raise Wrong(f"{name} is not wanted: layers of the next stage lose inputs, and norms follow their "
-                            "convolution; the question is whose outputs shrink.")
+                raise Wrong(
+                    f"{name} is not wanted: layers of the next stage lose inputs, and norms follow their "
+                    "convolution; the question is whose outputs shrink."
+                )
             raise Wrong(f"{name} is not among them; names are written as in layer2.0.downsample.0.")
         missing = len(truth - said)
         if missing:
-            raise Wrong(f"right so far, and {missing} more {'has' if missing == 1 else 'have'} to go along. What is "
-                        "added to this output, and what was that added to?")
+            raise Wrong(
+                f"right so far, and {missing} more {'has' if missing == 1 else 'have'} to go along. What is "
+                "added to this output, and what was that added to?"
+            )
         return "Three convolutions share one set of channels, so pruning judges them together."
 
 
 class Aligned(Exercise):
-    question = (f"Shrink `dense` to at most {SHARE:.0%} of its MACs, all widths multiples of {MULTIPLE}, and no output "
-                "of a layer4 convolution lost. Hand in `dense` and the smaller network, before fine-tuning.")
+    question = (
+        f"Shrink `dense` to at most {SHARE:.0%} of its MACs, all widths multiples of {MULTIPLE}, and no output "
+        "of a layer4 convolution lost. Hand in `dense` and the smaller network, before fine-tuning."
+    )
     hints = (
         "`pruning.shrink` takes `macs`, `round_to` and `keep`, a list of layers that keep their outputs.",
         "Layers coupled by a residual sum stay together, so name all of layer4: "
@@ -131,8 +150,10 @@ class Aligned(Exercise):
         layer4 = [name for name in pruning.cost(dense).layers if name.startswith("layer4")]
         lab07.aligned.check(dense, pruning.shrink(dense, macs=0.6, round_to=16, keep=layer4).model)
     """
-    answer = ("What layer4 keeps, the earlier stages must give; they spend more MACs on each weight, so fewer weights go "
-              "than it seems.")
+    answer = (
+        "What layer4 keeps, the earlier stages must give; they spend more MACs on each weight, so fewer weights go "
+        "than it seems."
+    )
 
     def judge(self, dense: Any, slim: Any) -> str:
         import torch
@@ -152,21 +173,27 @@ class Aligned(Exercise):
             raise Wrong(f"{name} has {width} channels, no multiple of {MULTIPLE}; there is an argument that rounds.")
         lost = [name for name in after if name.startswith("layer4") and after[name] < before[name]]
         if lost:
-            raise Wrong(f"{lost[0]} went from {before[lost[0]]} to {after[lost[0]]} channels, and layer4 was to keep its "
-                        "outputs.")
+            raise Wrong(
+                f"{lost[0]} went from {before[lost[0]]} to {after[lost[0]]} channels, and layer4 was to keep its "
+                "outputs."
+            )
         share = pruning.cost(slim).macs / pruning.cost(dense).macs
         if share > SHARE:
             raise Wrong(f"{share:.0%} of the MACs are left, more than {SHARE:.0%}.")
         if slim.conv1.weight.shape[0] and not _subset(slim.conv1.weight, dense.conv1.weight):
-            raise Wrong("the filters of conv1 are not among those of `dense`. Was it trained on already, or is it another "
-                        "network?")
+            raise Wrong(
+                "the filters of conv1 are not among those of `dense`. Was it trained on already, or is it another "
+                "network?"
+            )
         return f"{share:.0%} of the MACs are left, and every width suits the kernels."
 
 
 class TwoOfFour(Exercise):
-    question = ("Write `two_of_four(weight)` for a convolution's weight (K, C, 3, 3): a new tensor in which, of every four "
-                "neighboring input channels, only the two largest by magnitude are left, for each filter and each of the 9 "
-                "positions.")
+    question = (
+        "Write `two_of_four(weight)` for a convolution's weight (K, C, 3, 3): a new tensor in which, of every four "
+        "neighboring input channels, only the two largest by magnitude are left, for each filter and each of the 9 "
+        "positions."
+    )
     hints = (
         "Move the axis of the inputs to the end first; then neighbors in memory are neighbors among the inputs.",
         "`groups = weight.movedim(1, -1).unflatten(-1, (-1, 4))`; `groups.abs().topk(2, -1).indices` are the places to "
@@ -205,26 +232,33 @@ class TwoOfFour(Exercise):
             return "Every group along the inputs has two zeros: the one pattern that a sparse kernel reads."
         if pruning.share24(got) < 1:
             if pruning.share24(got, axis=0) == 1:
-                raise Wrong("the groups of four lie along the filters, axis 0; the sum that skips zeros runs along the "
-                            "inputs.")
+                raise Wrong(
+                    "the groups of four lie along the filters, axis 0; the sum that skips zeros runs along the inputs."
+                )
             if _flat24(got):
-                raise Wrong("every four neighbors in memory have two zeros, but in memory 9 positions of one input stand "
-                            "side by side. Move the axis of the inputs to the end first.")
+                raise Wrong(
+                    "every four neighbors in memory have two zeros, but in memory 9 positions of one input stand "
+                    "side by side. Move the axis of the inputs to the end first."
+                )
             raise Wrong(f"{pruning.share24(got):.0%} of the groups along the inputs have two zeros; all must.")
         if bool((got != 0).sum() < weight.numel() // 2):
             raise Wrong("more than half of the weights are zero; only two of four have to go.")
         if torch.equal(got, weight - truth):
             raise Wrong("the pattern is right, but the two smallest of four were kept.")
-        raise Wrong("the pattern is right, but what is left are not the two largest of each four, with their own "
-                    "values.")
+        raise Wrong(
+            "the pattern is right, but what is left are not the two largest of each four, with their own values."
+        )
 
 
 class NoGain(Exercise):
-    question = ("Four colleagues pruned a layer \"to 2:4\", built it with sparse kernels allowed, and gained nothing. Find "
-                "out why: look at `pruning.report24(lab07.case(\"A\"))`, and so on to \"D\". Hand in a dict from letter to one of "
-                f"{list(REASONS)}.")
+    question = (
+        'Four colleagues pruned a layer "to 2:4", built it with sparse kernels allowed, and gained nothing. Find '
+        'out why: look at `pruning.report24(lab07.case("A"))`, and so on to "D". Hand in a dict from letter to one of '
+        f"{list(REASONS)}."
+    )
     hints = (
-        "A report has three shares: zeros at all, groups along the inputs, groups along the outputs. Which of the three "
+        "A report has three shares: zeros at all, groups along the inputs, groups along the outputs. Which of the "
+        "three "
         "must be 100 %?",
         "One layer obeys the pattern perfectly. Look at its shape: how many multiplications are there to skip?",
     )
@@ -244,7 +278,9 @@ class NoGain(Exercise):
             said = reasons[letter]
             if said != truth:
                 raise Wrong(f"{letter} is not {said!r}. {_evidence(letter)}")
-        return "Three layers never had the pattern where it counts; the fourth had it, and no arithmetic worth skipping."
+        return (
+            "Three layers never had the pattern where it counts; the fourth had it, and no arithmetic worth skipping."
+        )
 
 
 @functools.cache
@@ -263,8 +299,12 @@ def case(letter: str):
         layer = nn.Conv2d(16, 16, 1) if letter == "B" else nn.Conv2d(512, 512, 3, padding=1)
         noise = 1e-4 * torch.randn_like(layer.weight)
     reason, weight = TRUTH[letter], layer.weight.detach()
-    masks = {"axis": lambda: pruning.mask24(weight, axis=0), "small": lambda: pruning.mask24(weight),
-             "refilled": lambda: pruning.mask24(weight), "anywhere": lambda: pruning.keep_largest(weight, 0.5)}
+    masks = {
+        "axis": lambda: pruning.mask24(weight, axis=0),
+        "small": lambda: pruning.mask24(weight),
+        "refilled": lambda: pruning.mask24(weight),
+        "anywhere": lambda: pruning.keep_largest(weight, 0.5),
+    }
     with torch.no_grad():
         layer.weight.copy_(weight * masks[reason]() + (noise if reason == "refilled" else 0))
     return nn.Sequential(layer).eval()

@@ -1,4 +1,6 @@
-"""Exercises of lab 08: points gained, a shrinking gradient, losses that pull alike, a teacher that is heard, a student, a front."""
+"""Exercises of lab 08: points gained, a shrinking gradient, losses that pull alike, a teacher that is heard, a
+student, a front.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +24,33 @@ SUSPECTS = {
 SAME = {"kl", "cross entropy"}
 
 # accuracy and ms of made-up candidates
-CANDIDATES = {"A": (0.95, 4.0), "B": (0.93, 1.5), "C": (0.92, 2.0), "D": (0.90, 0.5), "E": (0.93, 1.2), "F": (0.85, 0.5)}
+CANDIDATES = {
+    "A": (0.95, 4.0),
+    "B": (0.93, 1.5),
+    "C": (0.92, 2.0),
+    "D": (0.90, 0.5),
+    "E": (0.93, 1.2),
+    "F": (0.85, 0.5),
+}
 FEWER = 10  # times fewer parameters than the teacher
 
 
 class Gain(Prediction):
-    question = ("By how many points of accuracy will the same student be better, mean of three seeds, when it learns 240 images "
-                "from a teacher and not from their labels alone?")
+    question = (
+        "By how many points of accuracy will the same student be better, mean of three seeds, when it learns 240 "
+        "images "
+        "from a teacher and not from their labels alone?"
+    )
     quantity = "the gain by distillation"
     unit = "points"
     within = 1.5
 
 
 class Factor(Exercise):
-    question = ("Leave out the T² and double a high temperature, from 50 to 100: about how many times smaller does the "
-                "gradient get?")
+    question = (
+        "Leave out the T² and double a high temperature, from 50 to 100: about how many times smaller does the "
+        "gradient get?"
+    )
     hints = (
         "The gradient is (q − p) / T without the T². One factor stands there already; the other hides in q − p.",
         "For high T, softmax(z / T) is about (1 + z / T) / C. So how does q − p shrink with T?",
@@ -46,24 +60,36 @@ class Factor(Exercise):
 
     def judge(self, times: float) -> str:
         if abs(times - 2) < 0.3:
-            raise Wrong("that is the 1 / T of the chain rule alone. Softened more, p and q also come closer to each other.")
+            raise Wrong(
+                "that is the 1 / T of the chain rule alone. Softened more, p and q also come closer to each other."
+            )
         if abs(times - 1) < 0.1:
             raise Wrong("so it would be with the T² at high temperatures, which is what the T² is for. Leave it out.")
         if abs(times - 0.25) < 0.05:
             raise Wrong("that is the share that is left; asked is how many times smaller the gradient gets.")
         if abs(times - 4) > 0.3:
             raise Wrong(f"not {times:g} times. Take the closed form (q − p) / T and ask both parts.")
-        return "Four times, in the limit of high temperatures: there T² takes it back, and alpha keeps its meaning when you turn T."
+        return (
+            "Four times, in the limit of high temperatures: there T² takes it back, and alpha keeps its meaning "
+            "when you turn T."
+        )
 
 
 class SameGradient(Exercise):
-    question = ("`lab08.SUSPECTS` describes five losses and `lab08.suspect(name)` gives the function of student logits, teacher "
-                "logits and temperature. Which of them move the student exactly as `distillation.soft_loss` does? Hand in a list "
-                "of names.")
+    question = (
+        "`lab08.SUSPECTS` describes five losses and `lab08.suspect(name)` gives the function of student logits, "
+        "teacher "
+        "logits and temperature. Which of them move the student exactly as `distillation.soft_loss` does? Hand in a "
+        "list "
+        "of names."
+    )
     hints = (
         "The value of a loss trains nobody; its gradient does. Compare the gradients by the student's logits: "
         "`torch.autograd.grad(loss, logits)`.",
-        "Two of the five have the same gradient. One of the two has another value: what it adds depends on the teacher only.",
+        (
+            "Two of the five have the same gradient. One of the two has another value: what it adds depends on the "
+            "teacher only."
+        ),
     )
     solution_source = """
         pupil_logits = torch.randn(8, 15, generator=torch.Generator().manual_seed(1)).requires_grad_()
@@ -76,7 +102,9 @@ class SameGradient(Exercise):
 
         lab08.same_gradient.check([name for name in lab08.SUSPECTS if pulls_alike(name)])
     """
-    answer = "Cross entropy on soft labels is the KL divergence plus the teacher's entropy, which no student can change."
+    answer = (
+        "Cross entropy on soft labels is the KL divergence plus the teacher's entropy, which no student can change."
+    )
 
     def judge(self, names: list) -> str:
         unknown = [name for name in names if not isinstance(name, str) or name not in SUSPECTS]
@@ -85,22 +113,39 @@ class SameGradient(Exercise):
         reasons = {
             "no T squared": "at temperature 4 its gradient is 16 times smaller, and the labels would drown it.",
             "mean": "it divides by the number of classes too; with 15 of them the gradient is 15 times smaller.",
-            "reversed": "it punishes the student for chances that the teacher does not see, and hardly for those it misses itself.",
+            "reversed": (
+                "it punishes the student for chances that the teacher does not see, and hardly for those it "
+                "misses itself."
+            ),
         }
         for name in names:
             if name in reasons:
                 raise Wrong(f"{name!r} pulls otherwise: {reasons[name]}")
         if lacking := SAME - set(names):
-            raise Wrong("one more does." + (" Its value differs by something that has no gradient." if "cross entropy" in lacking else
-                                            " Start with the definition itself."))
-        return "The values of the two differ by the teacher's entropy, a constant to the student; a constant pulls nowhere."
+            raise Wrong(
+                "one more does."
+                + (
+                    " Its value differs by something that has no gradient."
+                    if "cross entropy" in lacking
+                    else " Start with the definition itself."
+                )
+            )
+        return (
+            "The values of the two differ by the teacher's entropy, a constant to the student; a constant pulls "
+            "nowhere."
+        )
 
 
 class Hears(Exercise):
-    question = ("Write `step(student, teacher, images, labels)` that returns a loss which the teacher takes part in and that "
-                "leaves the teacher as it is. Hand in the function.")
+    question = (
+        "Write `step(student, teacher, images, labels)` that returns a loss which the teacher takes part in and that "
+        "leaves the teacher as it is. Hand in the function."
+    )
     hints = (
-        "The article's loop computes two losses that never meet. Where does what the teacher answers enter the student's?",
+        (
+            "The article's loop computes two losses that never meet. Where does what the teacher answers enter the "
+            "student's?"
+        ),
         "`with torch.no_grad(): answers = teacher(images)`, then a loss of `student(images)`, `answers` and `labels`.",
     )
     solution_source = """
@@ -123,20 +168,35 @@ class Hears(Exercise):
         if not found.asked:
             raise Wrong("the teacher is never asked: `teacher(images)` does not occur.")
         if not found.used:
-            raise Wrong(f"{found.complaints[-1]}. The teacher is asked, and nobody listens: let its answers into the student's loss.")
+            raise Wrong(
+                f"{found.complaints[-1]}. The teacher is asked, and nobody listens: let its answers into the "
+                "student's loss."
+            )
         if not found.in_eval:
             raise Wrong("the teacher answers in training mode. It came in eval mode: do not call teacher.train().")
         if not found.frozen:
-            raise Wrong(f"{found.complaints[0]}. Ask it inside `with torch.no_grad():` and step no optimizer of its own.")
+            raise Wrong(
+                f"{found.complaints[0]}. Ask it inside `with torch.no_grad():` and step no optimizer of its own."
+            )
         return "The loss and the student's gradient depend on what the teacher says, and not one of its bits moved."
 
 
 class Smaller(Exercise):
-    question = (f"Make a student with at most a {FEWER}th of the teacher's parameters (289,391) that could learn from it, and hand "
-                "in the model.")
+    question = (
+        f"Make a student with at most a {FEWER}th of the teacher's parameters (289,391) that could learn from it, and "
+        "hand "
+        "in the model."
+    )
     hints = (
-        "`distillation.staged_cnn(width=...)`: almost all parameters are in convolutions. How do they grow with the width?",
-        "With the square of it. The student of this lab has width 20 and 38,035 parameters; `distillation.parameters` counts.",
+        (
+            "`distillation.staged_cnn(width=...)`: almost all parameters are in convolutions. How do they grow with "
+            "the "
+            "width?"
+        ),
+        (
+            "With the square of it. The student of this lab has width 20 and 38,035 parameters; "
+            "`distillation.parameters` counts."
+        ),
     )
     solution_source = "lab08.smaller.check(distillation.staged_cnn(width=16))"
     answer = "Width 16 has 24,671 parameters: four fifths of the width, two thirds of the weights."
@@ -155,20 +215,33 @@ class Smaller(Exercise):
         if mine == theirs:
             raise Wrong("that is as large as the teacher itself.")
         if mine * FEWER > theirs:
-            raise Wrong(f"{mine:,} parameters are {theirs / mine:.1f} times fewer than the teacher's; wanted are {FEWER} times.")
-        if not any(isinstance(part, (nn.ReLU, nn.Hardswish, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.Tanh)) for part in model.modules()):
+            raise Wrong(
+                f"{mine:,} parameters are {theirs / mine:.1f} times fewer than the teacher's; wanted are {FEWER} times."
+            )
+        if not any(
+            isinstance(part, (nn.ReLU, nn.Hardswish, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.Tanh))
+            for part in model.modules()
+        ):
             with torch.no_grad():
                 asked = copy.deepcopy(model).cpu().float().eval()  # the learner's own stays in its mode
                 x = teacher.example_input(2)
                 mixed = asked((x[:1] + x[1:]) / 2) - asked(x).mean(dim=0, keepdim=True)
             if float(mixed.abs().max()) < 1e-4:
-                raise Wrong("that network is linear, and has little to learn with; put an activation between its layers.")
-        return f"{mine:,} parameters, {theirs / mine:.1f} times fewer, and it answers for the same 15 classes. Try it in the duel above."
+                raise Wrong(
+                    "that network is linear, and has little to learn with; put an activation between its layers."
+                )
+        return (
+            f"{mine:,} parameters, {theirs / mine:.1f} times fewer, and it answers for the same 15 classes. Try "
+            "it in the duel above."
+        )
 
 
 class Front(Exercise):
-    question = ("`lab08.CANDIDATES` holds (accuracy, latency) of six candidates. Which of them are on the Pareto front, beaten by "
-                "no other in both? Hand in a list of names.")
+    question = (
+        "`lab08.CANDIDATES` holds (accuracy, latency) of six candidates. Which of them are on the Pareto front, beaten "
+        "by "
+        "no other in both? Hand in a list of names."
+    )
     hints = (
         "Go from the fastest to the slowest and keep a candidate only if it is more accurate than all you kept.",
         "Three remain. Of two equally fast ones the more accurate beats the other, and the other way round.",
@@ -190,14 +263,22 @@ class Front(Exercise):
             accuracy, ms = CANDIDATES[name]
             for other, (their_accuracy, their_ms) in CANDIDATES.items():
                 if their_accuracy >= accuracy and their_ms <= ms and other != name:
-                    raise Wrong(f"{name} is beaten by {other}: accuracy {their_accuracy} against {accuracy}, {their_ms} ms against {ms} ms.")
+                    raise Wrong(
+                        f"{name} is beaten by {other}: accuracy {their_accuracy} against {accuracy}, {their_ms} ms "
+                        f"against {ms} ms."
+                    )
         if len(set(names)) < 3:
             raise Wrong("those are on it, and more are: a slow one stays if nothing as fast or faster is as accurate.")
-        return "Whoever is not on the front costs time or accuracy for nothing; which of the three to take, only a gate can say."
+        return (
+            "Whoever is not on the front costs time or accuracy for nothing; which of the three to take, only a "
+            "gate can say."
+        )
 
 
 def suspect(name: str) -> Callable:
-    """One of ``SUSPECTS``: a function of student logits, teacher logits (N, classes) and temperature that gives a loss."""
+    """One of ``SUSPECTS``: a function of student logits, teacher logits (N, classes) and temperature that gives a
+    loss.
+    """
     from torch.nn import functional as F
 
     def logs(student, teacher, temperature):
@@ -229,7 +310,12 @@ def _class_of_two():
     with torch.no_grad():
         teacher.head.weight *= 50
     labels = torch.arange(6) % 5
-    return distillation.staged_cnn(classes=5, width=2).train(), distillation.freeze(teacher), teacher.example_input(6), labels
+    return (
+        distillation.staged_cnn(classes=5, width=2).train(),
+        distillation.freeze(teacher),
+        teacher.example_input(6),
+        labels,
+    )
 
 
 gain = Gain()

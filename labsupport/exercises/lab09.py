@@ -23,18 +23,23 @@ from labsupport.exercises.lab09_stand_ins import (
 
 LAB = "09_placement"
 
+
 class Tail(Prediction):
-    question = ("Two workers, one four times slower, requests in bursts at a third of what both can do: how many times "
-                "longer is "
-                "the 99th percentile when they take turns than when the dispatcher knows their speeds?")
+    question = (
+        "Two workers, one four times slower, requests in bursts at a third of what both can do: how many times "
+        "longer is "
+        "the 99th percentile when they take turns than when the dispatcher knows their speeds?"
+    )
     quantity = "p99 in turns, divided by p99 of the least expected finish"
     unit = "×"
 
 
 class Lookahead(Exercise):
-    question = ("Write `answers(load, infer, batches)`, which returns [infer(load(b)) for b in batches] and loads the "
-                "next batch "
-                f"while this one is inferred, with at most {AT_ONCE} loaded batches at once.")
+    question = (
+        "Write `answers(load, infer, batches)`, which returns [infer(load(b)) for b in batches] and loads the "
+        "next batch "
+        f"while this one is inferred, with at most {AT_ONCE} loaded batches at once."
+    )
     hints = (
         "One thread that loads is enough. The first batch is waited for; every later one is asked for before infer is "
         "called.",
@@ -58,7 +63,10 @@ class Lookahead(Exercise):
 
         lab09.lookahead.check(answers)
     """
-    answer = "Two buffers suffice: while one is used, the other is filled. More of them smooth out uneven times and cost memory."
+    answer = (
+        "Two buffers suffice: while one is used, the other is filled. More of them smooth out uneven times and "
+        "cost memory."
+    )
 
     def judge(self, answers: Callable) -> str:
         needs_function(answers, "answers")
@@ -71,11 +79,16 @@ class Lookahead(Exercise):
         if not stage.overlapped:
             raise Wrong("while a batch was inferred, nobody began to load the next one: load and infer took turns.")
         if stage.most > AT_ONCE:
-            raise Wrong(f"{stage.most} batches were loaded at once, {AT_ONCE} are allowed: the loader runs away from "
-                        "infer, and with a long list "
-                        "it fills the memory. Who makes it wait?")
+            raise Wrong(
+                f"{stage.most} batches were loaded at once, {AT_ONCE} are allowed: the loader runs away from "
+                "infer, and with a long list "
+                "it fills the memory. Who makes it wait?"
+            )
         self._judge_failure(answers)
-        return f"The next load ran beside infer, never more than {stage.most} batches were held, and an error in load reached the caller."
+        return (
+            f"The next load ran beside infer, never more than {stage.most} batches were held, and an error in "
+            "load reached the caller."
+        )
 
     def _judge_failure(self, answers: Callable) -> None:
         stage = Stage(6, broken=3)
@@ -87,9 +100,11 @@ class Lookahead(Exercise):
 
 
 class Cuts(Exercise):
-    question = ("Where should the edge box `lab09.box()` cut its network for the least latency, and where for the "
-                "least time between "
-                "answers when both devices work at once? Give two names.")
+    question = (
+        "Where should the edge box `lab09.box()` cut its network for the least latency, and where for the "
+        "least time between "
+        "answers when both devices work at once? Give two names."
+    )
     hints = (
         "Latency adds up: first device, crossing, second device. The interval is the slower of the first device and of "
         "crossing plus "
@@ -105,9 +120,11 @@ class Cuts(Exercise):
         steadiest = min(names, key=lambda name: max(model.parts_ms(name)[0], sum(model.parts_ms(name)[1:])))
         lab09.cuts.check(quickest, steadiest)
     """
-    answer = ("For one request the accelerator does everything behind the crop, since the crop shrinks what has to "
-              "cross. For a stream, "
-              "the processor takes a stage as well: it would be idle otherwise.")
+    answer = (
+        "For one request the accelerator does everything behind the crop, since the crop shrinks what has to "
+        "cross. For a stream, "
+        "the processor takes a stage as well: it would be idle otherwise."
+    )
 
     def judge(self, for_latency: str, for_interval: str) -> str:
         model = box()
@@ -119,15 +136,25 @@ class Cuts(Exercise):
         if (for_latency, for_interval) == (interval, latency) and latency != interval:
             raise Wrong("the two are the wrong way round: which sum does a single request pay?")
         if for_latency != latency:
-            raise Wrong(f"cutting at {for_latency!r} gives a latency of {model.latency_ms(for_latency):.1f} ms, and less is possible. "
-                        + self._why(for_latency))
+            raise Wrong(
+                (
+                    f"cutting at {for_latency!r} gives a latency of {model.latency_ms(for_latency):.1f} ms, and less "
+                    "is "
+                    "possible. "
+                )
+                + self._why(for_latency)
+            )
         if for_interval != interval:
-            raise Wrong(f"the latency is right; cutting at {for_interval!r} gives an answer every "
-                        f"{model.interval_ms(for_interval):.1f} ms, and more often is "
-                        "possible. Which side waits for the other there?")
-        return (f"{latency!r}: {model.latency_ms(latency):.1f} ms a request. {interval!r}: an answer every "
-                f"{model.interval_ms(interval):.1f} ms, though each "
-                f"takes {model.latency_ms(interval):.1f} ms. Latency and throughput want different cuts.")
+            raise Wrong(
+                f"the latency is right; cutting at {for_interval!r} gives an answer every "
+                f"{model.interval_ms(for_interval):.1f} ms, and more often is "
+                "possible. Which side waits for the other there?"
+            )
+        return (
+            f"{latency!r}: {model.latency_ms(latency):.1f} ms a request. {interval!r}: an answer every "
+            f"{model.interval_ms(interval):.1f} ms, though each "
+            f"takes {model.latency_ms(interval):.1f} ms. Latency and throughput want different cuts."
+        )
 
     @staticmethod
     def _why(name: str) -> str:
@@ -139,9 +166,11 @@ class Cuts(Exercise):
 
 
 class Dispatcher(Exercise):
-    question = ("Write `pick(states, number)`, which returns the place of the worker to get this request, so that p99 "
-                "stays low with "
-                "workers of any speeds. A state has `.waiting`, `.running`, `.service_ms` and `.free_in_ms`.")
+    question = (
+        "Write `pick(states, number)`, which returns the place of the worker to get this request, so that p99 "
+        "stays low with "
+        "workers of any speeds. A state has `.waiting`, `.running`, `.service_ms` and `.free_in_ms`."
+    )
     hints = (
         "A fast worker with three requests before it may answer sooner than a slow one that is idle.",
         "When would each worker be done with this request? With everything it has, and then with this one: compare "
@@ -157,7 +186,7 @@ class Dispatcher(Exercise):
     answer = "Least expected finish: what the worker has left, plus its own time for one more."
 
     def judge(self, pick: Callable) -> str:
-        from labsupport import dispatch
+        from labsupport.placement import dispatch
 
         needs_function(pick, "pick")
         told = []
@@ -175,7 +204,7 @@ class Dispatcher(Exercise):
 
     @staticmethod
     def _slip(pick, mine, best: float, name: str, workers: int) -> str:
-        from labsupport.dispatch import WorkerState
+        from labsupport.placement.dispatch import WorkerState
 
         start = f"with {name}, p99 is {mine.p99_ms:.0f} ms where {best:.0f} are possible. "
         counts = list(mine.served.values())
@@ -185,16 +214,20 @@ class Dispatcher(Exercise):
             return start + "Every worker got the same number of requests, the slow ones as many as the fast."
         fast, slow = WorkerState("fast", 3, 1, 1.0, 4.0), WorkerState("slow", 0, 0, 9.0, 0.0)
         if pick((fast, slow), 0) == 1:
-            return start + ("A worker that is free at once is not always done first: a slow idle one was preferred to "
-                            "a fast one with four "
-                            "short requests.")
+            return start + (
+                "A worker that is free at once is not always done first: a slow idle one was preferred to "
+                "a fast one with four "
+                "short requests."
+            )
         return start + "Does it look at what a worker has left, and at its own time for one more?"
 
 
 class Ideal(Exercise):
-    question = ("Write `ideal_gain(spans)`: from the spans of a run in a line, how many times faster could it be if "
-                "every row worked "
-                "without waiting? A span knows its row and its length.")
+    question = (
+        "Write `ideal_gain(spans)`: from the spans of a run in a line, how many times faster could it be if "
+        "every row worked "
+        "without waiting? A span knows its row and its length."
+    )
     hints = (
         "In a line, the time is the sum of all `span.ms`. With perfect overlap, only one row still sets the pace.",
         "Add up the spans of each row. The row with the largest sum cannot be made to overlap with itself.",
@@ -208,7 +241,10 @@ class Ideal(Exercise):
 
         lab09.ideal.check(ideal_gain)
     """
-    answer = "All rows together, over the busiest one. Equal rows gain as many times as there are rows; one long row gains little."
+    answer = (
+        "All rows together, over the busiest one. Equal rows gain as many times as there are rows; one long row "
+        "gains little."
+    )
 
     def judge(self, ideal_gain: Callable) -> str:
         needs_function(ideal_gain, "ideal_gain")
@@ -237,10 +273,12 @@ class Ideal(Exercise):
 
 
 class Survivor(Exercise):
-    question = ("Write `serve_all(requests, workers)`: workers are functions, and one that has died raises `lab09.Died`, "
-                "from then on every "
-                "time. Return all answers in order; give a request that failed to another worker, and do not ask the "
-                "dead again.")
+    question = (
+        "Write `serve_all(requests, workers)`: workers are functions, and one that has died raises `lab09.Died`, "
+        "from then on every "
+        "time. Return all answers in order; give a request that failed to another worker, and do not ask the "
+        "dead again."
+    )
     hints = (
         "Keep a list of the workers that still live, and a request in your hands until it is answered.",
         "For each request: loop over the living; on `Died`, take that worker off the list and try the next; with "
@@ -272,34 +310,46 @@ class Survivor(Exercise):
         try:
             got = returned(lambda: serve_all(requests, list(crew)), "serve_all")
         except Died:
-            raise Wrong("a worker died, and its error came out of serve_all; the requests behind it are lost. Catch "
-                        "`lab09.Died`.") from None
+            raise Wrong(
+                "a worker died, and its error came out of serve_all; the requests behind it are lost. Catch "
+                "`lab09.Died`."
+            ) from None
         if got is None:
             raise Wrong("serve_all gave None. Did it forget its `return`?")
         got = list(got)
         if len(got) != len(requests) or None in got:
-            raise Wrong(f"{sum(each is not None for each in got)} of {len(requests)} requests were answered; the ones "
-                        "that the dying workers had are lost.")
+            raise Wrong(
+                f"{sum(each is not None for each in got)} of {len(requests)} requests were answered; the ones "
+                "that the dying workers had are lost."
+            )
         if got != [3 * request for request in requests]:
             raise Wrong("all requests were answered, but not in their order; an answer belongs at its request's place.")
         asked = sum(worker.asked_dead for worker in crew)
         if asked > 2:
-            raise Wrong(f"dead workers were asked {asked} times; each death is noticed once, then that worker is left "
-                        "alone.")
+            raise Wrong(
+                f"dead workers were asked {asked} times; each death is noticed once, then that worker is left alone."
+            )
         if sum(worker.calls for worker in crew) > len(requests):
             raise Wrong("some requests were computed twice, though they had been answered.")
         self._judge_all_dead(serve_all)
-        return "Two of three workers died, 40 of 40 requests were answered once, in order; and with all dead the caller is told."
+        return (
+            "Two of three workers died, 40 of 40 requests were answered once, in order; and with all dead the "
+            "caller is told."
+        )
 
     def _judge_all_dead(self, serve_all: Callable) -> None:
         try:
-            got = returned(lambda: serve_all(list(range(10)), [Mortal(2), Mortal(3)]), "serve_all, when every worker has died,")
+            got = returned(
+                lambda: serve_all(list(range(10)), [Mortal(2), Mortal(3)]), "serve_all, when every worker has died,"
+            )
         except Wrong:
             raise
         except Exception:
             return
-        raise Wrong(f"when every worker had died, serve_all gave {str(got)[:40]} and no error; the caller takes that for "
-                    "the whole answer.")
+        raise Wrong(
+            f"when every worker had died, serve_all gave {str(got)[:40]} and no error; the caller takes that for "
+            "the whole answer."
+        )
 
 
 tail = Tail()

@@ -24,15 +24,17 @@ AT_ONCE = 3  # batches that double buffering may hold: one at work, one ready, o
 
 def box():
     """The edge box's cost model."""
-    from labsupport import cuts
+    from labsupport.placement import cuts
 
     places = tuple(cuts.Cut(name, (), mib, place) for place, (name, mib) in enumerate(BOX_CUTS))
-    return cuts.CostModel(places, BOX_FIRST_MS, BOX_SECOND_MS, tuple(mib * BOX_MS_PER_MIB for _, mib in BOX_CUTS), BOX_FIXED_MS)
+    return cuts.CostModel(
+        places, BOX_FIRST_MS, BOX_SECOND_MS, tuple(mib * BOX_MS_PER_MIB for _, mib in BOX_CUTS), BOX_FIXED_MS
+    )
 
 
 def in_a_line(steps=STEPS, items: int = 4) -> tuple:
     """Spans of a run without any overlap."""
-    from labsupport.timeline import Span
+    from labsupport.comparing.timeline import Span
 
     spans, now = [], 0.0
     for item in range(items):
@@ -93,9 +95,11 @@ class Stage:
 
 def worlds() -> dict:
     """Workers by name with their service times in ms, in which a policy has to prove itself."""
-    return {"two workers, one four times slower": {"old": [4.0, 4.2, 3.9], "new": [1.0, 1.1, 0.9]},
-            "three workers, one of them slow": {"a": [1.0, 1.2], "b": [9.0, 8.5], "c": [1.1, 1.0]},
-            "three speeds": {"a": [12.0, 12.3], "b": [4.0, 3.8], "c": [1.0, 1.1]}}
+    return {
+        "two workers, one four times slower": {"old": [4.0, 4.2, 3.9], "new": [1.0, 1.1, 0.9]},
+        "three workers, one of them slow": {"a": [1.0, 1.2], "b": [9.0, 8.5], "c": [1.1, 1.0]},
+        "three speeds": {"a": [12.0, 12.3], "b": [4.0, 3.8], "c": [1.0, 1.1]},
+    }
 
 
 def needs_function(value: Any, name: str) -> None:

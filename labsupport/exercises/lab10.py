@@ -1,4 +1,6 @@
-"""Exercises of lab 10: a gain foretold, shapes, types, a rewrite, a size at which a kernel is wrong, and the choice of a road."""
+"""Exercises of lab 10: a gain foretold, shapes, types, a rewrite, a size at which a kernel is wrong, and the choice of
+a road.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +11,28 @@ from typing import Any
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.lab10_puzzles import ALPHA, BETA, PASS, PUZZLE_COLUMNS, WHY_NOT, mystery, puzzle  # noqa: F401 - learners call lab10.puzzle()
 
 LAB = "10_plugins"
 
 ROADS = ("rewrite", "layers", "kernel between engines", "plugin")
 SITUATIONS = {
-    "laptop": "A GeForce laptop with TensorRT-RTX. The operator is HardSwish under a name of its own: three known operations.",
-    "parser": "TensorRT 8.6. The parser lacks the operator; TensorRT has a layer for it, but ONNX has no such operator.",
-    "tryout": "TensorRT 8.6 from Python, no C++ compiler. A Triton kernel for the operator runs already; it stands once, in the middle.",
-    "server": "TensorRT 11 in an inference server that loads one engine file. The operator stands 48 times, and unfused it takes half the time.",
+    "laptop": (
+        "A GeForce laptop with TensorRT-RTX. The operator is HardSwish under a name of its own: three known operations."
+    ),
+    "parser": (
+        "TensorRT 8.6. The parser lacks the operator; TensorRT has a layer for it, but ONNX has no such operator."
+    ),
+    "tryout": (
+        "TensorRT 8.6 from Python, no C++ compiler. A Triton kernel for the operator runs already; it stands "
+        "once, in the middle."
+    ),
+    "server": (
+        "TensorRT 11 in an inference server that loads one engine file. The operator stands 48 times, and "
+        "unfused it takes half the time."
+    ),
 }
 _RIGHT_ROADS = {"laptop": "rewrite", "parser": "layers", "tryout": "kernel between engines", "server": "plugin"}
-
-ALPHA, BETA, PUZZLE_COLUMNS = 0.25, 0.5, 8
-PASS = 1024  # values that one pass of the mystery kernel's block takes
 
 
 class Gain(Prediction):
@@ -32,10 +42,16 @@ class Gain(Prediction):
 
 
 class Shapes(Exercise):
-    question = ("Write `y_shape(x, gate, weight)`: from the three input shapes it returns the shape of y, and raises ValueError where "
-                "they do not fit. An axis is a whole number, or a name such as \"batch\" where it is free.")
+    question = (
+        "Write `y_shape(x, gate, weight)`: from the three input shapes it returns the shape of y, and raises "
+        "ValueError where "
+        'they do not fit. An axis is a whole number, or a name such as "batch" where it is free.'
+    )
     hints = (
-        "y has the shape of x. What must hold for gate and weight? Compare, do not compute: a name cannot be multiplied.",
+        (
+            "y has the shape of x. What must hold for gate and weight? Compare, do not compute: a name cannot be "
+            "multiplied."
+        ),
         "gate must equal x, axis by axis; weight has one axis, the last of x; x has one axis or more.",
     )
     solution_source = """
@@ -46,39 +62,67 @@ class Shapes(Exercise):
 
         lab10.shapes.check(y_shape)
     """
-    answer = "TensorRT asks a plugin the same question with expressions in place of numbers, and it is answered by passing x's on."
+    answer = (
+        "TensorRT asks a plugin the same question with expressions in place of numbers, and it is answered by "
+        "passing x's on."
+    )
 
     def judge(self, y_shape: Callable) -> str:
         if not callable(y_shape):
             raise Wrong(f"that is {described(y_shape)}; hand in the function itself, without calling it.")
-        fits = [((4, 256), (4, 256), (256,)), ((2, 3, 8), (2, 3, 8), (8,)), ((5,), (5,), (5,)), (("batch", 64), ("batch", 64), (64,)),
-                ((1, "length", 32), (1, "length", 32), (32,))]
+        fits = [
+            ((4, 256), (4, 256), (256,)),
+            ((2, 3, 8), (2, 3, 8), (8,)),
+            ((5,), (5,), (5,)),
+            (("batch", 64), ("batch", 64), (64,)),
+            ((1, "length", 32), (1, "length", 32), (32,)),
+        ]
         for shapes in fits:
             got = y_shape(*shapes)
             if got is None:
                 raise Wrong(f"for {shapes} y_shape gave None. Did it forget its `return`?")
             if tuple(got) != shapes[0]:
-                raise Wrong(f"for x {shapes[0]}, gate {shapes[1]}, weight {shapes[2]} it gave {tuple(got)}; y is shaped as x.")
-        misfits = {"gate has other rows": ((4, 8), (3, 8), (8,)), "gate would have to be broadcast": ((4, 8), (1, 8), (8,)),
-                   "weight is too short": ((4, 8), (4, 8), (4,)), "weight would have to be broadcast": ((4, 8), (4, 8), (1,)),
-                   "weight has two axes": ((4, 8), (4, 8), (1, 8)), "x has no axis": ((), (), ()),
-                   "gate has another free axis": (("batch", 8), ("length", 8), (8,))}
+                raise Wrong(
+                    f"for x {shapes[0]}, gate {shapes[1]}, weight {shapes[2]} it gave {tuple(got)}; y is shaped as x."
+                )
+        misfits = {
+            "gate has other rows": ((4, 8), (3, 8), (8,)),
+            "gate would have to be broadcast": ((4, 8), (1, 8), (8,)),
+            "weight is too short": ((4, 8), (4, 8), (4,)),
+            "weight would have to be broadcast": ((4, 8), (4, 8), (1,)),
+            "weight has two axes": ((4, 8), (4, 8), (1, 8)),
+            "x has no axis": ((), (), ()),
+            "gate has another free axis": (("batch", 8), ("length", 8), (8,)),
+        }
         for what, shapes in misfits.items():
             try:
                 got = y_shape(*shapes)
             except ValueError:
                 continue
-            raise Wrong(f"{what}: for {shapes} it gave {got} and should have raised ValueError. The kernel would read beyond the tensor's end.")
+            raise Wrong(
+                f"{what}: for {shapes} it gave {got} and should have raised ValueError. The kernel would read beyond "
+                "the tensor's end."
+            )
         return "Twelve cases. What shape inference lets through, the kernel believes: it does not look again."
 
 
 class Types(Exercise):
-    question = ("Write `may_be(position, types, layouts)`: may tensor `position` (0 x, 1 gate, 2 weight, 3 y) be as described? Types "
-                "are \"float32\", \"float16\", \"int8\", \"int32\", layouts \"linear\" and \"chw4\"; the kernel takes linear tensors, all "
-                "float32 or all float16.")
+    question = (
+        "Write `may_be(position, types, layouts)`: may tensor `position` (0 x, 1 gate, 2 weight, 3 y) be as described? "
+        "Types "
+        'are "float32", "float16", "int8", "int32", layouts "linear" and "chw4"; the kernel takes linear tensors, all '
+        "float32 or all float16."
+    )
     hints = (
-        "TensorRT asks for position 0, then 1, 2, 3, and settles each before it asks for the next. What stands behind is not settled yet.",
-        "Position 0 decides between the two types; every later position must equal position 0. The layout is checked at each.",
+        (
+            "TensorRT asks for position 0, then 1, 2, 3, and settles each before it asks for the next. What stands "
+            "behind is not settled yet."
+        ),
+        (
+            "Position 0 decides between the two types; every later position must equal position 0. The layout is "
+            "checked "
+            "at each."
+        ),
     )
     solution_source = """
         def may_be(position, types, layouts):
@@ -102,25 +146,45 @@ class Types(Exercise):
                 continue
             settled = [t if i <= position else first for i, t in enumerate(types)]
             if bool(may_be(position, settled, ["linear"] * position + [layout] + ["linear"] * (3 - position))) == right:
-                raise Wrong(f"asked for position {position}, the answer changes with what stands behind it, which is not settled yet.")
+                raise Wrong(
+                    f"asked for position {position}, the answer changes with what stands behind it, which is not "
+                    "settled yet."
+                )
             self._say(position, first, own, layout, right)
-        return "64 questions, as the builder asks them. Each yes is a promise that the kernel was tested with that type and layout."
+        return (
+            "64 questions, as the builder asks them. Each yes is a promise that the kernel was tested with that "
+            "type and layout."
+        )
 
     def _say(self, position, first, own, layout, right) -> None:
         if right:
-            raise Wrong(f"position {position}, {own} and linear, after x of {first}: that was refused, and the kernel takes it.")
+            raise Wrong(
+                f"position {position}, {own} and linear, after x of {first}: that was refused, and the kernel takes it."
+            )
         if layout != "linear":
-            raise Wrong(f"position {position} was accepted as {layout}; the kernel walks along linear rows and would read padding as values.")
+            raise Wrong(
+                f"position {position} was accepted as {layout}; the kernel walks along linear rows and would read "
+                "padding as values."
+            )
         if own in ("float32", "float16"):
-            raise Wrong(f"position {position} was accepted as {own} beside an x of {first}; the kernel has one type for all tensors.")
+            raise Wrong(
+                f"position {position} was accepted as {own} beside an x of {first}; the kernel has one type for all "
+                "tensors."
+            )
         raise Wrong(f"position {position} was accepted as {own}, for which there is no kernel.")
 
 
 class Rewrite(Exercise):
-    question = ("`lab10.puzzle()` is a graph with a node HardGate that no runtime knows: y = x · clip(alpha · gate + beta, 0, 1). Hand in a "
-                "graph of known operators that answers the same.")
+    question = (
+        "`lab10.puzzle()` is a graph with a node HardGate that no runtime knows: y = x · clip(alpha · gate + beta, 0, "
+        "1). Hand in a "
+        "graph of known operators that answers the same."
+    )
     hints = (
-        "ONNX has an operator for the clip of a straight line; its name is in the question's operator. `plugins.rewritten` does the surgery.",
+        (
+            "ONNX has an operator for the clip of a straight line; its name is in the question's operator. "
+            "`plugins.rewritten` does the surgery."
+        ),
         "HardSigmoid has the attributes alpha and beta. The node says which; the operator's own defaults are others.",
     )
     solution_source = """
@@ -138,7 +202,8 @@ class Rewrite(Exercise):
     def judge(self, graph: Any) -> str:
         import numpy as np
 
-        from labsupport import export, foreign_nodes, runtimes
+        from labsupport import export, runtimes
+        from labsupport.export import foreign_nodes
 
         if not isinstance(graph, export.OnnxGraph):
             if not isinstance(graph, (str, os.PathLike)):
@@ -148,7 +213,10 @@ class Rewrite(Exercise):
         if left:
             raise Wrong(f"{left[0].op_type} is still in the graph: {left[0]}.")
         if set(graph.inputs) != {"x", "gate"} or set(graph.outputs) != {"y"}:
-            raise Wrong(f"the graph reads {sorted(graph.inputs)} and gives {sorted(graph.outputs)}; callers know x and gate, and y.")
+            raise Wrong(
+                f"the graph reads {sorted(graph.inputs)} and gives {sorted(graph.outputs)}; callers know x and gate, "
+                "and y."
+            )
         rng = np.random.default_rng(0)
         with runtimes.OnnxRuntime(graph) as run:
             for rows in (3, 5):
@@ -185,7 +253,10 @@ class Rewrite(Exercise):
 
 
 class OddSize(Exercise):
-    question = "`lab10.mystery(x, gate, weight)` is right for many row lengths. Which is the smallest number of columns at which it is wrong?"
+    question = (
+        "`lab10.mystery(x, gate, weight)` is right for many row lengths. Which is the smallest number of "
+        "columns at which it is wrong?"
+    )
     hints = (
         "`plugins.examine(lab10.mystery)` tries some lengths; `columns=range(...)` tries those you name.",
         "A kernel's limits lie beside powers of two. Try each power, and the numbers just below and above it.",
@@ -198,85 +269,67 @@ class OddSize(Exercise):
         between = range(wrong[0] - 100, wrong[0] + 1)
         lab10.odd_size.check(plugins.examine(lab10.mystery, columns=between, dtypes=["float32"]).wrong_columns[0])
     """
-    answer = "1025: a row of up to 1024 values is one pass of the block. A longer one takes whole passes, and the rest is forgotten."
+    answer = (
+        "1025: a row of up to 1024 values is one pass of the block. A longer one takes whole passes, and the "
+        "rest is forgotten."
+    )
 
     def judge(self, columns: int) -> str:
-        from labsupport.examination import examine
+        from labsupport.plugins.examination import examine
 
         if not 1 <= columns <= 20000:
             raise Wrong(f"{columns} is no row length to test; it lies between 1 and 20,000.")
         if not examine(mystery, columns=[columns], dtypes=["float32"]).wrong:
-            hint = " Every power of two passes: that is what makes the fault hard to find." if columns & (columns - 1) == 0 else ""
+            hint = (
+                " Every power of two passes: that is what makes the fault hard to find."
+                if columns & (columns - 1) == 0
+                else ""
+            )
             raise Wrong(f"at {columns} columns it is right.{hint}")
         if columns > PASS + 1:
             raise Wrong(f"at {columns} columns it is wrong, but there is a smaller number.")
-        return ("1025. One value more than a pass of the block holds: a whole pass is made, and the last value is never read nor "
-                "written. At 2048 it would be right again.")
+        return (
+            "1025. One value more than a pass of the block holds: a whole pass is made, and the last value is never "
+            "read nor "
+            "written. At 2048 it would be right again."
+        )
 
 
 class Road(Exercise):
     question = "Which road fits? Hand in a dict from each name in `lab10.SITUATIONS` to one of `lab10.ROADS`."
     hints = (
-        "Ask of each: does the runtime take plugins at all? Must the result be one engine file? Who is there to compile?",
-        "TensorRT-RTX takes no plugins. A kernel between engines makes two engines. A layer of TensorRT needs no ONNX operator.",
+        (
+            "Ask of each: does the runtime take plugins at all? Must the result be one engine file? Who is there to "
+            "compile?"
+        ),
+        (
+            "TensorRT-RTX takes no plugins. A kernel between engines makes two engines. A layer of TensorRT needs no "
+            "ONNX operator."
+        ),
     )
     solution_source = """
-        lab10.road.check({"laptop": "rewrite", "parser": "layers", "tryout": "kernel between engines", "server": "plugin"})
+        roads = {"laptop": "rewrite", "parser": "layers", "tryout": "kernel between engines", "server": "plugin"}
+        lab10.road.check(roads)
     """
-    answer = "The cheapest road that ends where the network has to run; a plugin is the last, and sometimes the only one."
+    answer = (
+        "The cheapest road that ends where the network has to run; a plugin is the last, and sometimes the only one."
+    )
 
     def judge(self, roads: dict) -> str:
         lacking, unknown = sorted(set(SITUATIONS) - set(roads)), sorted(set(map(str, roads)) - set(SITUATIONS))
         if lacking or unknown:
-            raise Wrong(f"the dict lacks {lacking}." if lacking else f"{unknown} are no situations; they are {sorted(SITUATIONS)}.")
+            raise Wrong(
+                f"the dict lacks {lacking}."
+                if lacking
+                else f"{unknown} are no situations; they are {sorted(SITUATIONS)}."
+            )
         for road in roads.values():
             if road not in ROADS:
                 raise Wrong(f"{road!r} is no road; they are {list(ROADS)}.")
         for situation, right in _RIGHT_ROADS.items():
             if roads[situation] != right:
-                raise Wrong(f"{situation}: {_WHY_NOT[situation][roads[situation]]}")
+                raise Wrong(f"{situation}: {WHY_NOT[situation][roads[situation]]}")
         return "Each the cheapest that ends where the network has to run."
-
-
-_WHY_NOT = {
-    "laptop": {"plugin": "TensorRT-RTX takes no plugins.", "layers": "that works, but known operators need no code at all in the program that builds.",
-               "kernel between engines": "two engines and a kernel, where three known operations in the graph would do."},
-    "parser": {"rewrite": "there is no ONNX operator to rewrite it into.", "plugin": "TensorRT has a layer for it; a plugin would write it anew in C++.",
-               "kernel between engines": "TensorRT has a layer for it; nobody needs a kernel of their own."},
-    "tryout": {"plugin": "8.6 takes plugins in C++ only, and there is no compiler.", "layers": "that throws the Triton kernel away, and with it the fusion.",
-               "rewrite": "that throws the Triton kernel away, and with it the fusion."},
-    "server": {"kernel between engines": "48 kernels make 49 engines, and the server loads one file.",
-                   "rewrite": "unfused it takes half the time, as the situation says.",
-               "layers": "TensorRT's layers are the unfused operations; they take half the time."},
-}
-
-
-def puzzle():
-    """A graph with one node HardGate of the domain "workbook": x, gate (rows, 8) → y. What `rewrite` starts from."""
-
-    from onnx import TensorProto, helper
-
-    from labsupport import export
-
-    x, gate, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", PUZZLE_COLUMNS]) for name in ("x", "gate", "y"))
-    node = helper.make_node("HardGate", ["x", "gate"], ["y"], name="gate_it", domain="workbook", alpha=ALPHA, beta=BETA)
-    model = helper.make_model(helper.make_graph([node], "puzzle", [x, gate], [y]), ir_version=8,
-                              opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("workbook", 1)])
-    return export.save(model, export.fresh_folder() / "puzzle.onnx")
-
-
-def mystery(x, gate, weight):
-    """An implementation of the operator with a fault at some row lengths; what `odd_size` looks into."""
-    import torch
-
-    from labsupport.gated_norm import EPSILON
-
-    columns = x.shape[-1]
-    seen = columns if columns <= PASS else columns // PASS * PASS
-    v = (x * torch.nn.functional.silu(gate)).float()[..., :seen]
-    y = torch.zeros_like(x)
-    y[..., :seen] = v * torch.rsqrt(v.pow(2).sum(-1, keepdim=True) / columns + EPSILON) * weight[:seen]
-    return y
 
 
 gain, shapes, types, rewrite, odd_size, road = Gain(), Shapes(), Types(), Rewrite(), OddSize(), Road()

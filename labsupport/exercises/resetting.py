@@ -31,18 +31,24 @@ def reset(name: str, *, root: Path = ROOT) -> str:
         return f"{lab} already is as shipped; nothing was changed."
     pristine = next(_shipped_versions(lab, expected, root), None)
     if pristine is None:
-        raise LabError(f"no shipped version of {lab} was found: neither git's history nor the snapshots in "
-                       f"{_snapshots() or 'the cache'} hold it. Nothing was changed. Download notebooks/{lab}.ipynb "
-                       "from the workbook's repository again and put it beside the other notebooks.")
+        raise LabError(
+            f"no shipped version of {lab} was found: neither git's history nor the snapshots in "
+            f"{_snapshots() or 'the cache'} hold it. Nothing was changed. Download notebooks/{lab}.ipynb "
+            "from the workbook's repository again and put it beside the other notebooks."
+        )
     try:
         kept = _put_in_place(pristine, target, root)
     except OSError as error:
-        raise LabError(f"{lab} could not be restored ({error.strerror or error}: {error.filename}). "
-                       "Close the notebook where it is open, check that the folder can be written, then try again; "
-                       f"your copy is in {target.parent} or its folder my_work.") from error
+        raise LabError(
+            f"{lab} could not be restored ({error.strerror or error}: {error.filename}). "
+            "Close the notebook where it is open, check that the folder can be written, then try again; "
+            f"your copy is in {target.parent} or its folder my_work."
+        ) from error
     moved = f" Your copy is in {kept.relative_to(root).as_posix()}." if kept else " There was no copy to keep."
-    return (f"{lab} is as shipped again.{moved} Your progress is kept. "
-            "If the notebook is open in JupyterLab, choose File > Reload Notebook from Disk.")
+    return (
+        f"{lab} is as shipped again.{moved} Your progress is kept. "
+        "If the notebook is open in JupyterLab, choose File > Reload Notebook from Disk."
+    )
 
 
 def snapshot(*, root: Path = ROOT) -> tuple[str, ...]:
@@ -71,7 +77,9 @@ def write_manifest(*, root: Path = ROOT) -> dict[str, str]:
 
 
 def own_copies(*, root: Path = ROOT) -> list[str]:
-    """Notebooks that a learner has worked in since they were shipped: no longer what the manifest says, nor what git has."""
+    """Notebooks that a learner has worked in since they were shipped: no longer what the manifest says, nor what git
+    has.
+    """
     own = []
     for notebook, expected in _manifest(root).items():
         source = root / "notebooks" / notebook
@@ -92,7 +100,7 @@ def content_hash(content: bytes) -> str:
 
 
 def _hash_of_file(file: Path) -> str:
-    """"" where the file is absent, half-saved or unreadable."""
+    """ "" where the file is absent, half-saved or unreadable."""
     try:
         return content_hash(file.read_bytes())
     except (OSError, ValueError, RecursionError):

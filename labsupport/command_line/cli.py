@@ -1,0 +1,259 @@
+"""The command line, `python3 -m labsupport lab|test|run|record|doctor|progress|reset`; standard library only."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from labsupport.errors import LabError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
+NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "--nbval-kernel-startup-timeout=120")
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    top = argparse.ArgumentParser(
+        prog="python3 -m labsupport", description="The TensorRT lab workbook.", allow_abbrev=False
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    install = argparse.ArgumentParser(add_help=False)
+    which = install.add_mutually_exclusive_group()
+    for name, text in (
+        ("gpu", "TensorRT and PyTorch for CUDA"),
+        ("cpu", "ONNX Runtime, and TensorRT-RTX as builder"),
+        ("rtx", "TensorRT-RTX on a GeForce RTX"),
+    ):
+        which.add_argument(f"--{name}", dest="set", action="store_const", const=name, help=f"install {text}")
+    install.add_argument("--torch-index", metavar="URL", help="package index to take PyTorch from")
+
+    def add(name: str, text: str, *parents) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=list(parents), allow_abbrev=False)
+
+    lab = add("lab", "make the environment where needed and open JupyterLab; further arguments go to it", install)
+    lab.add_argument("--no-browser", action="store_true", help="print the address instead of opening a browser")
+    lab.add_argument("--port", type=port, help="port of the local server (default: JupyterLab's choice, 8888 upwards)")
+    add("test", "run the tests and every notebook; further arguments go to pytest", install)
+    for name, text in (
+        ("run", "execute labs without a browser, one line a lab"),
+        ("record", "like run; on a GPU also store outputs and recordings"),
+    ):
+        command = add(name, text, install)
+        command.add_argument("labs", nargs="*", metavar="LAB", help="01, 01_measuring or a path; default: all")
+        command.add_argument("--json", action="store_true", help="print the results as JSON")
+        command.add_argument("--save", metavar="DIR", type=Path, help="write the executed notebooks there")
+    add("doctor", "examine this machine and its packages").add_argument("--json", action="store_true")
+    add("progress", "show which exercises are done")
+    add("reset", "restore one lab's notebook, keeping your copy").add_argument("lab", metavar="LAB")
+    return top
+
+
+def port(text: str) -> int:
+    """A TCP port from the command line; 0 leaves the choice to the system."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; choose a number from 0 to 65535")
+    return int(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 done, 1 failed, 2 not understood, 130 interrupted."""
+    # Taken out, or JupyterLab would hand it on to its terminals, and a command typed there would install nothing.
+    ready = bool(os.environ.pop("LABSUPPORT_READY", ""))
+    argv = sys.argv[1:] if argv is None else list(argv)
+    top = parser()
+    options, rest = top.parse_known_args(argv)
+    if rest and options.command not in ("lab", "test"):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        if options.command in ("lab", "test", "run", "record"):
+            elsewhere = prepare(options, argv, ready=ready)
+        else:
+            elsewhere = borrow(argv, ready=ready)
+        if elsewhere is not None:
+            return elsewhere
+        if sys.version_info < (3, 10) and options.command != "doctor":  # the doctor reports it among the rest
+            from labsupport.command_line import installation
+
+            installation.check_python()
+        return COMMANDS[options.command](options, rest)
+    except LabError as error:
+        print(f"labsupport: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("labsupport: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `… | head` has seen enough; Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def prepare(options: argparse.Namespace, argv: list[str], *, ready: bool = False) -> int | None:
+    """Make sure of an environment; None to go on in this process, else the exit code of the one that did it all.
+
+    ready: this process was started by `again`, after an installation.
+    """
+    from labsupport.command_line import installation
+
+    need = {"record": "run"}.get(options.command, options.command)
+    place = installation.Installation()
+    inside = Path(sys.prefix).resolve() == place.folder.resolve()
+    # In `.venv` itself a changed pyproject.toml means an update; any other environment is its owner's.
+    outdated = inside and place.read_stamp() and not place.ready(options.set)
+    if not outdated and not installation.lacking(need) and installation.fits(options.set):
+        return None
+    if ready:
+        missing = ", ".join(installation.lacking(need))
+        if not missing:
+            return None
+        raise installation.InstallationError(
+            f"{place.folder} was installed and still lacks {missing}; delete that folder and run the same command again"
+        )
+    python = place.ensure(options.set, torch_index=options.torch_index)
+    return again(python, argv)
+
+
+def borrow(argv: list[str], *, ready: bool = False) -> int | None:
+    """The small commands need no environment, but tell more inside one: use `.venv` where it is finished."""
+    from labsupport.command_line import installation
+
+    place = installation.Installation()
+    inside = Path(sys.prefix).resolve() == place.folder.resolve()
+    if inside or ready or not installation.lacking("run") or not place.ready():
+        return None
+    try:
+        return again(place.python, argv)
+    except OSError:  # its Python does not start; the doctor then reports from here
+        return None
+
+
+def again(python: Path, argv: list[str]) -> int:
+    """The same command under another Python. A child process, because Windows cannot replace one."""
+    child = subprocess.Popen(
+        [str(python), "-m", "labsupport", *argv], cwd=Path.cwd(), env=environment_variables(LABSUPPORT_READY="1")
+    )
+    return wait(child)
+
+
+def wait(child: subprocess.Popen) -> int:
+    """Wait for a child that gets the terminal's Ctrl-C itself; JupyterLab asks before it stops."""
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            continue
+
+
+def environment_variables(**more: str) -> dict[str, str]:
+    """This environment, with `labsupport` importable in every child."""
+    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
+
+
+def lab(options: argparse.Namespace, rest: list[str]) -> int:
+    """JupyterLab on the first notebook, with its default token and only on this machine."""
+    from labsupport.exercises import resetting
+
+    # A notebook as the argument would make its folder the root, and hide the data and the README.
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        f"--ServerApp.root_dir={REPOSITORY}",
+        f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}",
+    ]
+    if options.no_browser:
+        command.append("--no-browser")
+    if options.port is not None:
+        command.append(f"--port={options.port}")
+    command += rest
+    # Containers and rented machines often have no other user, and JupyterLab refuses this one unasked.
+    if getattr(os, "geteuid", lambda: 1)() == 0 and "--allow-root" not in rest:
+        print("labsupport: you are root, so JupyterLab is started with --allow-root", file=sys.stderr)
+        command.append("--allow-root")
+    resetting.snapshot()  # what `reset` restores from where there is no git
+    return wait(subprocess.Popen(command, cwd=REPOSITORY, env=environment_variables()))
+
+
+def test(options: argparse.Namespace, rest: list[str]) -> int:
+    """One pytest over tests and notebooks; then the metrics that the notebooks recorded, against their bands."""
+    from labsupport.exercises import resetting
+
+    with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
+        # One thread each: on a small or busy machine PyTorch's threads wait for each other far longer than they work.
+        threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        variables = environment_variables(LABSUPPORT_METRICS=folder, IPYKERNEL_CELL_NAME="<cell>", **threads)
+        own = resetting.own_copies()
+        if own:
+            print(
+                f"left out, because you have worked in them: {', '.join(own)} (`python3 -m labsupport reset LAB` "
+                "brings one back as shipped; authors note theirs with "
+                "`python3 -m labsupport.exercises.resetting --write-manifest`)",
+                file=sys.stderr,
+            )
+        code = wait(subprocess.Popen(pytest_command(rest, own), cwd=REPOSITORY, env=variables))
+        if code not in (0, 1):
+            return code
+        from labsupport import recordings
+
+        violations = recordings.check_live(Path(folder))
+    for violation in violations:
+        print(f"FAILED {violation}", file=sys.stderr)
+    return FAILED if violations else code
+
+
+def pytest_command(rest: list[str], own: list[str] = ()) -> list[str]:
+    """pytest's arguments: the learner's paths where there are some, else everything."""
+    named = any(not argument.startswith("-") and (REPOSITORY / argument.split("::")[0]).exists() for argument in rest)
+    paths = [] if named else [name for name in ("tests", "notebooks") if (REPOSITORY / name).is_dir()]
+    left_out = [f"--ignore=notebooks/{notebook}" for notebook in own]
+    return [sys.executable, "-m", "pytest", *NBVAL, *left_out, *rest, *paths]
+
+
+def run(options: argparse.Namespace, rest: list[str]) -> int:
+    """Execute labs; the lines go to standard output, the progress bar to standard error."""
+    from labsupport.command_line import running
+
+    store = options.command == "record"
+    results = running.run(options.labs, save=options.save, store=store, echo=None if options.json else print)
+    if options.json:
+        print(
+            json.dumps(
+                {"ok": all(result.ok for result in results), "labs": [result.as_dict() for result in results]}, indent=1
+            )
+        )
+    return 0 if all(result.ok for result in results) else FAILED
+
+
+def doctor(options: argparse.Namespace, rest: list[str]) -> int:
+    """Print the report; 1 when it holds a problem."""
+    from labsupport.command_line.doctor import examine
+
+    report = examine()
+    print(json.dumps(report.as_dict(), indent=1) if options.json else report)
+    return 0 if report.ok else FAILED
+
+
+def progress(options: argparse.Namespace, rest: list[str]) -> int:
+    """Which exercises are done."""
+    from labsupport.exercises import progress_report
+
+    print(progress_report.report())
+    return 0
+
+
+def reset(options: argparse.Namespace, rest: list[str]) -> int:
+    """Restore one lab's notebook."""
+    from labsupport.exercises import resetting
+
+    print(resetting.reset(options.lab))
+    return 0
+
+
+COMMANDS = {"lab": lab, "test": test, "run": run, "record": run, "doctor": doctor, "progress": progress, "reset": reset}

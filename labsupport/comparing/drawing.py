@@ -1,0 +1,140 @@
+"""Pictures small enough to store in a notebook, each with one sentence that says the same in words."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from dataclasses import dataclass
+
+import numpy as np
+
+from labsupport.benchmarking.measurements import earned
+
+DPI = 80
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")  # Okabe and Ito 2008: told apart with any colour vision
+HATCHES = ("", "//", "..", "xx")  # told apart without colour
+LINES = ("-", "--", ":", "-.")
+
+
+@dataclass(frozen=True, repr=False)
+class Drawing:
+    """A matplotlib figure and its text equivalent; a notebook shows both."""
+
+    figure: object
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        self.figure.savefig(picture, format="png", dpi=DPI, metadata={"Description": self.text})
+        return picture.getvalue()
+
+    def _repr_html_(self) -> str:
+        source, words = base64.b64encode(self._repr_png_()).decode("ascii"), html.escape(self.text, quote=True)
+        return (
+            f'<figure><img alt="{words}" src="data:image/png;base64,{source}"><figcaption>{words}</figcaption></figure>'
+        )
+
+    def _ipython_display_(self) -> None:
+        # two outputs: a notebook shows the richest form of one output only, and would drop the sentence
+        from IPython.display import display
+
+        picture = base64.b64encode(self._repr_png_()).decode("ascii")
+        display(
+            {"image/png": picture, "text/plain": "(picture, described below)"},
+            metadata={"image/png": {"alt": self.text}},
+            raw=True,
+        )
+        display({"text/plain": self.text}, raw=True)
+
+
+def draw_bars(labels, values, ranges, notes, *, unit, title="") -> Drawing:
+    """Horizontal bars with their value and note written beside them; `ranges` are (low, high) or None per bar."""
+    figure, axes = _canvas(height=1.1 + 0.5 * len(labels))
+    places, top = np.arange(len(labels)), max([*values, *(high for _, high in filter(None, ranges))])
+    for place, value, span in zip(places, values, ranges):
+        style = place % len(COLOURS)
+        axes.barh(place, value, height=0.62, color=COLOURS[style], hatch=HATCHES[style], edgecolor="white")
+        if span:
+            reach = [[max(value - span[0], 0)], [max(span[1] - value, 0)]]
+            axes.errorbar(value, place, xerr=reach, color="black", capsize=3, linewidth=1)
+    for place, value, span, note in zip(places, values, ranges, notes):
+        words = _written(value) + (f"   {note}" if note else "")
+        axes.text(max(value, span[1] if span else value) + 0.015 * top, place, words, va="center", fontsize=9)
+    axes.set_yticks(places, labels)
+    axes.invert_yaxis()  # the first row on top, as in the table
+    axes.set_xlim(0, top * (1.55 if any(notes) else 1.15) or 1)
+    axes.set_xlabel(unit)
+    axes.set_title(title, fontsize=10, loc="left")
+    listed = "; ".join(
+        f"{label} {_written(value)}" + (f" ({note})" if note else "")
+        for label, value, note in zip(labels, values, notes)
+    )
+    return Drawing(figure, f"{title + ': ' if title else ''}bars of {unit}: {listed}.")
+
+
+def draw_histogram(latencies, *, bins, title="") -> Drawing:
+    """Outlined histograms over one axis in ms, medians and 99th percentiles as labelled lines."""
+    figure, axes = _canvas(height=3.0)
+    pooled = np.concatenate([latency.samples_ms for latency in latencies])
+    edges, told = np.histogram_bin_edges(pooled, bins=bins), []
+    for index, latency in enumerate(latencies):
+        middle, tail = earned(latency.median_ms, latency.iqr_ms), latency.p99_ms
+        words = f"{latency.name}: median {middle} ms"
+        words += f", p99 {earned(tail, latency.iqr_ms)} ms" if tail is not None else ", too few calls for a p99"
+        told.append(f"{words}, over {len(latency.samples_ms)} calls")
+        axes.hist(
+            latency.samples_ms,
+            bins=edges,
+            histtype="stepfilled",
+            alpha=0.55,
+            label=words,
+            facecolor=COLOURS[index],
+            hatch=HATCHES[index],
+            edgecolor="black",
+            linewidth=0.8,
+        )
+        for mark, label in ((latency.median_ms, "median"), (tail, "p99")):
+            if mark is not None:
+                axes.axvline(mark, color="black", linestyle=LINES[index], linewidth=1)
+                axes.annotate(
+                    label,
+                    (mark, 1),
+                    xycoords=("data", "axes fraction"),
+                    xytext=(2, -2 - 9 * index),
+                    textcoords="offset points",
+                    fontsize=7,
+                    va="top",
+                )
+    axes.set_xlim(left=min(0.0, float(pooled.min())))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(
+        f"ms per call ({latencies[0].clock} clock)"
+        if len({x.clock for x in latencies}) == 1
+        else "ms per call (clocks differ)"
+    )
+    axes.set_ylabel("calls")
+    axes.legend(fontsize=8, frameon=False)
+    axes.set_title(title, fontsize=10, loc="left")
+    return Drawing(figure, f"{title + ': ' if title else ''}histogram of latencies: {'; '.join(told)}.")
+
+
+def _written(value) -> str:
+    """A bar's number; a measured one has two digits, or 1.0 at a sentence's end would look like one cut off."""
+    bare = isinstance(value, float) and value.is_integer() and 0 < abs(value) < 10
+    return f"{value:.1f}" if bare else f"{value:g}"
+
+
+def _canvas(height):
+    # Figure, not pyplot: nothing is left open, and no backend shows the picture a second time
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

@@ -1,0 +1,269 @@
+"""A graph walked from input to output while its tensors change type, and Cast nodes put where two types meet."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from labsupport.errors import BadInput, LabError
+from labsupport.export import onnx_graph
+from labsupport.export.qdq_nodes import QDQ
+
+LOW = ("fp16", "bf16")
+OLDEST_OPSET = 13  # the first in which every common operator takes BF16 as well as FP16
+NARROW_SCALES_OPSET = 19  # the first whose Q/DQ nodes take narrow tensors and scales
+
+# They describe, create or scale data, and take FP32 whatever their neighbors do.
+ALWAYS_WIDE = (
+    "DynamicQuantizeLinear",
+    "Range",
+    "Resize",
+    "RandomNormal",
+    "RandomUniform",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "EyeLike",
+    "NonMaxSuppression",
+    "RoiAlign",
+)
+
+
+def model_of(graph):
+    """(OnnxGraph, its ModelProto with a name on every node), after the checks that any change of type needs.
+
+    Raises BadInput for a graph that is narrow already, too old, or that holds branches or loops.
+    """
+    graph = graph if isinstance(graph, onnx_graph.OnnxGraph) else onnx_graph.load(graph)
+    kind = onnx_graph.float_type(graph)
+    if kind != "fp32":
+        raise BadInput(
+            f"{graph.path.name} is {kind} already; hand in the FP32 graph, from which every other precision is made"
+        )
+    if graph.opset < OLDEST_OPSET:
+        raise BadInput(
+            f"{graph.path.name} is opset {graph.opset}; operators take FP16 and BF16 side by side from opset "
+            f"{OLDEST_OPSET} on: export it again with opset=17"
+        )
+    model = graph.model()
+    for place, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{place}"
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            raise BadInput(
+                f"{graph.path.name}: {node.name} ({node.op_type}) holds a branch or a loop, into which these tools do "
+                "not look; "
+                "export the network without it"
+            )
+    return graph, model
+
+
+def known(names: Iterable[str], graph, model) -> frozenset[str]:
+    """The node names to keep wide, after a check that each is there. Raises BadInput with the nearest names."""
+    if isinstance(names, str):
+        raise BadInput(f"keep_wide={names!r} is one text; give a list of node names, such as [{names!r}]")
+    if not isinstance(names, Iterable):
+        raise BadInput(f"keep_wide={names!r} is no list; give a list of node names, an empty one for none")
+    there = [node.name for node in model.graph.node]
+    for name in (names := list(names)):
+        if name not in there:
+            near = difflib.get_close_matches(str(name), there, 3, 0.4) or there[:3]
+            raise BadInput(
+                f"keep_wide names {name!r}, and {graph.path.name} has no such node; did you mean one of {near}?"
+            )
+    return frozenset(names)
+
+
+def low_type(to: str):
+    """(ONNX type number, NumPy dtype) of a low precision. Raises BadInput."""
+    import numpy as np
+
+    if to not in LOW:
+        raise BadInput(f"to={to!r} is not a precision a graph can be cast to; choose one of {list(LOW)}")
+    import ml_dtypes
+    import onnx
+
+    return (onnx.TensorProto.FLOAT16, np.float16) if to == "fp16" else (onnx.TensorProto.BFLOAT16, ml_dtypes.bfloat16)
+
+
+def _at_opset(model, opset: int, name: str):
+    """The model rewritten for a newer opset; as it is, where it has that or one beyond."""
+    import onnx
+
+    if next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0) >= opset:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, opset)
+    except Exception as error:  # the converter's own types
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise LabError(
+            f"{name} cannot be rewritten for opset {opset}, in which Q/DQ nodes take narrow scales: {said}; export "
+            "it at that opset"
+        ) from error
+
+
+def _constant(node):
+    """The tensor in a Constant node, whichever attribute holds it; None for a sparse one and for text."""
+    import numpy as np
+    import onnx
+
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            return attribute.t
+        kind = {
+            "value_float": np.float32,
+            "value_floats": np.float32,
+            "value_int": np.int64,
+            "value_ints": np.int64,
+        }.get(attribute.name)
+        if kind is not None:
+            return onnx.numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(attribute), kind))
+    return None
+
+
+class Walk:
+    """One pass over a graph's nodes that writes the nodes of a new graph; a subclass says what a change of type is."""
+
+    scales: Iterable[str] = ()
+
+    def __init__(self, graph, to: str, keep_wide: Iterable[str] = ()):
+        import onnx
+
+        self.low, self.dtype = low_type(to)
+        self.graph, self.model = model_of(graph)
+        self.suffix, self.wide = to, known(keep_wide, self.graph, self.model)
+        if any(self.graph.ops.get(op) for op in QDQ):  # a Cast between a DequantizeLinear and its layer would part them
+            self.model = _at_opset(self.model, NARROW_SCALES_OPSET, self.graph.path.name)
+            self.scales = {node.input[1] for node in self.model.graph.node if node.op_type in QDQ}
+        self._lift_constants()
+        self.weights = {w.name: w for w in self.model.graph.initializer if w.data_type == onnx.TensorProto.FLOAT}
+        inferred = onnx.shape_inference.infer_shapes(self.model)
+        listed = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
+        self.floats = {v.name for v in listed if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT} | set(
+            self.weights
+        )
+        self.is_low: set[str] = set()
+        self.made: dict[tuple[str, bool], str] = {}
+        self.nodes: list = []
+        self.new_weights: list = []
+
+    def _lift_constants(self) -> None:
+        """Turn Constant nodes into weights: a number has no type of its own until somebody reads it."""
+        kept = []
+        for node in self.model.graph.node:
+            value = _constant(node) if node.op_type == "Constant" else None
+            if value is not None:
+                value.name = node.output[0]
+                self.model.graph.initializer.append(value)
+            else:
+                kept.append(node)
+        del self.model.graph.node[:]
+        self.model.graph.node.extend(kept)
+
+    def narrows(self, node) -> bool:
+        """Whether a node is to compute in the low precision."""
+        touched = [t for t in (*node.input, *node.output) if t in self.floats]
+        return bool(touched) and node.name not in self.wide and node.op_type not in ALWAYS_WIDE
+
+    def weight(self, name: str) -> str:
+        """The low-precision twin of a weight."""
+        import numpy as np
+        import onnx
+
+        key = (name, True)
+        if key not in self.made:
+            exact = onnx.numpy_helper.to_array(self.weights[name])
+            with np.errstate(over="ignore"):
+                values = exact.astype(self.dtype)
+            if name in self.scales and not (values.all() and np.isfinite(values.astype(np.float32)).all()):
+                raise BadInput(
+                    f"{self.graph.path.name}: the scale {name} runs from {np.abs(exact).min():.2g} to "
+                    f"{np.abs(exact).max():.2g}, "
+                    f"which {self.suffix} does not hold; quantize with that layer in exclude, or cast to='bf16'"
+                )
+            self.made[key] = f"{name}.{self.suffix}"
+            self.new_weights.append(onnx.numpy_helper.from_array(values, self.made[key]))
+        return self.made[key]
+
+    def read(self, tensor: str, low: bool) -> str:
+        """The name under which a node reads a tensor in the type it wants."""
+        if tensor not in self.floats or (tensor in self.is_low) == low:
+            return tensor
+        if tensor in self.weights:
+            return self.weight(tensor)
+        key = (tensor, low)
+        if key not in self.made:
+            self.made[key] = f"{tensor}.{self.suffix if low else 'fp32'}"
+            self.change(tensor, self.made[key], low)
+        return self.made[key]
+
+    def cast(self, source: str, target: str, kind: int) -> None:
+        """Append one Cast node."""
+        import onnx
+
+        self.nodes.append(onnx.helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=kind))
+
+    def saved(self, path=None) -> onnx_graph.OnnxGraph:
+        """Put the new nodes and weights into the model, drop what nobody reads, and save it."""
+        body = self.model.graph
+        del body.node[:], body.value_info[:]
+        body.node.extend(self.nodes)
+        body.initializer.extend(self.new_weights)
+        read = {t for node in body.node for t in node.input} | {o.name for o in body.output}
+        used = [w for w in body.initializer if w.name in read]
+        del body.initializer[:]
+        body.initializer.extend(used)
+        folder = onnx_graph.fresh_folder()
+        return onnx_graph.save(
+            self.model,
+            onnx_graph.another_file(path or folder / f"{self.graph.path.stem}.{self.suffix}.onnx", self.graph),
+        )
+
+
+class Typed(Walk):
+    """Types as strongly typed TensorRT reads them: narrow weights and tensors, Cast nodes where the type changes."""
+
+    def change(self, tensor, target, low):
+        import onnx
+
+        self.cast(tensor, target, self.low if low else onnx.TensorProto.FLOAT)
+
+    def walk(self, keep_io: bool) -> Typed:
+        """Write the nodes of the typed graph."""
+        import onnx
+
+        border = {o.name for o in self.model.graph.output}
+        if not keep_io:
+            for value in (*self.model.graph.input, *self.model.graph.output):
+                if value.name in self.floats:
+                    value.type.tensor_type.elem_type = self.low
+            self.is_low |= {v.name for v in self.model.graph.input if v.name in self.floats}
+        for node in self.model.graph.node:
+            low, new = self.narrows(node), onnx.NodeProto()
+            new.CopyFrom(node)
+            new.input[:] = [self.read(t, low) if t else t for t in node.input]
+            self._retype(new, low)
+            self.nodes.append(new)
+            for place, tensor in enumerate(node.output):
+                if tensor in self.floats and tensor in border and low == keep_io:
+                    new.output[place] = f"{tensor}.computed"  # the border keeps its name and gets a Cast before it
+                    self.cast(new.output[place], tensor, onnx.TensorProto.FLOAT if keep_io else self.low)
+                    if not keep_io:
+                        self.is_low.add(tensor)
+                elif tensor in self.floats and low:
+                    self.is_low.add(tensor)
+        return self
+
+    def _retype(self, node, low: bool) -> None:
+        """A Cast to FP32 and a filled tensor carry their type in an attribute."""
+        import numpy as np
+        import onnx
+
+        if low and node.op_type == "ConstantOfShape" and not node.attribute:  # left out, it fills with FP32 zeros
+            zero = onnx.numpy_helper.from_array(np.zeros(1, np.float32))
+            node.attribute.append(onnx.helper.make_attribute("value", zero))
+        for attribute in node.attribute if low else ():
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT:
+                attribute.i = self.low
+            if node.op_type == "ConstantOfShape" and attribute.name == "value":
+                attribute.t.CopyFrom(
+                    onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(attribute.t).astype(self.dtype))
+                )

@@ -1,0 +1,146 @@
+"""Where Q/DQ nodes stand for TensorRT: which tensors get them, and who reads the codes and who the tensor itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what is worth eight bits
+PRODUCTS = ("Gemm", "MatMul")
+QDQ = ("QuantizeLinear", "DequantizeLinear")
+
+
+def named(model):
+    """Give unnamed nodes a name: layers are excluded, and residual adds found again, by it."""
+    taken = {node.name for node in model.graph.node}
+    for place, node in enumerate(model.graph.node):
+        if not node.name:
+            node.name = next(n for n in (f"{node.op_type}_{place}{'_' * k}" for k in range(99)) if n not in taken)
+    return model
+
+
+def activations(model) -> list[str]:
+    """Tensors that get Q/DQ for TensorRT: what layers read, and the shortcut side of residual adds."""
+    weights = {w.name for w in model.graph.initializer}
+    read = [
+        name for node in model.graph.node if node.op_type in LAYERS for name in node.input[:2] if name not in weights
+    ]
+    constant = {name for node in model.graph.node if node.op_type == "Constant" for name in node.output}
+    # Both sides of a residual add: which of them is the shortcut depends on the layers that will be excluded.
+    added = [name for _, makers in _residual_adds(model) for name, _ in makers]
+    return [name for name in dict.fromkeys([*read, *added]) if name not in constant]
+
+
+def shortcuts(model, kept: set[str], residual: str = "convolutions") -> list[tuple[str, str]]:
+    """(residual add, tensor to put behind Q/DQ) for the adds of a quantized layer's output and something else.
+
+    An add is computed in the convolution that feeds it only when its other side is INT8 and this one is not; of two
+    convolutions the deeper one takes it. After a matrix product ``residual`` decides: "shortcut" takes the other side
+    alone, "both" the product's side as well, so that the product writes one byte instead of four.
+    """
+    found = []
+    for node, makers in _residual_adds(model):
+        main = next(((name, layer) for name, layer in makers if layer is not None and layer.name not in kept), None)
+        if main is None or (main[1].op_type in PRODUCTS and residual == "convolutions"):
+            continue
+        others = [name for name, _ in makers if name != main[0]]
+        if len(others) == 1:
+            found.append((node.name, others[0]))
+            if main[1].op_type in PRODUCTS and residual == "both":
+                found.append((node.name, main[0]))
+    return found
+
+
+def _residual_adds(model):
+    """(add, [(input, the layer that makes it or None), the deeper first]) for every add of two computed tensors, one a
+    layer's.
+    """
+    weights = {w.name for w in model.graph.initializer}
+    depth: dict[str, int] = {}
+    maker = {}
+    for node in model.graph.node:
+        for name in node.output:
+            depth[name], maker[name] = 1 + max((depth.get(i, 0) for i in node.input), default=0), node
+    for node in model.graph.node:
+        if node.op_type != "Add" or any(name in weights or name not in depth for name in node.input):
+            continue
+        makers = [
+            (name, _layer_behind(name, maker, weights)) for name in sorted(node.input, key=lambda name: -depth[name])
+        ]
+        if any(layer is not None for _, layer in makers):
+            yield node, makers
+
+
+def _layer_behind(tensor: str, maker: Mapping, weights: set[str]):
+    """The layer that writes a tensor, where need be through the add of its bias; None when another node makes it."""
+    node = maker[tensor]
+    if node.op_type == "Add" and any(name in weights for name in node.input):
+        node = next((maker[name] for name in node.input if name in maker), node)
+        return node if node.op_type in PRODUCTS else None
+    return node if node.op_type in LAYERS else None
+
+
+def clip_early(model, ranges: dict) -> None:
+    """What only a ReLU or a Clip reads is worth no more codes than what the ReLU or Clip lets pass."""
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    for node in model.graph.node:
+        if (
+            node.op_type in ("Relu", "Clip")
+            and readers[node.input[0]] == 1
+            and {node.input[0], node.output[0]} <= set(ranges)
+        ):
+            ranges[node.input[0]] = ranges[node.output[0]]
+
+
+def only_layers_read_codes(model) -> None:
+    """Give everything but the layers the tensor as it was before Q/DQ: quantize_static hands the codes to every reader.
+
+    A transformer's residual stream would otherwise be rounded at every block, and a LayerNorm would read the codes.
+    """
+    nodes = list(model.graph.node)
+    source = {node.output[0]: node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
+    before = {
+        node.output[0]: source[node.input[0]]
+        for node in nodes
+        if node.op_type == "DequantizeLinear" and node.input[0] in source
+    }
+    outputs = {o.name for o in model.graph.output}
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            if node.op_type not in (*LAYERS, *QDQ) and name in before and before[name] not in outputs:
+                node.input[i] = before[name]
+
+
+def quantize_shortcuts(model, shortcuts: list[tuple[str, str]], ranges: Mapping) -> None:
+    """Put the shortcut side of residual adds behind Q/DQ, sharing the pair that a neighboring layer already has."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    nodes = {node.name: node for node in model.graph.node}
+    coded = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    decoded = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    for add, tensor in shortcuts:
+        if tensor not in coded:
+            limit = max(-ranges[tensor][0], ranges[tensor][1]) / 127
+            names = [f"{tensor}_shortcut_{part}" for part in ("scale", "zero_point", "quantized", "dequantized")]
+            model.graph.initializer.extend(
+                [
+                    numpy_helper.from_array(np.array(limit or 1.0, np.float32), names[0]),
+                    numpy_helper.from_array(np.array(0, np.int8), names[1]),
+                ]
+            )
+            pair = [
+                helper.make_node(
+                    "QuantizeLinear", [tensor, *names[:2]], [names[2]], name=f"{tensor}_shortcut_QuantizeLinear"
+                ),
+                helper.make_node(
+                    "DequantizeLinear", [names[2], *names[:2]], [names[3]], name=f"{tensor}_shortcut_DequantizeLinear"
+                ),
+            ]
+            place = next(i for i, node in enumerate(model.graph.node) if tensor in node.output) + 1
+            for node in reversed(pair):
+                model.graph.node.insert(place, node)
+            coded[tensor], decoded[names[2]] = names[2], names[3]
+        for i, name in enumerate(nodes[add].input):
+            if name == tensor:
+                nodes[add].input[i] = decoded[coded[tensor]]

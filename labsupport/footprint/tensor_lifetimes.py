@@ -1,0 +1,253 @@
+"""Where a network's bytes go: how long each tensor lives, the least memory that takes, and what a served one holds.
+
+A plan of addresses follows from the lifetimes alone, so all of it is computed from an ONNX graph without a GPU.
+What a process really holds is measured in `served`, part of this room.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from labsupport import export
+from labsupport.errors import BadInput
+
+MIB = 2**20
+VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+ENGINE_BYTES = {**VALUE_BYTES, "fp8": 1, "int32": 4, "int64": 8, "bool": 1}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One activation: its size and the steps, both included, between which its memory may hold nothing else."""
+
+    name: str
+    mib: float
+    born: int
+    dies: int
+    op: str = ""
+
+    def overlaps(self, other: Tensor) -> bool:
+        """Whether the two are alive at one step, and so need memory of their own."""
+        return self.born <= other.dies and other.born <= self.dies
+
+
+@dataclass(frozen=True, repr=False)
+class Lifetimes:
+    """All activations of one network, in the order they are written; step i runs node ``steps[i]``."""
+
+    steps: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def total_mib(self) -> float:
+        """Memory if every tensor kept an address of its own."""
+        return math.fsum(tensor.mib for tensor in self.tensors)
+
+    @property
+    def live_mib(self) -> tuple[float, ...]:
+        """Memory of the tensors that are alive, step by step."""
+        return tuple(math.fsum(tensor.mib for tensor in self.at(step)) for step in range(len(self.steps)))
+
+    @property
+    def peak_mib(self) -> float:
+        """The fullest step: less memory than this no plan of addresses can do with."""
+        return max(self.live_mib, default=0.0)
+
+    @property
+    def peak_step(self) -> int:
+        """Number of the (first) fullest step."""
+        live = self.live_mib
+        return live.index(max(live)) if live else 0
+
+    def at(self, step: int) -> tuple[Tensor, ...]:
+        """The tensors alive while a step runs: what it reads, what it writes, and what waits for a later reader."""
+        return tuple(tensor for tensor in self.tensors if tensor.born <= step <= tensor.dies)
+
+    def __repr__(self) -> str:
+        return (
+            f"Lifetimes({len(self.tensors)} tensors over {len(self.steps)} steps: {self.total_mib:.1f} MiB together, "
+            f"at most {self.peak_mib:.1f} MiB at once, in step {self.peak_step})"
+        )
+
+
+def lifetimes(graph, *, batch: int = 1, precision: str = "fp32", sizes_of=None) -> Lifetimes:
+    """Lifetimes of an ONNX graph's activations, run in the order of its nodes, for one batch size.
+
+    A tensor lives from the node that writes it to the last that reads it. The network's own inputs and outputs are
+    left out: their memory is the caller's. Floating-point tensors count as ``precision``. ``sizes_of`` names the
+    graph to look shapes up in, where ``graph`` has a runtime's fused operators that ONNX itself does not know.
+    """
+    if precision not in VALUE_BYTES:
+        raise BadInput(f"precision={precision!r} is not a type to count in; choose one of {list(VALUE_BYTES)}")
+    model = _model(graph)
+    sizes = _sizes_mib(_model(sizes_of) if sizes_of is not None else model, batch, VALUE_BYTES[precision])
+    outputs = {value.name for value in model.graph.output}
+    nodes = [node for node in model.graph.node if node.op_type != "Constant"]
+    last = {name: step for step, node in enumerate(nodes) for name in _reads(node)}
+    tensors = [
+        Tensor(name, _size_of(name, node, sizes), step, last.get(name, step), node.op_type)
+        for step, node in enumerate(nodes)
+        for name in node.output
+        if name and name not in outputs
+    ]
+    return Lifetimes(tuple(node.name or node.op_type for node in nodes), tuple(tensors))
+
+
+def schedule(steps: Iterable[tuple[str, float, Sequence[str]]], *, inputs: Sequence[str] = ("images",)) -> Lifetimes:
+    """Lifetimes of a network written down as (tensor, MiB, tensors it is computed from), one step each.
+
+    A tensor that nobody reads is an output of the network; it belongs to the caller, like ``inputs``.
+    """
+    steps, born = list(steps), {}
+    names = [name for name, _, _ in steps]
+    for step, (name, _, reads) in enumerate(steps):
+        if isinstance(reads, str):
+            raise BadInput(f"{name!r} reads {reads!r}; give a list of tensors, such as [{reads!r}]")
+        for read in reads:
+            if read not in born and read not in inputs:
+                when = "only later" if read in names else "nowhere"
+                raise BadInput(
+                    f"step {step} computes {name!r} from {read!r}, which is written {when}; "
+                    "a step may read what an earlier one wrote, or an input of the network"
+                )
+        if name in born:
+            raise BadInput(
+                f"{name!r} is written twice, in steps {born[name]} and {step}; give every tensor its own name"
+            )
+        born[name] = step
+    last = {read: step for step, (_, _, reads) in enumerate(steps) for read in reads}
+    tensors = tuple(Tensor(name, mib, born[name], last[name]) for name, mib, _ in steps if name in last)
+    return Lifetimes(tuple(names), tensors)
+
+
+def of_engine(engine) -> Lifetimes:
+    """Lifetimes of what an engine's kernels write, from the inspector's records that were kept when it was built.
+
+    Shapes must be fixed (see `at_batch`), or the inspector has no sizes to tell. Channels that a layout pads count.
+    """
+    records = [record for record in engine.layers if isinstance(record, Mapping)]
+    if not records:
+        raise BadInput(
+            f"{engine.name} carries no layer records ({engine.evidence}); they are read back where a GPU "
+            "can open the engine"
+        )
+    last = {tensor["Name"]: step for step, record in enumerate(records) for tensor in record.get("Inputs") or []}
+    found: dict[str, Tensor] = {}
+    for step, record in enumerate(records):
+        for tensor in record.get("Outputs") or []:
+            name = tensor["Name"]
+            if name in last and name not in found:  # what nobody reads is an output of the network
+                found[name] = Tensor(name, _record_mib(tensor), step, last[name], record.get("LayerType", ""))
+    return Lifetimes(tuple(record.get("Name", "") for record in records), tuple(found.values()))
+
+
+def at_batch(graph, batch: int) -> export.OnnxGraph:
+    """The same network with its free first axis fixed, so that every shape in it is known; a new file."""
+    model = _model(graph)
+    _fix_batch(model, batch)
+    return export.save(model, _scratch(graph, f"b{batch}"))
+
+
+def keep_everything(graph) -> export.OnnxGraph:
+    """The same network with every intermediate tensor made an output, as for debugging: none may be overwritten."""
+    model = _inferred(_model(graph))
+    written = {name for node in model.graph.node for name in node.output}
+    there = {value.name for value in model.graph.output}
+    model.graph.output.extend([value for value in model.graph.value_info if value.name in written - there])
+    return export.save(model, _scratch(graph, "kept"))
+
+
+# --- sizes and names, read from a graph -------------------------------------------------------------------------
+
+
+def _model(graph):
+    import onnx
+
+    return graph.model() if isinstance(graph, export.OnnxGraph) else onnx.load(str(graph))
+
+
+def _inferred(model):
+    """The model with the shapes written in that follow from its inputs."""
+    import onnx
+
+    try:
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise BadInput(
+            f"the shapes of this network do not follow from its inputs: {str(error).splitlines()[0]}; export it again, "
+            "or pass sizes_of=<the graph before fusion>"
+        ) from error
+
+
+def _fix_batch(model, batch: int) -> None:
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise BadInput(f"batch={batch!r}; give a whole number, 1 or more")
+    weights = {weight.name for weight in model.graph.initializer}
+    for value in [value for value in model.graph.input if value.name not in weights] + list(model.graph.output):
+        axes = value.type.tensor_type.shape.dim
+        if len(axes) and not axes[0].HasField("dim_value"):
+            axes[0].dim_value = batch
+    del model.graph.value_info[:]  # shapes written down for a free batch
+
+
+def _sizes_mib(model, batch: int, value_bytes: int) -> dict[str, float | None]:
+    import onnx
+
+    _fix_batch(model, batch)
+    for weight in model.graph.initializer:
+        if (
+            math.prod(weight.dims) > 1024
+        ):  # only shapes written as constants matter here, and weights are slow to carry along
+            weight.ClearField("raw_data")
+    model = _inferred(model)
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+    sizes: dict[str, float | None] = {}
+    for value in [*model.graph.value_info, *model.graph.output]:
+        kind = value.type.tensor_type
+        known = kind.HasField("shape") and all(axis.HasField("dim_value") for axis in kind.shape.dim)
+        width = (
+            value_bytes if kind.elem_type in floats else onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
+        )
+        sizes[value.name] = math.prod(axis.dim_value for axis in kind.shape.dim) * width / MIB if known else None
+    return sizes
+
+
+def _size_of(name: str, node, sizes: Mapping) -> float:
+    if sizes.get(name) is None:
+        raise BadInput(
+            f"the size of {name!r}, written by {node.name or node.op_type}, does not follow from the graph; "
+            "export it with dynamic=False, for an example of the batch you mean, or pass sizes_of=<the graph before "
+            "fusion>"
+        )
+    return sizes[name]
+
+
+def _reads(node) -> list[str]:
+    """What a node reads, also inside its branches and loop bodies."""
+    inner = [graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs)]
+    return [*node.input, *(name for graph in inner for each in graph.node for name in _reads(each))]
+
+
+def _record_mib(tensor: Mapping) -> float:
+    from labsupport.build import network
+
+    layout = str(tensor.get("Format/Datatype") or tensor.get("Datatype") or tensor.get("Format") or "")
+    shape, width = list(tensor.get("Dimensions") or []), ENGINE_BYTES.get(network.short_type(layout))
+    if width is None or any(axis < 0 for axis in shape):
+        raise BadInput(
+            f"the inspector gives {tensor.get('Name')!r} as {shape} {layout!r}, which has no fixed size; "
+            "build the engine from footprint.at_batch(graph, batch)"
+        )
+    padded = re.search(r"channel % (\d+)", layout)
+    if padded and len(shape) > 1:
+        shape[1] = -(-shape[1] // int(padded[1])) * int(padded[1])
+    return math.prod(shape) * width / MIB
+
+
+def _scratch(graph, suffix: str) -> Path:
+    path = graph.path if isinstance(graph, export.OnnxGraph) else Path(graph)
+    return export.fresh_folder() / f"{path.stem}.{suffix}.onnx"

@@ -1,0 +1,124 @@
+"""Time per kernel, asked of the runtime itself: TensorRT's layer profiler, ONNX Runtime's trace."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from labsupport.errors import BadInput
+from labsupport.fusion.plan_text import parse, read_text
+
+
+def profile(run, feed, *, runs: int = 20, warmup: int = 5) -> dict[str, float]:
+    """Median ms of every layer of a runtimes.TensorRt or runtimes.OnnxRuntime, by the layer's name, for fusion.xray.
+
+    Profiling times each layer apart and so slows the whole: the sum is not the latency, and only shares compare.
+    Raises BadInput. Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/infer/Core/Profiler.html
+    """
+    if not isinstance(runs, int) or runs < 1:
+        raise BadInput(f"runs={runs!r}; give a whole number, 1 or more")
+    if hasattr(run, "trt_engine"):
+        rounds = _tensorrt_rounds(run, feed, runs, warmup)
+    elif hasattr(run, "session"):
+        rounds = _onnxruntime_rounds(run, feed, runs, warmup)
+    else:
+        raise BadInput(
+            f"{type(run).__name__} does not time its layers; profile a runtimes.TensorRt or a runtimes.OnnxRuntime"
+        )
+    names = dict.fromkeys(name for times in rounds for name in times)
+    return {name: statistics.median(times.get(name, 0.0) for times in rounds) for name in names}
+
+
+def times_of(profile, what: str = "the profile") -> dict[str, float]:
+    """{layer name: ms} of a mapping, of trtexec's --exportProfile list, or of a path or JSON text of either."""
+    if isinstance(profile, os.PathLike) or isinstance(profile, str) and profile.strip()[:1] not in ("{", "["):
+        profile = read_text(profile)
+    if isinstance(profile, str):
+        profile = parse(profile, what)
+    if isinstance(profile, (list, tuple)):
+        rows = [row for row in profile if isinstance(row, Mapping) and "name" in row]
+        profile = {row["name"]: row.get("medianMs", row.get("averageMs", row.get("timeMs"))) for row in rows}
+    if not isinstance(profile, Mapping) or not profile:
+        raise BadInput(
+            f"{what} is {type(profile).__name__} without layers; "
+            f"expected {{layer name: ms}} or trtexec's --exportProfile list"
+        )
+    bad = {
+        name: ms
+        for name, ms in profile.items()
+        if not isinstance(ms, (int, float)) or isinstance(ms, bool) or not 0 <= ms < math.inf
+    }
+    if bad:
+        name, ms = next(iter(bad.items()))
+        raise BadInput(f"{what} gives {name!r} the time {ms!r}; expected milliseconds, 0 or more")
+    return {str(name): float(ms) for name, ms in profile.items()}
+
+
+def _tensorrt_rounds(run, feed, runs, warmup) -> list[dict[str, float]]:
+    from labsupport import environment
+
+    trt = environment.tensorrt()
+    seen: dict[str, float] = {}
+
+    class Reporter(trt.IProfiler):
+        def __init__(self):
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name, ms):
+            # a layer in a loop reports several times
+            seen[layer_name] = seen.get(layer_name, 0.0) + ms
+
+    if getattr(run, "_graphs", None):
+        raise BadInput(
+            f"{run.name} replays a CUDA graph, in which layers cannot be told apart; make a runtime without cuda_graph"
+        )
+    reporter, rounds = Reporter(), []
+    run.context.profiler = reporter
+    try:
+        for place in range(warmup + runs):
+            seen.clear()
+            run(feed)
+            run.stream.synchronize()
+            if place >= warmup:
+                rounds.append(dict(seen))
+    finally:
+        # a context cannot be without a profiler again: a fresh one runs at full speed
+        run.context = run._new_context(run.profile)
+        run._shapes, run._addresses = {}, {}
+    return rounds
+
+
+def _onnxruntime_rounds(run, feed, runs, warmup) -> list[dict[str, float]]:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = run._options.intra_op_num_threads
+    options.graph_optimization_level = run._options.graph_optimization_level
+    options.log_severity_level = 3
+    options.enable_profiling = True
+    arrays = {
+        name: x if hasattr(x, "dtype") and type(x).__module__ == "numpy" else x.detach().cpu().numpy()
+        for name, x in run.checked(feed).items()
+    }
+    with tempfile.TemporaryDirectory(prefix="labsupport-trace-") as folder:
+        options.profile_file_prefix = str(Path(folder) / "trace")
+        session = ort.InferenceSession(str(run.graph.path), options, providers=["CPUExecutionProvider"])
+        for _ in range(warmup + runs):
+            session.run(None, arrays)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    rounds: list[dict[str, float]] = []
+    current: dict[str, float] = {}
+    for event in sorted(events, key=lambda e: e.get("ts", 0) + e.get("dur", 0)):
+        name = event.get("name", "")
+        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+            node = name.removesuffix("_kernel_time")
+            current[node] = current.get(node, 0.0) + event["dur"] / 1e3
+        elif name == "model_run":  # closes a run
+            rounds.append(current)
+            current = {}
+    return rounds[warmup:]

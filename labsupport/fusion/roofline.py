@@ -1,0 +1,183 @@
+"""What a network must compute and must move, and how long that takes at best on this machine: the roofline.
+
+Williams, Waterman and Patterson, Communications of the ACM 52(4), 2009.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from dataclasses import dataclass
+
+from labsupport import export
+from labsupport.errors import BadInput
+
+# They hand on the same bytes under another shape: nothing to compute, nothing to move.
+FREE = ("Constant", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Shape")
+WEIGHTED = ("Conv", "ConvTranspose")
+PRODUCTS = ("MatMul", "Gemm")
+VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One ONNX node: floating-point operations, and bytes that it reads and writes when it runs alone."""
+
+    name: str
+    op: str
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True, repr=False)
+class Work:
+    """What a network asks of a machine; ``bytes_together`` is what one kernel for all of it would move."""
+
+    steps: tuple[Step, ...]
+    bytes_together: int
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of all nodes; a pointwise operation counts as one a value."""
+        return sum(step.flops for step in self.steps)
+
+    @property
+    def bytes_apart(self) -> int:
+        """Bytes moved when every node reads its inputs from memory and writes its output there."""
+        return sum(step.bytes for step in self.steps)
+
+    def __repr__(self) -> str:
+        return (
+            f"Work({len(self.steps)} nodes: {self.flops / 1e9:.3g} GFLOP, {self.bytes_apart / 2**20:.1f} MiB moved "
+            f"apart, {self.bytes_together / 2**20:.1f} MiB together)"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class Ceiling:
+    """The best rates that were measured on a machine: memory in GB/s (read and write added) and arithmetic."""
+
+    device: str
+    gb_per_s: float
+    gflop_per_s: float
+    precision: str = "fp32"
+
+    def floor_ms(self, work: Work, *, together: bool = True) -> float:
+        """No run can be faster, in ms: arithmetic and memory overlap at best, so the slower of the two counts.
+
+        ``together=False`` adds up the floors of the nodes, each run alone.
+        """
+        if together:
+            return self._floor(work.flops, work.bytes_together)
+        return math.fsum(self._floor(step.flops, step.bytes) for step in work.steps)
+
+    def most_gain(self, work: Work) -> float:
+        """How many times faster fusing everything can make it, by this roofline."""
+        return self.floor_ms(work, together=False) / self.floor_ms(work)
+
+    def _floor(self, flops: int, size: int) -> float:
+        return 1e3 * max(flops / (self.gflop_per_s * 1e9), size / (self.gb_per_s * 1e9))
+
+    def __repr__(self) -> str:
+        return (
+            f"Ceiling({self.device}: {self.gb_per_s:.3g} GB/s from memory, {self.gflop_per_s:.3g} GFLOP/s in "
+            f"{self.precision})"
+        )
+
+
+def work(graph, *, batch: int = 1, precision: str = "fp32") -> Work:
+    """Count operations and bytes of an ONNX graph for one batch size; floating-point values count as ``precision``."""
+    import onnx
+
+    if precision not in VALUE_BYTES:
+        raise BadInput(f"precision={precision!r} is not a type to count in; choose one of {list(VALUE_BYTES)}")
+    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    model = onnx.shape_inference.infer_shapes(graph.model())
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    named = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    shapes = {**{value.name: _shape(value, batch) for value in named}, **weights}
+    constants = {name for node in model.graph.node if node.op_type == "Constant" for name in node.output}
+    width, steps = VALUE_BYTES[precision], []
+    for node in model.graph.node:
+        if node.op_type in FREE:
+            continue
+        touched = [name for name in dict.fromkeys((*node.input, *node.output)) if name and name not in constants]
+        lacking = [name for name in touched if name not in shapes]
+        if lacking:
+            raise BadInput(
+                f"ONNX cannot tell the shape of {lacking[0]!r} at {node.name}, so its bytes cannot be counted"
+            )
+        moved = width * sum(math.prod(shapes[name]) for name in touched)
+        steps.append(Step(node.name, node.op_type, _flops(node, shapes), moved))
+    ends = [value.name for value in (*model.graph.input, *model.graph.output)]
+    return Work(tuple(steps), width * sum(math.prod(shapes[name]) for name in dict.fromkeys((*ends, *weights))))
+
+
+def measure(device: str = "cpu", *, mib: int | None = None, rounds: int = 5, now=time.perf_counter_ns) -> Ceiling:
+    """Measure both ceilings in FP32, best round: a copy of ``mib`` MiB; a matrix product or a convolution, the better.
+
+    The copy must be larger than the cache: None takes 64 MiB on a CPU and 512 on a GPU. Uses as many threads as torch
+    is set to. TF32 is off, as in build.engine(precision="fp32").
+    """
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise BadInput(f"device={device!r} has no ceilings to measure; choose one of ['cpu', 'cuda']")
+    on_gpu = device == "cuda"
+    mib, side, shape = (mib or 512, 4096, (64, 256, 56, 56)) if on_gpu else (mib or 64, 768, (4, 256, 28, 28))
+    source, square = torch.ones(mib * 2**18, device=device), torch.ones(side, side, device=device)
+    target, product = torch.empty_like(source), torch.empty_like(square)
+    # which of the two a library does better differs; channels last is what convolutions are fastest in
+    images = torch.ones(shape, device=device).to(memory_format=torch.channels_last)
+    weight = torch.ones(256, 256, 3, 3, device=device).to(memory_format=torch.channels_last)
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    with torch.inference_mode(), _without_tf32():
+        copy_ns = _best(lambda: target.copy_(source), wait, rounds, now)
+        product_ns = _best(lambda: torch.mm(square, square, out=product), wait, rounds, now)
+        conv_ns = _best(lambda: torch.nn.functional.conv2d(images, weight, padding=1), wait, rounds, now)
+    rates = 2 * side**3 / product_ns, 2 * math.prod(shape) * 256 * 9 / conv_ns
+    return Ceiling(device, 2 * mib * 2**20 / copy_ns, max(rates))
+
+
+@contextlib.contextmanager
+def _without_tf32():
+    """PyTorch would round convolutions on a GPU to TF32, and count as FP32 what is faster."""
+    import torch
+
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, allowed in zip(switches, before):
+            switch.allow_tf32 = allowed
+
+
+def _best(call, wait, rounds: int, now, calls: int = 4) -> float:
+    """ns of one call in the best round; the first round warms up and is not counted."""
+    taken = []
+    for _ in range(rounds + 1):
+        wait()
+        start = now()
+        for _ in range(calls):
+            call()
+        wait()
+        taken.append((now() - start) / calls)
+    return max(min(taken[1:]), 1e-3)
+
+
+def _flops(node, shapes) -> int:
+    values = math.prod(shapes[node.output[0]])
+    if node.op_type in WEIGHTED:
+        return 2 * values * math.prod(shapes[node.input[1]][1:])
+    if node.op_type in PRODUCTS:
+        return 2 * values * shapes[node.input[0]][-1]
+    return values
+
+
+def _shape(value, batch: int) -> tuple[int, ...]:
+    """The shape of a tensor, free axes taken as the batch."""
+    return tuple(axis.dim_value if axis.HasField("dim_value") else batch for axis in value.type.tensor_type.shape.dim)

@@ -1,0 +1,305 @@
+"""Real worker processes behind a dispatcher: queues, policies, and no request lost when one dies or stalls.
+
+The queues are the dispatcher's; a worker holds at most ``ahead`` requests. So whatever happens to a process, every
+request that it has not answered is still known, and goes to another.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing import connection
+
+import numpy as np
+
+from labsupport.errors import BadInput, LabError
+from labsupport.placement import dispatch
+from labsupport.placement.workers import Worker, answer_requests
+
+__all__ = ["Pool", "Served", "Worker"]
+
+START_S = 120
+NEWEST_COUNTS = 0.1  # weight of the newest answer in a worker's running mean of service times
+
+
+@dataclass(frozen=True, repr=False)
+class Served(dispatch.Outcome):
+    """An Outcome on real processes, with the answers in the order of the requests and the workers that died.
+
+    ``service_ms`` holds what each worker's requests took, the way there and back included: `dispatch.simulate` takes
+    it.
+    """
+
+    answers: tuple = ()
+    died: tuple[str, ...] = ()
+    service_ms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        died = f", died: {', '.join(self.died)}, {self.moved} requests moved" if self.died else ""
+        return dispatch.Outcome.__repr__(self) + died
+
+
+class Pool:
+    """Worker processes that load their networks once; use it with ``with``. Spawned, never forked.
+
+    ``example`` is one request, with which each worker warms up and measures its service time; ``ahead`` requests are in
+    a worker at once. Raises BadInput; LabError when a worker cannot start.
+    """
+
+    def __init__(self, workers, example, *, ahead: int = 1):
+        workers = list(workers)
+        if not workers:
+            raise BadInput("no workers: give one pool.Worker at least")
+        names = [worker.name for worker in workers]
+        if len(set(names)) != len(names):
+            raise BadInput(f"worker names {names} repeat; the report tells them apart by name")
+        if (
+            any(type(worker.repeat) is not int or worker.repeat < 1 for worker in workers)
+            or type(ahead) is not int
+            or ahead < 1
+        ):
+            raise BadInput("repeat and ahead are whole numbers, 1 or more")
+        context = multiprocessing.get_context("spawn")
+        self.ahead, self._members, self._ticket = ahead, [], 0
+        try:
+            for worker in workers:
+                ours, theirs = context.Pipe()
+                process = context.Process(
+                    target=answer_requests,
+                    daemon=True,
+                    args=(theirs, worker.source, worker.engine is not None, worker.threads, worker.repeat, example),
+                )
+                process.start()
+                theirs.close()  # or the end of the process would not end the pipe
+                self._members.append(_Member(worker.name, process, ours))
+            for member in self._members:
+                self._greet(member, example)
+        except BaseException:  # an interrupt as well: nobody holds this pool, so nobody else can end its processes
+            self.close()
+            raise
+
+    def _greet(self, member: _Member, example) -> None:
+        trips = []
+        try:
+            said = member.pipe.recv() if member.pipe.poll(START_S) else f"it was silent for {START_S} s"
+            for _ in range(
+                0 if isinstance(said, str) else 5
+            ):  # what the dispatcher sees: the pipe there and back as well
+                start = time.perf_counter()
+                member.pipe.send((0, example))
+                member.pipe.recv()
+                trips.append((time.perf_counter() - start) * 1e3)
+        except (EOFError, OSError):
+            said = "its process ended before it answered"
+        if isinstance(said, str):
+            raise LabError(f"worker {member.name!r} could not start: {said}")
+        member.service_ms = float(np.median(trips))
+
+    @property
+    def service_ms(self) -> dict[str, float]:
+        """What one request takes on each worker: measured at the start, then a running mean of its answers."""
+        return {member.name: member.service_ms for member in self._members}
+
+    @property
+    def alive(self) -> tuple[str, ...]:
+        """Names of the workers that are there."""
+        return tuple(member.name for member in self._members if member.alive)
+
+    def serve(
+        self,
+        requests,
+        policy="least expected finish",
+        *,
+        arrivals_ms=None,
+        kill: Mapping[str, int] | None = None,
+        stall: Mapping[str, int] | None = None,
+        stall_s: float = 5.0,
+    ) -> Served:
+        """Answer all requests, an array or a list of arrays; ``arrivals_ms`` says when each comes (None: all at once).
+
+        ``kill`` and ``stall`` map a worker to the number of answers after which its process is ended, or told to fall
+        asleep. A worker that is silent on a request for ``stall_s`` counts as dead and is ended. What a dead worker had
+        goes to the others. Raises BadInput; LabError when all are dead or a request cannot be answered by any.
+        """
+        faults = {**dict.fromkeys(kill or {}, "kill"), **dict.fromkeys(stall or {}, "stall")}
+        unknown = set(faults) - {member.name for member in self._members}
+        if unknown:
+            raise BadInput(
+                f"no worker is called {sorted(unknown)[0]!r}; there are {[member.name for member in self._members]}"
+            )
+        if not stall_s > 0:
+            raise BadInput(f"stall_s={stall_s!r}; give seconds above 0")
+        plan = sorted((after, name, faults[name]) for name, after in {**(kill or {}), **(stall or {})}.items())
+        return _Service(self, list(requests), dispatch.policy(policy), arrivals_ms, plan, stall_s).run()
+
+    def close(self) -> None:
+        """End all processes; calling it again does nothing."""
+        for member in self._members:
+            member.pipe.close()  # a worker that reads the end of its pipe leaves
+        for member in self._members:
+            member.process.join(3)
+            if member.process.is_alive():
+                member.process.kill()
+                member.process.join(3)
+            member.alive = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class _Member:
+    """The dispatcher's side of one process: its pipe, its queue, and what it is working on since when."""
+
+    def __init__(self, name: str, process, pipe):
+        self.name, self.process, self.pipe, self.alive = name, process, pipe, True
+        self.service_ms, self.queue, self.sent, self.count = math.nan, deque(), {}, 0
+        self.last_answer, self.times = 0.0, []
+
+    def state(self, now: float) -> dispatch.WorkerState:
+        since = self.waits_since(now)
+        left = max(0.0, len(self.sent) * self.service_ms - (now - since) * 1e3)
+        free_in_ms = left + len(self.queue) * self.service_ms
+        return dispatch.WorkerState(self.name, len(self.queue), len(self.sent), self.service_ms, free_in_ms)
+
+    def waits_since(self, now: float) -> float:
+        """When its oldest unanswered request was sent."""
+        return min((when for _, when in self.sent.values()), default=now)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join(3)
+
+
+class _Service:
+    def __init__(self, pool: Pool, requests: list, policy, arrivals_ms, plan: list, stall_s: float):
+        if not requests:
+            raise BadInput("no requests; give one at least")
+        arrivals = np.zeros(len(requests)) if arrivals_ms is None else np.asarray(arrivals_ms, dtype=float)
+        if arrivals.shape != (len(requests),) or (np.diff(arrivals) < 0).any():
+            raise BadInput(
+                f"arrivals_ms has {arrivals.size} times for {len(requests)} requests; give a rising time in ms for each"
+            )
+        self.pool, self.requests, self.policy, self.plan, self.stall_s = pool, requests, policy, plan, stall_s
+        self.arrivals_s = arrivals / 1e3
+        self.answers, self.latencies = [None] * len(requests), np.full(len(requests), math.nan)
+        self.answered = self.arrived = self.moved = 0
+        self.died: list[str] = []
+        for member in pool._members:
+            member.count, member.queue, member.sent, member.times = 0, deque(), {}, []
+
+    def run(self) -> Served:
+        self.begin = time.perf_counter()
+        while self.answered < len(self.requests):
+            now = time.perf_counter()
+            while self.arrived < len(self.requests) and self.arrivals_s[self.arrived] <= now - self.begin:
+                self.arrived += 1
+                self._give(self.arrived - 1)
+            self._send_out()
+            self._listen()
+            self._cause_faults()
+            self._end_stalled()
+        served = {member.name: member.count for member in self.pool._members}
+        times = {member.name: tuple(member.times) for member in self.pool._members}
+        return Served(
+            self.policy.name,
+            tuple(self.latencies.tolist()),
+            served,
+            self.moved,
+            tuple(self.answers),
+            tuple(self.died),
+            times,
+        )
+
+    def _living(self) -> list[_Member]:
+        living = [member for member in self.pool._members if member.alive]
+        if not living:
+            raise LabError(
+                f"every worker is dead: {self.answered} of {len(self.requests)} requests are answered, the "
+                "rest is not; start a new Pool and serve those again"
+            )
+        return living
+
+    def _give(self, number: int) -> None:
+        living, now = self._living(), time.perf_counter()
+        living[self.policy.pick(tuple(member.state(now) for member in living), number)].queue.append(number)
+
+    def _send_out(self) -> None:
+        living = self._living()
+        for member in living:
+            if self.policy.steals and not member.queue and not member.sent:
+                longest = max(living, key=lambda other: len(other.queue))
+                if longest.queue:
+                    member.queue.append(longest.queue.pop())
+            while member.alive and member.queue and len(member.sent) < self.pool.ahead:
+                number = member.queue.popleft()
+                self.pool._ticket += 1  # never used twice: an answer to a former call must not pass for one to this
+                member.sent[self.pool._ticket] = (number, time.perf_counter())
+                try:
+                    member.pipe.send((self.pool._ticket, self.requests[number]))
+                except OSError:
+                    self._bury(member)
+
+    def _listen(self) -> None:
+        living = [member for member in self.pool._members if member.alive]
+        wait_s = min(0.1, self.stall_s / 4)
+        if self.arrived < len(self.requests):
+            wait_s = min(wait_s, max(0.0, self.arrivals_s[self.arrived] - (time.perf_counter() - self.begin)))
+        pipes = {member.pipe: member for member in living}
+        for pipe in connection.wait(list(pipes), wait_s):
+            try:
+                self._note(pipes[pipe], *pipe.recv())
+            except (EOFError, OSError):  # what it had answered before is read already; now the pipe has ended
+                self._bury(pipes[pipe])
+
+    def _note(self, member: _Member, ticket: int, answer, fault: str) -> None:
+        now, (number, sent) = time.perf_counter(), member.sent.pop(ticket, (None, 0.0))
+        if number is None:
+            return
+        if fault:  # of the request, not of the worker: another one could not answer it either
+            raise LabError(
+                f"request {number} cannot be answered, worker {member.name!r} says {fault}; {self.answered} "
+                f"of {len(self.requests)} are done"
+            )
+        self.answers[number], member.count, self.answered = answer, member.count + 1, self.answered + 1
+        self.latencies[number] = (now - self.begin - self.arrivals_s[number]) * 1e3
+        took_ms = (now - max(sent, member.last_answer)) * 1e3
+        member.times.append(took_ms)
+        member.service_ms, member.last_answer = member.service_ms + NEWEST_COUNTS * (took_ms - member.service_ms), now
+
+    def _cause_faults(self) -> None:
+        while self.plan and self.plan[0][0] <= self.answered:
+            _, name, kind = self.plan.pop(0)
+            member = next(each for each in self.pool._members if each.name == name)
+            if member.alive and kind == "kill":
+                member.process.kill()
+            elif member.alive:
+                self._put_to_sleep(member)
+
+    def _put_to_sleep(self, member: _Member) -> None:
+        try:
+            member.pipe.send(("sleep", 3600.0))
+        except OSError:  # it died by itself meanwhile
+            self._bury(member)
+
+    def _end_stalled(self) -> None:
+        now = time.perf_counter()
+        for member in self.pool._members:
+            if member.alive and now - member.waits_since(now) > self.stall_s:
+                self._bury(member)
+
+    def _bury(self, member: _Member) -> None:
+        member.alive = False
+        member.end()
+        self.died.append(member.name)
+        orphans = [*(number for number, _ in member.sent.values()), *member.queue]
+        member.sent, member.queue = {}, deque()
+        self.moved += len(orphans)
+        for number in orphans:
+            self._give(number)

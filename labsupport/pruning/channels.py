@@ -1,0 +1,321 @@
+"""Whole channels removed: how important each is, which layers must shrink together, and the smaller network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from labsupport import data
+from labsupport.data.datasets import Split
+from labsupport.errors import BadInput, NotAvailable
+from labsupport.pruning.macs import Cost, cost, example_of
+from labsupport.pruning.masks import layer
+
+CRITERIA = ("magnitude", "batchnorm", "taylor")
+NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """What must lose the same channels as one layer: ``outputs`` shrink their outputs, ``inputs`` their inputs."""
+
+    layer: str
+    outputs: tuple[str, ...]
+    norms: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"outputs of {', '.join(self.outputs)}\n  with {', '.join(self.norms) or 'no norm'}\n  "
+            f"inputs of {', '.join(self.inputs) or 'no other layer'}"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Slim:
+    """A network with fewer channels, and its cost before and after."""
+
+    model: nn.Module
+    before: Cost
+    after: Cost
+    widths: dict[str, int]
+
+    @property
+    def mac_reduction(self) -> float:
+        """How many times fewer MACs."""
+        return self.before.over(self.after)
+
+    def __repr__(self) -> str:
+        return (
+            f"Slim({type(self.model).__name__}: {self.mac_reduction:.2f}× fewer MACs, "
+            f"{self.before.weights / self.after.weights:.2f}× fewer weights; {self.after})"
+        )
+
+
+def channel_importance(
+    model: nn.Module, name: str, criterion: str = "magnitude", *, batch: Split | None = None
+) -> Tensor:
+    """One number for each output channel of a convolution (C,), larger for those that matter more.
+
+    "magnitude": length of its filter (Li et al. 2016, arXiv:1608.08710). "batchnorm": |scale| of the BatchNorm after it
+    (Liu et al. 2017, arXiv:1708.06519). "taylor": (Σ weight · gradient)² over the filter, the change of the loss on
+    ``batch`` to first order (Molchanov et al. 2019, arXiv:1906.10771).
+    """
+    check_criterion(criterion, batch)
+    conv = layer(model, name, (nn.Conv2d,))
+    weight = conv.weight.detach()
+    if criterion == "magnitude":
+        return weight.flatten(1).norm(dim=1)
+    if criterion == "batchnorm":
+        return _norm_after(model, name).weight.detach().abs()
+    graded = _traceable(model)
+    take_gradients(graded, batch)
+    return (weight * layer(graded, name).weight.grad).flatten(1).sum(dim=1).square()
+
+
+def check_criterion(criterion: str, batch: Split | None) -> None:
+    if criterion not in CRITERIA:
+        raise BadInput(f"criterion={criterion!r} is not known; choose one of {list(CRITERIA)}")
+    if criterion == "taylor" and not isinstance(batch, Split):
+        raise BadInput(
+            f"criterion='taylor' reads gradients, and batch is a {type(batch).__name__}; "
+            "pass some labeled images, such as batch=dataset.train.take(64)"
+        )
+
+
+def take_gradients(model: nn.Module, batch: Split) -> None:
+    """Leave in ``.grad`` the gradient of the mean loss over the batch, with BatchNorms as they are at inference."""
+    device = next(model.parameters()).device
+    model.eval().zero_grad(set_to_none=True)
+    images, labels = torch.from_numpy(data.preprocess(batch.images)), torch.from_numpy(batch.labels)
+    with torch.enable_grad():
+        F.cross_entropy(model(images.to(device)), labels.to(device)).backward()
+
+
+def slice_pair(first: nn.Conv2d, norm: nn.BatchNorm2d | None, second: nn.Conv2d, keep: Sequence[int] | Tensor):
+    """New (first, norm, second) of which only the channels ``keep`` between them are left, in that order.
+
+    first's outputs, all four vectors of the norm and second's inputs are indexed alike; with a permutation as ``keep``
+    the pair computes what it did before. Raises BadInput for no channel, for one that is not there or comes twice.
+    """
+    for given, kind in ((first, nn.Conv2d), (norm, (nn.BatchNorm2d, type(None))), (second, nn.Conv2d)):
+        if not isinstance(given, kind):
+            raise BadInput(
+                f"a {type(given).__name__} came; wanted are a Conv2d, the BatchNorm2d after it or None, a Conv2d"
+            )
+    width = first.out_channels
+    keep = _indices(keep, width, "keep")
+    if second.in_channels != width or first.groups != 1 or second.groups != 1:
+        raise BadInput(
+            f"first gives {width} channels in {first.groups} group(s), second takes {second.in_channels} in "
+            f"{second.groups}; a pair is two plain convolutions, one right after the other"
+        )
+    first, norm, second = copy.deepcopy((first, norm, second))
+    first.weight, first.out_channels = nn.Parameter(first.weight.detach()[keep]), len(keep)
+    if first.bias is not None:
+        first.bias = nn.Parameter(first.bias.detach()[keep])
+    if norm is not None:
+        norm.num_features = len(keep)
+        for name in ("weight", "bias"):
+            setattr(norm, name, nn.Parameter(getattr(norm, name).detach()[keep]))
+        norm.running_mean, norm.running_var = norm.running_mean[keep], norm.running_var[keep]
+    second.weight, second.in_channels = nn.Parameter(second.weight.detach()[:, keep]), len(keep)
+    return first, norm, second
+
+
+def coupled(model: nn.Module, name: str, example: Tensor | None = None) -> Coupled:
+    """The layers that must lose the same channels as layer ``name`` loses outputs, followed through residual sums.
+
+    Source: DepGraph, Fang et al. 2023, arXiv:2301.12900 (torch-pruning).
+    """
+    layer(model, name)
+    model = _traceable(model)
+    conv = layer(model, name)
+    tp, graph = _graph(model, example)
+    group = graph.get_pruning_group(conv, _pruner(tp, conv), idxs=[0])
+    names = {module: n for n, module in model.named_modules()}
+    found: dict[str, list[str]] = {"outputs": [], "norms": [], "inputs": []}
+    for dependency, _ in group:
+        module = dependency.target.module
+        if module in names:
+            way = "inputs" if "in_channels" in dependency.handler.__name__ else "outputs"
+            found["norms" if isinstance(module, NORMS) else way].append(names[module])
+    return Coupled(name, **{way: tuple(sorted(set(members))) for way, members in found.items()})
+
+
+def drop_channels(
+    model: nn.Module, name: str, drop: Sequence[int] | Tensor, example: Tensor | None = None
+) -> nn.Module:
+    """A copy without these output channels of layer ``name``, and without them in every layer coupled to it.
+
+    Raises BadInput for a layer that is not there, for a channel that is not, and for all channels at once.
+    """
+    width = _width(layer(model, name))
+    drop = _indices(drop, width, "drop").tolist()
+    if len(drop) == width:
+        raise BadInput(f"all {width} channels of {name} would go, and nothing could flow through it; keep at least one")
+    thin = _traceable(model)
+    conv = layer(thin, name)
+    tp, graph = _graph(thin, example)
+    graph.get_pruning_group(conv, _pruner(tp, conv), idxs=drop).prune()
+    return _as_it_came(thin, model)
+
+
+def shrink(
+    model: nn.Module,
+    *,
+    macs: float = 0.5,
+    criterion: str = "magnitude",
+    round_to: int = 8,
+    batch: Split | None = None,
+    keep: Iterable[str] = (),
+    example: Tensor | None = None,
+) -> Slim:
+    """A copy without the least important channels of each layer, until at most the share ``macs`` of MACs is left.
+
+    Widths stay multiples of ``round_to`` where the layer is wider than that. The last dense layer keeps its outputs,
+    and so do the layers named in ``keep``. Layers coupled by a residual sum are judged and pruned together. The
+    network must be trained on afterwards. Raises BadInput.
+    """
+    check_criterion(criterion, batch)
+    if isinstance(macs, bool) or not isinstance(macs, (int, float)) or not 0 < macs <= 1:
+        raise BadInput(f"macs={macs!r}; wanted is the share of MACs to keep, above 0 and at most 1, such as 0.5")
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise BadInput(f"round_to={round_to!r}; wanted is a whole number, such as 8: widths become its multiples")
+    example = example if example is not None else example_of(model)
+    protected = [*([keep] if isinstance(keep, str) else keep or ()), *_last(model)]
+    for name in protected:
+        layer(model, name)
+    graded = _traceable(model)
+    if criterion == "taylor":
+        take_gradients(graded, batch)
+    before = cost(model, example)
+    low, high, best = 0.0, 0.95, None
+    for _ in range(7):  # MACs fall with the ratio, in steps of round_to
+        ratio = (low + high) / 2
+        trial = _pruned(graded, ratio, criterion, round_to, protected, example)
+        after = cost(trial, example)
+        if after.macs <= macs * before.macs:
+            best, high = Slim(_as_it_came(trial, model), before, after, _widths(trial)), ratio
+        else:
+            low = ratio
+    if best is None:
+        raise BadInput(
+            f"{macs:.0%} of the MACs cannot be reached with widths of at least {round_to}; "
+            "raise macs, or lower round_to"
+        )
+    return best
+
+
+def _pruned(
+    graded: nn.Module, ratio: float, criterion: str, round_to: int, protected: list[str], example: Tensor
+) -> nn.Module:
+    tp = _torch_pruning()
+    trial = copy.deepcopy(graded)
+    for ours, theirs in zip(trial.parameters(), graded.parameters(), strict=True):
+        ours.grad = None if theirs.grad is None else theirs.grad.clone()  # deepcopy leaves gradients behind
+    rank = {
+        "magnitude": tp.importance.GroupMagnitudeImportance,
+        "batchnorm": tp.importance.BNScaleImportance,
+        "taylor": tp.importance.GroupTaylorImportance,
+    }[criterion]()
+    with torch.enable_grad():
+        pruner = tp.pruner.BasePruner(
+            trial,
+            example,
+            importance=rank,
+            pruning_ratio=ratio,
+            round_to=round_to,
+            ignored_layers=[layer(trial, name) for name in protected],
+        )
+    pruner.step()
+    trial.zero_grad(set_to_none=True)
+    return trial
+
+
+def _traceable(model: nn.Module) -> nn.Module:
+    """A copy that torch-pruning can follow: it reads the graph of gradients, which a frozen network has none of."""
+    copied = copy.deepcopy(model)
+    for parameter in copied.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return copied
+
+
+def _as_it_came(thin: nn.Module, model: nn.Module) -> nn.Module:
+    """The thin network in the mode, and as frozen, as its original; torch-pruning leaves it in eval mode."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for name, parameter in thin.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in thin.named_modules():
+        module.training = modes.get(name, module.training)
+    return thin
+
+
+def _graph(model: nn.Module, example: Tensor | None):
+    tp = _torch_pruning()
+    with torch.enable_grad():  # also where the caller switched gradients off
+        return tp, tp.DependencyGraph().build_dependency(model, example if example is not None else example_of(model))
+
+
+def _torch_pruning():
+    try:
+        import torch_pruning
+    except ImportError:
+        raise NotAvailable(
+            "torch-pruning, which follows channels through a network, is not installed; "
+            "get it with: python3 -m pip install torch-pruning"
+        ) from None
+    return torch_pruning
+
+
+def _pruner(tp, module: nn.Module):
+    return tp.prune_linear_out_channels if isinstance(module, nn.Linear) else tp.prune_conv_out_channels
+
+
+def _norm_after(model: nn.Module, name: str) -> nn.Module:
+    model = _traceable(model)
+    conv = layer(model, name)
+    tp, graph = _graph(model, None)
+    group = graph.get_pruning_group(conv, _pruner(tp, conv), idxs=[0])
+    for dependency, _ in group:
+        if dependency.source.module is conv and isinstance(dependency.target.module, NORMS):
+            return dependency.target.module
+    raise BadInput(f"no BatchNorm follows {name}, so there is no scale to read; choose 'magnitude' or 'taylor'")
+
+
+def _last(model: nn.Module) -> list[str]:
+    """The layer that names the classes."""
+    return [[name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]]
+
+
+def _widths(model: nn.Module) -> dict[str, int]:
+    return {name: module.out_channels for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+
+
+def _width(module: nn.Module) -> int:
+    return module.out_features if isinstance(module, nn.Linear) else module.out_channels
+
+
+def _indices(given: Sequence[int] | Tensor, width: int, what: str) -> Tensor:
+    """Channel numbers as a tensor, each in range and once."""
+    try:
+        array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
+    except ValueError:  # lists of different lengths
+        array = np.empty(0)
+    if array.dtype == bool and array.shape == (width,):
+        array = np.flatnonzero(array)
+    if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
+        raise BadInput(f"{what} is {given!r:.60}; wanted are the numbers of channels, at least one, such as [0, 3, 5]")
+    if array.min() < 0 or array.max() >= width or len(set(array.tolist())) != len(array):
+        raise BadInput(
+            f"{what} names channels from {array.min()} to {array.max()}, {len(array)} of them; there are "
+            f"{width}, numbered from 0, and each may come once"
+        )
+    return torch.from_numpy(array.astype(np.int64))

@@ -1,0 +1,228 @@
+"""NVIDIA's Model Optimizer (nvidia-modelopt) as a road to explicit Q/DQ: on an ONNX graph, and on a PyTorch network."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+from labsupport import export
+from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.quantization import calibration, qdq
+from labsupport.quiet import quietly
+
+FORMATS = ("int8", "fp8")
+METHODS = {"int8": ("entropy", "max"), "fp8": ("entropy", "max")}
+NEEDED = ("modelopt", "requests", "huggingface_hub")  # the latter two are imported and not declared
+
+# Operators with a newer version that means the same for the types in an INT8 graph.
+SAME_MEANING = {
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "Cast",
+    "Identity",
+    "Reshape",
+    "Shape",
+    "Constant",
+    "Flatten",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "ConstantOfShape",
+    "Size",
+    "AveragePool",
+    "Equal",
+    "Split",
+}
+
+
+def quantize_graph(
+    graph,
+    batches,
+    *,
+    format: str = "int8",
+    method: str = "entropy",
+    exclude: Iterable[str] = (),
+    path: str | Path | None = None,
+) -> export.OnnxGraph:
+    """A new graph with the Q/DQ nodes that ``modelopt.onnx.quantization`` places; the one that came in stays as it was.
+
+    ``batches`` are calibration feeds as for ``quantization.to_qdq``. ``format``: "int8" keeps the graph's opset; "fp8"
+    (E4M3) needs opset 19. ``exclude`` names nodes that stay wide. Raises NotAvailable without the package, BadInput,
+    and LabError when no node was placed: for layers of few channels modelopt reports success and quantizes nothing.
+    Source: https://nvidia.github.io/Model-Optimizer/guides/_onnx_quantization.html
+    """
+    return _quantized(graph, batches, (format,), method, exclude, {format: path})[format]
+
+
+def quantize_graphs(
+    graph, batches, *, formats: Iterable[str] = FORMATS, method: str = "entropy", exclude: Iterable[str] = ()
+) -> dict[str, export.OnnxGraph]:
+    """``quantize_graph`` for several formats at the price of one start of modelopt: format → new graph."""
+    formats = (formats,) if isinstance(formats, str) else tuple(formats)
+    if not formats:
+        raise BadInput(f"formats is empty; choose from {list(FORMATS)}")
+    return _quantized(graph, batches, formats, method, exclude, {})
+
+
+def quantize_module(model, images, *, format: str = "int8"):
+    """A copy of a PyTorch network with modelopt's fake quantizers, calibrated by max on ``images`` (N, C, H, W).
+
+    ``export.to_onnx`` writes it with Q/DQ nodes, and ``training.fit`` trains it (QAT). INT8 only: its FP8 export uses
+    operators of its own. Raises NotAvailable, BadInput, LabError.
+    Source: https://nvidia.github.io/Model-Optimizer/guides/_pytorch_quantization.html
+    """
+    _require()
+    qdq._check_choice("format", format, ("int8",))
+    from labsupport.quantization import qat
+
+    images = qat._checked(model, images)
+    if any(type(module).__name__ == "TensorQuantizer" for module in model.modules()):
+        raise BadInput(f"{type(model).__name__} is quantized already; hand in the FP32 network it was made from")
+    with _quiet("modelopt could not quantize", type(model).__name__):
+        import modelopt.torch.quantization as mtq
+        import torch
+
+        def calibrate(network):
+            with torch.no_grad():
+                for part in images.split(64):
+                    network(part)
+
+        made = mtq.quantize(copy.deepcopy(model).eval(), mtq.INT8_DEFAULT_CFG, calibrate)
+    return made.eval()
+
+
+def to_onnx(model, example, *, path: str | Path | None = None) -> export.OnnxGraph:
+    """Export a network of ``quantize_module``, opset 17. Raises LabError when the graph has no Q/DQ nodes."""
+    with _quiet("modelopt could not export", type(model).__name__):
+        graph = export.to_onnx(model, example, opset=17, path=path)
+    return _demand(graph, "int8")
+
+
+def _quantized(graph, batches, formats, method, exclude, paths) -> dict[str, export.OnnxGraph]:
+    _require()
+    for format in formats:
+        qdq._check_choice("format", format, FORMATS)
+        qdq._check_choice("method", method, METHODS[format])
+    graph = qdq._fit_for_quantization(graph)
+    exclude = sorted(qdq._kept_wide(graph.model(), exclude))
+    feeds = list(calibration.feeds(graph, batches))
+    outs = {
+        f: export.another_file(paths.get(f) or export.fresh_folder() / f"{graph.path.stem}.modelopt.{f}.onnx", graph)
+        for f in formats
+    }
+    folder = export.fresh_folder()  # it leaves files beside its result
+    jobs = [
+        {
+            # it writes shapes into the file that it is given
+            "onnx_path": str(export.save(graph.model(), folder / format / graph.path.name).path),
+            "quantize_mode": format,
+            "calibration_method": method,
+            "calibration_eps": ["cpu"],
+            "high_precision_dtype": "fp32",
+            "nodes_to_exclude": exclude or None,
+            "output_path": str(folder / format / "made.onnx"),
+        }
+        for format in formats
+    ]
+    _in_a_child(folder, feeds, jobs, graph.path.name)
+    import onnx
+
+    made = {format: onnx.load(job["output_path"]) for format, job in zip(formats, jobs, strict=True)}
+    return {
+        f: _demand(export.save(_at_opset(m, graph.opset) if f == "int8" else m, outs[f]), f) for f, m in made.items()
+    }
+
+
+# In a process of its own: modelopt.onnx replaces parts of onnxruntime.quantization, after which quantize_static fails
+# there.
+# Without TensorRT: it would parse the graph into an implicit-batch network of 8.6, which has no such graphs.
+CHILD = """
+import json, sys
+sys.modules["tensorrt"] = None
+import numpy as np
+from modelopt.onnx.quantization import quantize
+for job in json.loads(sys.argv[2]):
+    with np.load(sys.argv[1], allow_pickle=False) as data:
+        quantize(**job, calibration_data=dict(data))
+"""
+
+
+def _in_a_child(folder: Path, feeds: list, jobs: list[dict], name: str) -> None:
+    import numpy as np
+
+    np.savez(folder / "feeds.npz", **{key: np.concatenate([feed[key] for feed in feeds]) for key in feeds[0]})
+    ran = subprocess.run(
+        [sys.executable, "-c", CHILD, str(folder / "feeds.npz"), json.dumps(jobs)],
+        cwd=folder,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if ran.returncode or not all(Path(job["output_path"]).is_file() for job in jobs):
+        lines = [line.strip() for line in ran.stderr.splitlines() if line.strip()]
+        last = lines[-1][:300] if lines else f"exit status {ran.returncode} without a word"
+        raise LabError(f"modelopt could not quantize {name}: {last}; quantization.to_qdq does it without this package")
+
+
+def _demand(graph: export.OnnxGraph, format: str) -> export.OnnxGraph:
+    placed = qdq.placement(graph)
+    if not placed.quantized:
+        raise LabError(
+            f"modelopt reported success and quantized no layer of {graph.path.name} to {format} ({placed.nodes} Q/DQ "
+            "nodes); "
+            "it leaves layers of few channels wide: widen them, or use quantization.to_qdq"
+        )
+    return graph
+
+
+def _require() -> None:
+    for name in NEEDED:
+        if find_spec(name) is None:
+            raise NotAvailable(
+                f"this needs nvidia-modelopt, and the package {name} is not installed; "
+                "install it with: python -m pip install nvidia-modelopt requests huggingface_hub onnxslim ml_dtypes"
+            )
+
+
+def _at_opset(model, opset: int):
+    """The model labeled with an older opset, which all its operators have in the same meaning; 8.6 reads 17."""
+    import onnx
+
+    label = next(o for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    if label.version <= opset:
+        return model
+    for node in model.graph.node:
+        since = onnx.defs.get_schema(node.op_type, label.version, node.domain).since_version
+        if since > opset and node.op_type not in SAME_MEANING:
+            raise LabError(
+                f"modelopt raised the opset from {opset} to {label.version}, and {node.op_type} has another meaning "
+                "there; "
+                f"export the FP32 graph at opset {label.version}"
+            )
+    label.version = opset
+    return model
+
+
+@contextlib.contextmanager
+def _quiet(what: str, name: str):
+    """Without modelopt's log, prints, bars and warnings; what it raises becomes one sentence."""
+    try:
+        with quietly():
+            yield
+    except LabError:
+        raise
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+        raise LabError(
+            f"{what} {name}: {type(error).__name__}: {first}; quantization.to_qdq does it without this package"
+        ) from error

@@ -1,0 +1,579 @@
+"""Lifetimes, peaks and plans of addresses against numbers worked out by hand; and what a served network holds."""
+
+from __future__ import annotations
+
+import json
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from faces import stand_in
+from onnx import TensorProto, helper
+
+from labsupport import environment, export, footprint
+from labsupport.benchmarking import memory_meter as memory
+from labsupport.build import engines
+from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.footprint import served
+
+MIB_FLOATS = 2**18  # values of four bytes that make one MiB
+
+
+def graph_of(tmp_path, nodes, outputs, *, inputs=("x",), width=MIB_FLOATS, weights=(), batch="batch", name="net"):
+    """A saved ONNX graph over tensors of shape (batch, width)."""
+    value = [helper.make_tensor_value_info(each, TensorProto.FLOAT, [batch, width]) for each in inputs]
+    ends = [helper.make_tensor_value_info(each, kind, [batch, None]) for each, kind in outputs.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, name, value, ends, list(weights)),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    return export.save(model, tmp_path / f"{name}.onnx")
+
+
+@pytest.fixture
+def diamond(tmp_path):
+    """x → a → b → c, and a again beside c: the skip keeps a alive through b and c."""
+    nodes = [
+        helper.make_node("Neg", ["x"], ["a"], name="na"),
+        helper.make_node("Neg", ["a"], ["b"], name="nb"),
+        helper.make_node("Neg", ["b"], ["c"], name="nc"),
+        helper.make_node("Add", ["a", "c"], ["d"], name="nd"),
+        helper.make_node("Neg", ["d"], ["y"], name="ny"),
+    ]
+    return graph_of(tmp_path, nodes, {"y": TensorProto.FLOAT})
+
+
+def test_lifetimes_of_a_graph_with_a_skip(diamond):
+    lives = footprint.lifetimes(diamond)
+    assert lives.steps == ("na", "nb", "nc", "nd", "ny")
+    assert [(t.name, t.mib, t.born, t.dies, t.op) for t in lives.tensors] == [
+        ("a", 1, 0, 3, "Neg"),
+        ("b", 1, 1, 2, "Neg"),
+        ("c", 1, 2, 3, "Neg"),
+        ("d", 1, 3, 4, "Add"),
+    ]
+    assert lives.live_mib == (1, 2, 3, 3, 1)
+    assert (lives.total_mib, lives.peak_mib, lives.peak_step) == (4, 3, 2)
+    assert {t.name for t in lives.at(2)} == {"a", "b", "c"}
+    assert repr(lives) == "Lifetimes(4 tensors over 5 steps: 4.0 MiB together, at most 3.0 MiB at once, in step 2)"
+
+
+def test_batch_and_precision_scale_the_bytes(diamond):
+    assert footprint.lifetimes(diamond, batch=8).peak_mib == 24
+    assert footprint.lifetimes(diamond, batch=8, precision="fp16").total_mib == 16
+    assert footprint.lifetimes(diamond.path, precision="int8").total_mib == 1
+
+
+def test_integers_keep_their_size_and_constants_are_no_activations(tmp_path):
+    nodes = [
+        helper.make_node("Constant", [], ["axis"], value=helper.make_tensor("v", TensorProto.FLOAT, [1], [2.0])),
+        helper.make_node("Mul", ["x", "axis"], ["m"]),
+        helper.make_node("ArgMax", ["m"], ["i"], axis=1),
+        helper.make_node("Cast", ["i"], ["y"], to=TensorProto.FLOAT),
+    ]
+    lives = footprint.lifetimes(graph_of(tmp_path, nodes, {"y": TensorProto.FLOAT}), precision="fp16")
+    assert lives.steps == ("Mul", "ArgMax", "Cast")
+    assert {t.name: t.mib for t in lives.tensors} == {"m": 0.5, "i": 8 / 2**20}
+
+
+def test_what_nobody_reads_dies_where_it_was_born(tmp_path):
+    nodes = [
+        helper.make_node("Neg", ["x"], ["a"]),
+        helper.make_node("Neg", ["a"], ["unread"]),
+        helper.make_node("Abs", ["a"], ["y"]),
+    ]
+    lives = footprint.lifetimes(graph_of(tmp_path, nodes, {"y": TensorProto.FLOAT}))
+    assert [(t.name, t.born, t.dies) for t in lives.tensors] == [("a", 0, 2), ("unread", 1, 1)]
+
+
+def test_a_branch_inside_a_node_reads_too(tmp_path):
+    def branch(op):
+        return helper.make_graph(
+            [helper.make_node(op, ["a"], [f"{op}_out"])],
+            op,
+            [],
+            [helper.make_tensor_value_info(f"{op}_out", TensorProto.FLOAT, None)],
+        )
+
+    chosen = helper.make_tensor("chosen", TensorProto.BOOL, [], [True])
+    nodes = [
+        helper.make_node("Neg", ["x"], ["a"]),
+        helper.make_node("Neg", ["a"], ["b"]),
+        helper.make_node("If", ["chosen"], ["c"], then_branch=branch("Neg"), else_branch=branch("Abs")),
+        helper.make_node("Add", ["b", "c"], ["y"]),
+    ]
+    graph = graph_of(tmp_path, nodes, {"y": TensorProto.FLOAT}, weights=[chosen])
+    assert {t.name: t.dies for t in footprint.lifetimes(graph).tensors}["a"] == 2
+
+
+def test_a_fused_graph_takes_its_sizes_from_the_graph_before(diamond, tmp_path):
+    model = diamond.model()
+    fused = helper.make_node("FusedNeg", ["a"], ["c"], name="fused", domain="com.microsoft")
+    kept = [node for node in model.graph.node if node.name not in ("nb", "nc")]
+    del model.graph.node[:]
+    model.graph.node.extend([kept[0], fused, *kept[1:]])
+    path = tmp_path / "fused.onnx"
+    onnx.save(model, str(path))
+    with pytest.raises(
+        BadInput, match="shapes of this network do not follow from its inputs: .*com.microsoft.*; export it again"
+    ):
+        footprint.lifetimes(path)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, str(path))
+    lives = footprint.lifetimes(path, sizes_of=diamond)
+    assert [t.name for t in lives.tensors] == ["a", "c", "d"] and lives.total_mib == 3
+    with pytest.raises(BadInput, match=r"size of 'c', written by fused, does not follow.*sizes_of"):
+        footprint.lifetimes(path)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (
+            {"precision": "fp12"},
+            r"precision='fp12' is not a type to count in; choose one of \['fp32', 'fp16', 'bf16', 'int8'\]",
+        ),
+        ({"batch": 0}, "batch=0; give a whole number, 1 or more"),
+        ({"batch": True}, "batch=True"),
+        ({"batch": 2.0}, "batch=2.0"),
+    ],
+)
+def test_lifetimes_refuse_impossible_requests(diamond, options, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        footprint.lifetimes(diamond, **options)
+
+
+def test_a_graph_that_only_the_run_can_size_is_refused(tmp_path):
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("NonZero", ["x"], ["where"]), helper.make_node("Neg", ["where"], ["y"])],
+            "free",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+            [helper.make_tensor_value_info("y", TensorProto.INT64, [None, None])],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    with pytest.raises(BadInput, match=r"size of 'where', written by NonZero.*dynamic=False"):
+        footprint.lifetimes(export.save(model, tmp_path / "free.onnx"))
+
+
+def test_a_schedule_by_hand_counts_as_a_graph_does():
+    lives = footprint.schedule(
+        [("a", 1, ["images"]), ("b", 1, ["a"]), ("c", 1, ["b"]), ("d", 1, ["a", "c"]), ("y", 1, ["d"])]
+    )
+    assert lives.live_mib == (1, 2, 3, 3, 1) and lives.total_mib == 4
+    assert [t.name for t in lives.tensors] == ["a", "b", "c", "d"]  # y is the caller's
+
+
+@pytest.mark.parametrize(
+    "steps, sentence",
+    [
+        ([("a", 1, ["b"]), ("b", 1, ["images"])], "step 0 computes 'a' from 'b', which is written only later"),
+        ([("a", 1, ["pictures"])], "from 'pictures', which is written nowhere"),
+        ([("a", 1, "images")], r"'a' reads 'images'; give a list of tensors, such as \['images'\]"),
+        ([("a", 1, ["images"]), ("a", 1, ["images"])], "'a' is written twice, in steps 0 and 1"),
+    ],
+)
+def test_a_schedule_that_cannot_run_is_refused(steps, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        footprint.schedule(steps)
+
+
+def test_an_empty_network_needs_nothing():
+    nothing = footprint.schedule([])
+    assert (nothing.total_mib, nothing.peak_mib, nothing.peak_step) == (0, 0, 0)
+    assert footprint.arena(nothing, {}).size_mib == 0
+
+
+@pytest.mark.parametrize(
+    "one, other, together",
+    [
+        ((0, 2), (2, 3), True),
+        ((0, 1), (2, 3), False),
+        ((1, 1), (0, 4), True),
+        ((3, 4), (0, 2), False),
+    ],
+)
+def test_overlap_includes_both_ends(one, other, together):
+    a, b = footprint.Tensor("a", 1, *one), footprint.Tensor("b", 1, *other)
+    assert a.overlaps(b) is together and b.overlaps(a) is together
+
+
+BLOCK = footprint.schedule([("a", 2, ["images"]), ("b", 3, ["a"]), ("c", 2, ["b"]), ("y", 1, ["c"])])
+
+
+def test_an_arena_uses_memory_again():
+    plan = footprint.arena(BLOCK, {"a": 0, "b": 2, "c": 0})  # c moves in where a has died
+    assert plan.size_mib == 5 == BLOCK.peak_mib
+    assert repr(plan) == "Arena(5.0 MiB for 3 tensors; all apart 7.0, at least 5.0)"
+
+
+@pytest.mark.parametrize(
+    "offsets, sentence",
+    [
+        ({"a": 0, "b": 0, "c": 5}, r"'a' and 'b' are both alive in step 1 and share memory: 0 to 2 MiB and 0 to 3 MiB"),
+        ({"a": 0, "b": 2, "c": 4.5}, "'b' and 'c' are both alive in step 2"),
+        ({"a": 3, "b": 2, "c": 5}, "'a' and 'b' are both alive"),
+        ({"a": 0, "b": 2}, "places no tensor 'c'"),
+        ({"a": 0, "b": 2, "c": 0, "z": 1}, "places an unknown tensor 'z'"),
+        ({"a": -1, "b": 2, "c": 0}, "'a' is placed at -1; an offset is a number of MiB, 0 or more"),
+        ({"a": None, "b": 2, "c": 0}, "'a' is placed at None"),
+        ({"a": float("nan"), "b": 2, "c": 0}, "'a' is placed at nan"),
+        ([0, 2, 0], "offsets is a list; wanted is a mapping"),
+    ],
+)
+def test_a_plan_in_which_tensors_collide_is_refused(offsets, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        footprint.arena(BLOCK, offsets)
+
+
+def test_no_plan_can_undercut_the_peak():
+    draw = random.Random(1)
+    for _ in range(20):
+        steps = [
+            (f"t{i}", draw.randint(1, 9), [f"t{draw.randrange(max(0, i - 4), i)}"] if i else ["images"])
+            for i in range(12)
+        ]
+        lives = footprint.schedule(steps)
+        top, offsets = 0, {}
+        for tensor in lives.tensors:  # all apart: the worst plan that is right
+            offsets[tensor.name], top = top, top + tensor.mib
+        assert lives.peak_mib <= footprint.arena(lives, offsets).size_mib == lives.total_mib == top
+
+
+CONV = {
+    "Name": "conv + relu",
+    "LayerType": "CaskConvolution",
+    "Inputs": [{"Name": "copied", "Dimensions": [2, 3, 8, 8], "Format/Datatype": "Row major linear FP32"}],
+    "Outputs": [
+        {
+            "Name": "wide",
+            "Dimensions": [2, 12, 8, 8],
+            "Format/Datatype": "Channel major FP16 format where channel % 8 == 0",
+        }
+    ],
+}
+COPY = {
+    "Name": "copy",
+    "LayerType": "Reformat",
+    "Inputs": [{"Name": "images", "Dimensions": [2, 3, 8, 8]}],
+    "Outputs": [{"Name": "copied", "Dimensions": [2, 3, 8, 8], "Format/Datatype": "Row major linear FP32"}],
+}
+POOL = {
+    "Name": "pool",
+    "LayerType": "CaskPooling",
+    "Inputs": [{"Name": "wide"}],
+    "Outputs": [{"Name": "scores", "Dimensions": [2, 12], "Format/Datatype": "Row major linear FP32"}],
+}
+
+
+def engine_with(layers):
+    return SimpleNamespace(name="net", evidence="typed network", layers=layers)
+
+
+def test_lifetimes_of_an_engine_count_padding_and_leave_the_callers_tensors_out():
+    lives = footprint.of_engine(engine_with([COPY, CONV, POOL]))
+    assert [(t.name, t.mib * 2**20, t.born, t.dies, t.op) for t in lives.tensors] == [
+        ("copied", 2 * 3 * 8 * 8 * 4, 0, 1, "Reformat"),
+        ("wide", 2 * 16 * 8 * 8 * 2, 1, 2, "CaskConvolution"),
+    ]
+    assert lives.steps == ("copy", "conv + relu", "pool")
+
+
+def test_kernels_that_write_into_one_tensor_count_it_once():
+    halves = [{**CONV, "Name": name} for name in ("left", "right")]
+    assert [t.name for t in footprint.of_engine(engine_with([COPY, *halves, POOL])).tensors] == ["copied", "wide"]
+
+
+def test_an_engine_that_tells_nothing_is_refused():
+    with pytest.raises(BadInput, match=r"net carries no layer records \(typed network\)"):
+        footprint.of_engine(engine_with(["conv + relu"]))
+    free = {
+        **COPY,
+        "Outputs": [{"Name": "copied", "Dimensions": [-1, 3, 8, 8], "Format/Datatype": "Row major linear FP32"}],
+    }
+    with pytest.raises(
+        BadInput, match=r"'copied' as \[-1, 3, 8, 8\] .* no fixed size; build the engine from footprint.at_batch"
+    ):
+        footprint.of_engine(engine_with([free, CONV, POOL]))
+    odd = {**COPY, "Outputs": [{"Name": "copied", "Dimensions": [2], "Format/Datatype": "N/A due to dynamic shapes"}]}
+    with pytest.raises(BadInput, match="N/A due to dynamic shapes"):
+        footprint.of_engine(engine_with([odd, CONV, POOL]))
+
+
+def test_at_batch_fixes_the_first_axis_in_a_new_file(diamond):
+    fixed = footprint.at_batch(diamond, 4)
+    assert fixed.inputs["x"][0] == (4, MIB_FLOATS) and diamond.inputs["x"][0] == ("batch", MIB_FLOATS)
+    assert fixed.path != diamond.path
+    assert footprint.lifetimes(fixed).total_mib == footprint.lifetimes(diamond, batch=4).total_mib
+
+
+def test_keep_everything_makes_every_tensor_an_output(diamond):
+    from labsupport import runtimes
+
+    kept = footprint.keep_everything(diamond)
+    assert sorted(kept.outputs) == ["a", "b", "c", "d", "y"] and list(diamond.outputs) == ["y"]
+    x = np.ones((1, MIB_FLOATS), np.float32)
+    with runtimes.OnnxRuntime(kept) as run:
+        outputs = run(x)
+    assert {name: float(value[0, 0]) for name, value in outputs.items()} == {"a": -1, "b": 1, "c": -1, "d": -2, "y": 2}
+
+
+def test_pictures_say_in_words_what_they_show():
+    from labsupport.exercises import lab04
+
+    large = lab04.resnet_schedule()
+    top, offsets = 0, {}
+    for tensor in large.tensors:
+        offsets[tensor.name], top = top, top + tensor.mib
+    pictures = [
+        footprint.draw_lifetimes(BLOCK, title="A block"),
+        footprint.draw_arena(footprint.arena(BLOCK, {"a": 0, "b": 2, "c": 0})),
+        footprint.draw_lifetimes(large),
+        footprint.draw_arena(footprint.arena(large, offsets)),
+    ]
+    assert repr(pictures[0]) == (
+        "A block: 3 tensors over 4 steps; together 7.0 MiB, alive at once at most 5.0 MiB, in step 1."
+    )
+    assert (
+        repr(pictures[1])
+        == "3 tensors share 5.0 MiB; apart they would take 7.0 MiB, and less than 5.0 MiB is impossible."
+    )
+    for picture in pictures:
+        png = picture._repr_png_()
+        assert png.startswith(b"\x89PNG") and len(png) < 60_000
+
+
+# --- what a process holds ---------------------------------------------------------------------------------------
+
+ON_GPU = footprint.Ledger(
+    "net in TensorRT", (("libraries", 100.4, None), ("weights", 2.0, 50.2), ("context", -1.0, 30.0)), memory.OWN
+)
+
+
+def test_a_ledger_adds_up_host_and_gpu_apart():
+    assert ON_GPU.host_mib == pytest.approx(101.4) and ON_GPU.gpu_mib == pytest.approx(80.2)
+    assert ON_GPU["weights"] == 50.2 and ON_GPU["libraries"] == 100.4
+    assert ON_GPU.rows()[-1] == {"stage": "together", "host MiB": 101, "GPU MiB": 80}
+    assert repr(ON_GPU) == "Ledger(net in TensorRT: host 101 MiB, GPU 80 MiB (this process) after 3 stages)"
+    with pytest.raises(
+        BadInput, match=r"has no stage 'activations'; its stages are \['libraries', 'weights', 'context'\]"
+    ):
+        ON_GPU["activations"]
+
+
+def test_a_ledger_without_a_gpu_has_no_gpu_column():
+    on_host = footprint.Ledger("net", (("weights", 7.0, None),))
+    assert on_host.gpu_mib is None and on_host.rows() == [
+        {"stage": "weights", "host MiB": 7},
+        {"stage": "together", "host MiB": 7},
+    ]
+    assert repr(on_host) == "Ledger(net: host 7 MiB after 1 stages)"
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """Ten tensors of 8 MiB in a row, of which two at a time are alive."""
+    names = [f"t{i}" for i in range(11)]
+    nodes = [helper.make_node("Neg", [before], [after]) for before, after in zip(["x", *names[:-1]], names)]
+    return graph_of(tmp_path_factory.mktemp("chain"), nodes, {"t10": TensorProto.FLOAT}, width=8 * MIB_FLOATS)
+
+
+def test_a_session_that_reuses_memory_holds_less_than_one_that_keeps_it(chain):
+    lives = footprint.lifetimes(chain)
+    assert (lives.total_mib, lives.peak_mib) == (80, 16)
+    usual = footprint.serve_session(chain, (1,), optimization="off")
+    kept = footprint.serve_session(footprint.keep_everything(chain), (1,), optimization="off", keep_outputs=True)
+    assert [stage for stage, _, _ in usual.lines] == ["Python and ONNX Runtime", "weights", "run 1, batch 1"]
+    assert usual.lines[0][1] > 10 and usual.gpu_mib is None
+    assert kept["run 1, batch 1"] > 70 > 2 * usual["run 1, batch 1"] > 16
+
+
+def test_sessions_name_their_stages_and_can_share_one_arena(chain):
+    apart, together = (
+        footprint.serve_session(
+            chain, (1, 1), sessions=2, shared_arena=shared, optimization="off", enable_mem_pattern=False
+        )
+        for shared in (False, True)
+    )
+    assert [stage for stage, _, _ in apart.lines][1:4] == [
+        "session 1, weights",
+        "session 1, run 1, batch 1",
+        "session 1, run 2, batch 1",
+    ]
+    assert together["session 2, run 1, batch 1"] < 8 < apart["session 2, run 1, batch 1"]
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (
+            {"enable_mem_patern": False},
+            r"\['enable_mem_patern'\] is not an option; choose from \['enable_cpu_mem_arena'",
+        ),
+        (
+            {"shrink": True, "enable_cpu_mem_arena": False},
+            "exclude each other: without an arena there is nothing to shrink",
+        ),
+        (
+            {"optimization": "most"},
+            r"'most' is not an option;.*optimization from \['off', 'basic', 'extended', 'all'\]",
+        ),
+    ],
+)
+def test_impossible_session_options_are_refused(chain, options, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        footprint.serve_session(chain, **options)
+
+
+def test_a_served_process_that_fails_says_its_last_words(tmp_path):
+    (tmp_path / "broken.onnx").write_bytes(b"nothing")
+    with pytest.raises(
+        LabError, match=r"that was to serve broken.onnx ended with code 1: .*; load the file in this notebook"
+    ):
+        footprint.serve_session(tmp_path / "broken.onnx")
+
+
+def test_serving_an_engine_needs_a_gpu(monkeypatch):
+    stand_in(monkeypatch, environment, "machine", lambda: environment.Machine(problem="none was found"))
+    with pytest.raises(NotAvailable, match="TensorRT"):
+        footprint.serve_engine(SimpleNamespace(name="net", path="net.plan"))
+
+
+class FakeContext:
+    def __init__(self, runs=True):
+        self.shapes, self.addresses, self.runs = {}, {}, runs
+
+    def set_input_shape(self, name, shape):
+        self.shapes[name] = shape
+        return True
+
+    def get_tensor_shape(self, name):
+        return self.shapes.get(name, (self.shapes["images"][0], 10))
+
+    def set_tensor_address(self, name, pointer):
+        self.addresses[name] = pointer
+
+    def execute_async_v3(self, stream):
+        return self.runs and len(self.addresses) == 2
+
+
+class FakeTrt:
+    """As much of TensorRT as serving needs; `runs` is what its context answers."""
+
+    TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
+
+    def __init__(self, runs=True):
+        self.context = FakeContext(runs)
+
+    def Runtime(self, log):
+        return SimpleNamespace(deserialize_cuda_engine=lambda plan: self)
+
+    num_io_tensors = 2
+
+    def get_tensor_name(self, i):
+        return ("logits", "images")[i]  # outputs may come first
+
+    def get_tensor_mode(self, name):
+        return "in" if name == "images" else "out"
+
+    def get_tensor_shape(self, name):
+        return (-1, 3, 4, 4) if name == "images" else (-1, 10)
+
+    def get_tensor_dtype(self, name):
+        return SimpleNamespace(itemsize=4)
+
+    def create_execution_context(self):
+        return self.context
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """A GPU on which each look finds 10 MiB more in use, and whose buffers lie in host memory; hands out whose it is."""
+    from labsupport import build
+
+    used, zeros, scopes = [100], torch.zeros, [memory.WHOLE]
+
+    def now():
+        used[0] += 10
+        return memory.MemoryUse(500.0, used[0], "", scopes[min(len(scopes), used[0] // 10 - 10) - 1])
+
+    monkeypatch.setattr(torch, "zeros", lambda *shape, **options: zeros(*shape, dtype=options.get("dtype")))
+    monkeypatch.setattr(memory, "memory_now", now)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(cuda_stream=1, synchronize=lambda: None))
+    stand_in(monkeypatch, build, "logger", lambda minimum: SimpleNamespace(errors=lambda: ["profile 0 ends at 8"]))
+    monkeypatch.setattr(engines, "load", lambda path: SimpleNamespace(plan=lambda: b"plan"))
+    return scopes
+
+
+def reported(trt, monkeypatch, tmp_path) -> dict:
+    stand_in(monkeypatch, environment, "tensorrt", lambda: trt)
+    asked, told = tmp_path / "job.json", tmp_path / "lines.json"
+    asked.write_text(json.dumps({"serve": "engine", "path": "net.plan", "batch": 8, "gpu_before": 90.0}))
+    served._report(str(asked), str(told))
+    return json.loads(told.read_text())
+
+
+def test_the_stages_of_a_served_engine(fake_gpu, monkeypatch, tmp_path):
+    trt = FakeTrt()
+    report = reported(trt, monkeypatch, tmp_path)
+    lines = report["lines"]
+    assert report["gpu_scope"] == "the whole GPU"
+    assert [stage for stage, _, _ in lines] == [
+        "Python, PyTorch and TensorRT",
+        "CUDA context",
+        "TensorRT runtime",
+        "plan file in memory",
+        "weights: plan deserialized",
+        "plan file released",
+        "context: activations, scratch",
+        "inputs and outputs",
+        "first inference (2 buffers bound)",
+    ]
+    assert [gpu for _, _, gpu in lines] == [None, 20, 10, 10, 10, 10, 10, 10, 10]
+    assert lines[0][1] > 50  # the first stage counts all that is resident, the others what they add
+    assert trt.context.shapes == {"images": (8, 3, 4, 4)} and set(trt.context.addresses) == {"images", "logits"}
+
+
+def test_where_nvml_tells_processes_apart_the_first_stage_starts_at_nothing(fake_gpu, monkeypatch, tmp_path):
+    fake_gpu[:] = [memory.OWN]
+    report = reported(FakeTrt(), monkeypatch, tmp_path)
+    assert report["gpu_scope"] == "this process" and [gpu for _, _, gpu in report["lines"]] == [None, 110, *[10] * 7]
+
+
+def test_figures_of_two_scopes_are_not_subtracted(fake_gpu, monkeypatch, tmp_path):
+    fake_gpu[:] = [memory.OWN, memory.OWN, memory.WHOLE]
+    with pytest.raises(
+        LabError, match="figure was first that of this process, then that of the whole GPU; serve the engine again"
+    ):
+        reported(FakeTrt(), monkeypatch, tmp_path)
+
+
+def test_an_engine_that_does_not_run_says_why(fake_gpu, monkeypatch):
+    stand_in(monkeypatch, environment, "tensorrt", lambda: FakeTrt(runs=False))
+    with pytest.raises(
+        LabError, match=r"could not run net.plan: profile 0 ends at 8; is batch 9 inside the engine's profile\?"
+    ):
+        list(served._engine_marks({"path": "net.plan", "batch": 9}))
+
+
+def test_held_memory_is_the_gpus_or_this_process(monkeypatch):
+    monkeypatch.setattr(memory, "memory_now", lambda: memory.MemoryUse(200.0, 300.0))
+    assert footprint.held_mib() == 200 and footprint.held_mib("cuda") == 300
+
+
+def test_freed_memory_is_not_held():
+    before = footprint.held_mib()
+    blocks = [bytearray(b"x" * 2**20) for _ in range(64)]
+    during = footprint.held_mib()
+    blocks.clear()
+    assert during - before > 50 and footprint.held_mib() - before < 30
+
+
+def test_a_pass_over_memory_has_a_rate():
+    assert 0.1 < footprint.pass_gb_per_s(0.25, seconds=0.002) < 1e5

@@ -1,0 +1,410 @@
+"""Dispatch: the policies, the simulation against queues worked out by hand, real processes that are killed, Ray."""
+
+from __future__ import annotations
+
+import math
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.placement import dispatch, pool, ray_actors
+from labsupport.placement.dispatch import WorkerState, simulate
+
+UNEQUAL = {"fast": [1.0, 1.1, 0.9], "slow": [4.0, 4.2, 3.9]}
+
+
+# --- policies ---------------------------------------------------------------------------------------------------
+
+
+def test_each_policy_chooses_by_its_own_rule():
+    states = (
+        WorkerState("fast", 2, 1, 1.0, 3.0),
+        WorkerState("idle", 0, 0, 9.0, 0.0),
+        WorkerState("mid", 1, 0, 3.0, 3.0),
+    )
+    assert [dispatch.round_robin(states, n) for n in range(4)] == [0, 1, 2, 0]
+    assert dispatch.shortest_queue(states, 0) == 1
+    assert dispatch.least_expected_finish(states, 0) == 0
+    assert dispatch.POLICIES["work stealing"].steals and not dispatch.POLICIES["round-robin"].steals
+
+
+def test_policies_are_found_by_name_or_made_of_functions():
+    def mine(states, number):
+        return np.int64(0)
+
+    assert dispatch.policy("round-robin").name == "round-robin" and dispatch.policy(mine).name == "mine"
+    assert dispatch.policy(mine).pick((WorkerState("a", 0, 0, 1, 0),), 0) == 0
+    with pytest.raises(BadInput, match="policy='fastest' is not known; choose one of"):
+        dispatch.policy("fastest")
+    with pytest.raises(BadInput, match=r"policy=\[1\] is not known"):
+        dispatch.policy([1])
+
+
+@pytest.mark.parametrize("place", [2, -1, None, "a", 1.0, True])
+def test_a_worker_that_is_not_there_is_refused(place):
+    with pytest.raises(BadInput, match=r"policy '<lambda>' chose worker .* for request 0; there are 2"):
+        simulate([0.0], {"a": [1], "b": [1]}, lambda states, number: place)
+
+
+# --- the simulation ---------------------------------------------------------------------------------------------
+
+
+def test_one_worker_serves_a_queue_as_worked_out_by_hand():
+    outcome = simulate([0, 1, 2, 20], {"only": [5.0]}, "round-robin")
+    assert outcome.latencies_ms == (5, 9, 13, 5) and outcome.served == {"only": 4} and outcome.lost == 0
+    assert outcome.p50_ms == 7 and "lost 0 of 4" in repr(outcome) and outcome.as_row()["served by"] == "only 4"
+
+
+def test_two_workers_by_hand():
+    times = {"fast": [1.0], "slow": [4.0]}
+    assert simulate([0, 0, 0, 0], times, "round-robin").latencies_ms == (1, 4, 2, 8)
+    assert simulate([0, 0, 0, 0], times, "shortest queue").latencies_ms == (1, 4, 2, 8)
+    # the fourth is done at the same moment on either, and goes to the first
+    assert simulate([0, 0, 0, 0], times, "least expected finish").latencies_ms == (1, 2, 3, 4)
+    stolen = simulate([0, 0, 0, 0], times, "work stealing")
+    assert stolen.latencies_ms == (1, 4, 2, 3) and stolen.moved == 1
+
+
+def test_a_simulation_is_the_same_for_a_seed_and_another_for_another():
+    arrivals = dispatch.bursts(200, mean_gap_ms=2.0, seed=1)
+    first, again, other = (simulate(arrivals, UNEQUAL, "shortest queue", seed=seed) for seed in (4, 4, 5))
+    assert first == again and first.latencies_ms != other.latencies_ms
+
+
+def test_bursts_have_the_mean_gap_and_are_seeded():
+    arrivals = dispatch.bursts(20000, mean_gap_ms=2.0, burst=8, seed=0)
+    assert arrivals[-1] / len(arrivals) == pytest.approx(2.0, rel=0.1) and (np.diff(arrivals) >= 0).all()
+    assert np.array_equal(dispatch.bursts(50, mean_gap_ms=1, seed=3), dispatch.bursts(50, mean_gap_ms=1, seed=3))
+    assert (np.diff(dispatch.bursts(50, mean_gap_ms=1, burst=1)) > 0).all()
+
+
+def test_the_least_expected_finish_beats_taking_turns():
+    assert dispatch.p99_wins(UNEQUAL, load=0.5, requests=400) == 10
+    assert dispatch.p99_wins(UNEQUAL, winner="round-robin", loser="least expected finish", load=0.5, requests=400) == 0
+
+
+def test_every_request_is_answered_under_every_policy():
+    arrivals = dispatch.bursts(300, mean_gap_ms=dispatch.mean_gap_ms(UNEQUAL, 0.9), seed=2)
+    outcomes = dispatch.compare(arrivals, UNEQUAL)
+    assert [o.policy for o in outcomes] == list(dispatch.POLICIES)
+    assert all(o.lost == 0 and sum(o.served.values()) == 300 for o in outcomes)
+    frame = dispatch.frame(outcomes)
+    assert list(frame.index) == list(dispatch.POLICIES) and frame["lost"].sum() == 0
+
+
+@pytest.mark.parametrize("name", list(dispatch.POLICIES))
+def test_a_worker_that_dies_loses_nothing(name):
+    arrivals = dispatch.bursts(300, mean_gap_ms=1.5, seed=2)
+    outcome = simulate(arrivals, UNEQUAL, name, dies=("slow", float(arrivals[100])))
+    assert outcome.lost == 0 and sum(outcome.served.values()) == 300
+    after = simulate(arrivals, UNEQUAL, name, dies=("slow", -1.0))
+    assert after.served["slow"] == 0
+
+
+def test_what_a_dead_worker_had_goes_to_the_others_by_hand():
+    outcome = simulate([0, 0, 0, 0], {"a": [4.0], "b": [4.0]}, "round-robin", dies=("a", 1.0))
+    assert outcome.latencies_ms == (12, 4, 16, 8) and outcome.moved == 2
+
+
+def test_the_load_sets_the_gap():
+    assert dispatch.mean_gap_ms({"a": [2.0], "b": [2.0]}, 0.5) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    "work, message",
+    [
+        (lambda: simulate([0.0], {}, "round-robin"), "no workers"),
+        (lambda: simulate([0.0], {"a": []}, "round-robin"), "worker 'a' has service times"),
+        (lambda: simulate([0.0], {"a": [0.0]}, "round-robin"), "milliseconds above 0"),
+        (lambda: simulate([0.0], {"a": [math.nan]}, "round-robin"), "milliseconds above 0"),
+        (lambda: simulate([], {"a": [1]}, "round-robin"), "rising list of times"),
+        (lambda: simulate([2, 1], {"a": [1]}, "round-robin"), "rising list of times"),
+        (lambda: simulate([0.0], {"a": [1]}, "round-robin", dies=("b", 1)), "dies names 'b'"),
+        (lambda: dispatch.bursts(0, mean_gap_ms=1), "requests=0"),
+        (lambda: dispatch.bursts(5, mean_gap_ms=-1), "mean_gap_ms=-1"),
+        (lambda: dispatch.mean_gap_ms({"a": [1]}, 1.0), "load=1.0"),
+    ],
+)
+def test_bad_simulations(work, message):
+    with pytest.raises(BadInput, match=message):
+        work()
+
+
+def test_all_dead_is_said():
+    with pytest.raises(LabError, match="every worker is dead at 1.0 ms and requests from number 0 on are unanswered"):
+        simulate([0.0, 5.0], {"a": [4.0]}, "round-robin", dies=("a", 1.0))
+
+
+def test_nothing_answered_has_no_percentile():
+    assert math.isnan(dispatch.Outcome("none", (math.nan,), {}).p99_ms)
+
+
+# --- real processes ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def doubling(tmp_path_factory):
+    """A graph that doubles its input."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "doubling", [x], [y])
+    path = tmp_path_factory.mktemp("graph") / "doubling.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    return path
+
+
+def numbers(count: int) -> np.ndarray:
+    return np.arange(count * 4, dtype=np.float32).reshape(count, 1, 4)
+
+
+def test_a_killed_process_loses_none_of_2000_requests(doubling):
+    requests = numbers(2000)
+    with pool.Pool([pool.Worker("a", doubling), pool.Worker("b", doubling)], requests[0]) as crew:
+        assert set(crew.service_ms) == {"a", "b"} and all(ms > 0 for ms in crew.service_ms.values())
+        calm = crew.serve(requests[:100], "work stealing", arrivals_ms=np.linspace(0, 20, 100))
+        assert (
+            calm.lost == 0
+            and calm.died == ()
+            and sum(calm.served.values()) == 100
+            and sum(map(len, calm.service_ms.values())) == 100
+        )
+        served = crew.serve(requests, "round-robin", kill={"a": 300})
+        assert served.lost == 0 and served.died == ("a",) and served.moved > 0 and sum(served.served.values()) == 2000
+        assert np.array_equal(np.array(served.answers), 2 * requests)
+        assert crew.alive == ("b",) and "died: a" in repr(served)
+        with pytest.raises(LabError, match="every worker is dead: .* of 50 requests are answered"):
+            crew.serve(requests[:50], kill={"b": 10})
+        with pytest.raises(LabError, match="every worker is dead: 0 of 5"):
+            crew.serve(requests[:5])
+    assert crew.alive == ()
+
+
+def test_a_process_that_falls_silent_counts_as_dead(doubling):
+    requests = numbers(60)
+    with pool.Pool([pool.Worker("a", doubling), pool.Worker("b", doubling, repeat=3)], requests[0], ahead=2) as crew:
+        served = crew.serve(requests, lambda states, number: number % len(states), stall={"b": 10}, stall_s=0.4)
+        assert served.died == ("b",) and served.lost == 0 and np.array_equal(np.array(served.answers), 2 * requests)
+        with pytest.raises(BadInput, match="chose worker 9"):
+            crew.serve(requests, lambda states, number: 9)
+        with pytest.raises(
+            BadInput, match="chose worker 9"
+        ):  # two requests are under way by then, and their answers are not the next call's
+            crew.serve(
+                requests[::-1], lambda states, number: 9 if number == 2 else 0, arrivals_ms=[0.0, 0.0] + [5.0] * 58
+            )
+        for options, message in (
+            ({"kill": {"c": 1}}, "no worker is called 'c'"),
+            ({"stall_s": 0}, "stall_s=0"),
+            ({"arrivals_ms": [1.0]}, "1 times for 60 requests"),
+            ({"policy": "best"}, "is not known"),
+        ):
+            with pytest.raises(BadInput, match=message):
+                crew.serve(requests, **options)
+        with pytest.raises(BadInput, match="no requests"):
+            crew.serve([])
+        with pytest.raises(
+            LabError, match=r"request 1 cannot be answered, worker '[ab]' says BadInput: .* has shape \(1, 3\)"
+        ):
+            crew.serve([requests[0], np.zeros((1, 3), np.float32)])
+        assert np.array_equal(np.array(crew.serve(requests).answers), 2 * requests)
+
+
+@pytest.mark.parametrize(
+    "workers, message",
+    [
+        ([], "no workers"),
+        ([pool.Worker("a", "x.onnx"), pool.Worker("a", "x.onnx")], "repeat; the report"),
+        ([pool.Worker("a", "x.onnx", repeat=0)], "repeat and ahead"),
+    ],
+)
+def test_bad_pools(workers, message):
+    with pytest.raises(BadInput, match=message):
+        pool.Pool(workers, numbers(1)[0])
+
+
+def test_a_worker_that_cannot_load_is_named(tmp_path):
+    with pytest.raises(LabError, match="worker 'a' could not start: BadInput: missing.onnx: no such file"):
+        pool.Pool([pool.Worker("a", tmp_path / "missing.onnx")], numbers(1)[0])
+
+
+@pytest.mark.parametrize(
+    "ready, message", [(False, "it was silent for 120 s"), (True, "its process ended before it answered")]
+)
+def test_a_worker_that_does_not_greet_is_named(ready, message):
+    def ended():
+        raise EOFError
+
+    crew = object.__new__(pool.Pool)
+    crew._members = []
+    member = pool._Member("a", None, SimpleNamespace(poll=lambda seconds: ready, recv=ended))
+    with pytest.raises(LabError, match=f"worker 'a' could not start: {message}"):
+        crew._greet(member, None)
+
+
+def test_a_worker_that_dies_while_it_is_timed_is_named():
+    said = iter([0.0])
+
+    def recv():
+        try:
+            return next(said)
+        except StopIteration:
+            raise EOFError from None
+
+    member = pool._Member("a", None, SimpleNamespace(poll=lambda seconds: True, recv=recv, send=lambda message: None))
+    with pytest.raises(LabError, match="worker 'a' could not start: its process ended before it answered"):
+        object.__new__(pool.Pool)._greet(member, None)
+
+
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, LabError])
+def test_a_pool_that_does_not_come_about_leaves_no_process(monkeypatch, tmp_path, reason):
+    import multiprocessing
+
+    def stops(self, member, example):
+        raise reason("stopped")
+
+    before = set(multiprocessing.active_children())
+    monkeypatch.setattr(pool.Pool, "_greet", stops)
+    with pytest.raises(reason):
+        pool.Pool(
+            [pool.Worker("a", tmp_path / "missing.onnx"), pool.Worker("b", tmp_path / "missing.onnx")], numbers(1)[0]
+        )
+    assert set(multiprocessing.active_children()) <= before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="an interrupt reaches one process only there")
+def test_an_interrupt_of_the_notebook_leaves_the_workers_alive(doubling):
+    import signal
+    import time
+
+    with pool.Pool([pool.Worker("a", doubling)], numbers(1)[0]) as crew:
+        os.kill(crew._members[0].process.pid, signal.SIGINT)  # JupyterLab signals the whole process group
+        time.sleep(0.2)
+        assert crew.serve(numbers(5)).lost == 0 and crew.alive == ("a",)
+
+
+# --- Ray --------------------------------------------------------------------------------------------------------
+
+
+def test_actors_refuse_nonsense_before_ray_starts(monkeypatch):
+    with pytest.raises(BadInput, match="actors=0"):
+        ray_actors.Actors("x.onnx", actors=0)
+    monkeypatch.setattr(ray_actors, "package_version", lambda name: None)
+    with pytest.raises(NotAvailable, match="ray is not installed; get it with"):
+        ray_actors.Actors("x.onnx")
+
+
+class FakeRay:
+    """Just enough of Ray to see how its failures are told."""
+
+    class exceptions:
+        class RayError(Exception):
+            pass
+
+    def __init__(self, *, loads: bool):
+        self.loads, self.up = loads, True
+
+    def remote(self, **options):
+        def wrap(cls):
+            return SimpleNamespace(remote=lambda *args: SimpleNamespace(ready=SimpleNamespace(remote=lambda: None)))
+
+        return wrap
+
+    def get(self, refs):
+        if not self.loads:
+            raise self.exceptions.RayError("BadInput: x.onnx: no such file\nmore")
+
+    def is_initialized(self):
+        return self.up
+
+    def shutdown(self):
+        self.up = False
+
+
+def test_an_actor_that_cannot_load_stops_ray(monkeypatch):
+    fake = FakeRay(loads=False)
+    monkeypatch.setattr(ray_actors, "_started", lambda actors: fake)
+    monkeypatch.setattr(ray_actors, "package_version", lambda name: "2")
+    with pytest.raises(LabError, match="a Ray actor could not load x.onnx: RayError: BadInput: x.onnx: no such file"):
+        ray_actors.Actors("x.onnx")
+    assert not fake.up
+
+
+def test_ray_that_is_running_or_does_not_start_is_said(monkeypatch):
+    import subprocess
+    import sys
+
+    def refuses(**options):
+        assert options["include_dashboard"] is False and options["_node_ip_address"] == "127.0.0.1"
+        raise OSError("no space left\ndetails")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: True))
+    with pytest.raises(LabError, match="running in this process already"):
+        ray_actors._started(2)
+    ended = []
+    halves = SimpleNamespace(is_initialized=lambda: False, init=refuses, shutdown=lambda: ended.append(1))
+    monkeypatch.setitem(sys.modules, "ray", halves)
+    with pytest.raises(LabError, match="Ray does not start here: OSError: no space left; the pool"):
+        ray_actors._started(2)
+
+    def interrupted(**options):
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        raise KeyboardInterrupt
+
+    started, halves.init = [], interrupted
+    with pytest.raises(KeyboardInterrupt):
+        ray_actors._started(2)
+    assert started[0].poll() is not None, "a process that Ray had begun to start goes on running"
+    assert len(ended) == 2, "what had been started of Ray is stopped both times"
+
+
+def test_an_interrupt_while_actors_load_stops_ray_and_closed_actors_do_not_start_it_again(monkeypatch):
+    monkeypatch.setattr(ray_actors, "package_version", lambda name: "2")
+    fake = FakeRay(loads=True)
+    monkeypatch.setattr(ray_actors, "_started", lambda actors: fake)
+    actors = ray_actors.Actors("x.onnx")
+    actors.close()
+    pytest.importorskip("ray")
+    with pytest.raises(LabError, match="Actors are closed"):
+        actors.map([1])
+
+    def interrupted(refs):
+        raise KeyboardInterrupt
+
+    fake.up, fake.get = True, interrupted
+    with pytest.raises(KeyboardInterrupt):
+        ray_actors.Actors("x.onnx")
+    assert not fake.up
+
+
+def test_a_cluster_that_fails_while_it_maps_is_said(monkeypatch):
+    ray_util = pytest.importorskip("ray.util")
+    fake = FakeRay(loads=True)
+
+    class Fails:
+        def __init__(self, actors):
+            pass
+
+        def map(self, work, batches):
+            raise fake.exceptions.RayError("actor died")
+
+    monkeypatch.setattr(ray_actors, "_started", lambda actors: fake)
+    monkeypatch.setattr(ray_util, "ActorPool", Fails)
+    with (
+        ray_actors.Actors("x.onnx") as actors,
+        pytest.raises(LabError, match="Ray could not finish the batches: RayError: actor died"),
+    ):
+        actors.map([1])
+
+
+def test_actors_map_nothing(monkeypatch):
+    pytest.importorskip("ray")
+    fake = FakeRay(loads=True)
+    monkeypatch.setattr(ray_actors, "_started", lambda actors: fake)
+    with ray_actors.Actors("x.onnx") as actors, pytest.raises(BadInput, match="no batches"):
+        actors.map([])
+    assert not fake.up

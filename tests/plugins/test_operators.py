@@ -1,0 +1,563 @@
+"""The operator nobody knows: in graphs, as layers, examined, and on the clock. What needs a GPU is in test_plugin_kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from labsupport import environment, export, plugins, runtimes
+from labsupport.build import network
+from labsupport.errors import BadInput, BuildError
+from labsupport.plugins import examination
+
+needs_rtx = pytest.mark.skipif(environment.generation() != "rtx", reason="TensorRT-RTX is not installed")
+
+
+@pytest.fixture(scope="module")
+def block():
+    return plugins.GatedBlock(hidden=8, inner=16)
+
+
+@pytest.fixture
+def graph(block):
+    return export.to_onnx(block, block.example_input())
+
+
+@pytest.fixture
+def expected(block):
+    return block(block.example_input()).detach().numpy()
+
+
+def answer(graph, block) -> np.ndarray:
+    with runtimes.OnnxRuntime(graph) as run:
+        return run(block.example_input().numpy())["mixed"]
+
+
+def decomposed(surgeon, node):
+    x, gate, weight = node.inputs
+
+    def add(operator, *inputs, **attributes):
+        name = f"{node.name}/{operator}_{len(surgeon.nodes)}"
+        return surgeon.layer(op=operator, name=name, inputs=list(inputs), outputs=[name], attrs=attributes)[0]
+
+    v = add("Mul", x, add("Mul", gate, add("Sigmoid", gate)))
+    mean = add("ReduceMean", add("Mul", v, v), axes=[-1], keepdims=1)
+    return add(
+        "Mul", weight, add("Div", v, add("Sqrt", add("Add", mean, np.array([node.attrs["epsilon"]], weight.dtype))))
+    )
+
+
+def body(name="GatedRmsNorm", inputs=("x", "gate", "weight"), attributes=("epsilon",)):
+    nodes = [
+        helper.make_node("Sigmoid", ["gate"], ["s"]),
+        helper.make_node("Mul", ["gate", "s"], ["silu"]),
+        helper.make_node("Mul", ["x", "silu"], ["v"]),
+        helper.make_node("Mul", ["v", "v"], ["square"]),
+        helper.make_node("ReduceMean", ["square"], ["mean"], axes=[-1], keepdims=1),
+    ]
+    epsilon = helper.make_node("Constant", [], ["epsilon"])
+    value = epsilon.attribute.add()
+    value.name, value.ref_attr_name, value.type = "value_float", "epsilon", onnx.AttributeProto.FLOAT
+    nodes += [
+        epsilon,
+        helper.make_node("Add", ["mean", "epsilon"], ["sum"]),
+        helper.make_node("Sqrt", ["sum"], ["rms"]),
+        helper.make_node("Div", ["v", "rms"], ["normal"]),
+        helper.make_node("Mul", ["normal", "weight"], ["y"]),
+    ]
+    return helper.make_function(
+        "workbook", name, list(inputs), ["y"], nodes, [helper.make_opsetid("", 17)], attributes=list(attributes)
+    )
+
+
+# --- the operator ---------------------------------------------------------------------------------------------------
+
+
+def test_the_formula_is_what_the_paper_says():
+    x, gate, weight = (array.numpy().astype(np.float64) for array in plugins.example(2, 5))
+    row = [x[0, i] * gate[0, i] / (1 + np.exp(-gate[0, i])) for i in range(5)]
+    rms = (sum(v * v for v in row) / 5 + 1e-5) ** 0.5
+    assert plugins.reference(x, gate, weight)[0] == pytest.approx([w * v / rms for w, v in zip(weight, row)])
+
+
+def test_the_chain_is_the_formula_in_both_types():
+    assert plugins.examine(plugins.chain, columns=(1, 33, 256)).passed
+
+
+@pytest.mark.parametrize(
+    "shapes, message",
+    [
+        (((4, 8), (3, 8), (8,)), r"x has shape \(4, 8\) and gate \(3, 8\)"),
+        (((), (), ()), "of one axis or more"),
+        (((4, 8), (4, 8), (4,)), r"weight has shape \(4,\); wanted is one value a column, \(8,\)"),
+        (((4, 8), (4, 8), (1, 8)), "one value a column"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(shapes, message):
+    with pytest.raises(BadInput, match=message):
+        plugins.output_shape(*shapes)
+
+
+def test_shapes_may_have_names():
+    assert plugins.output_shape(("batch", 64), ("batch", 64), (64,)) == ("batch", 64)
+
+
+def test_the_block_answers_alike_as_a_node_and_as_a_chain(block):
+    plain = plugins.GatedBlock(hidden=8, inner=16, as_node=False)
+    tokens = block.example_input(5)
+    assert torch.equal(block(tokens), plain(tokens))
+    assert export.to_onnx(plain, tokens).ops["GatedRmsNorm"] == 0
+    with pytest.raises(BadInput, match="whole numbers of 1 or more"):
+        plugins.GatedBlock(hidden=0)
+    with pytest.raises(BadInput, match="dtype='int8'"):
+        plugins.example(2, 2, dtype="int8")
+
+
+# --- graphs ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_operator_is_found_and_told_from_one_with_a_body(graph):
+    (unknown,) = plugins.unknown_operators(graph)
+    assert (unknown.op_type, unknown.domain, unknown.has_body) == ("GatedRmsNorm", "workbook", False)
+    assert "nobody says what it computes" in repr(unknown)
+    (known,) = plugins.unknown_operators(plugins.with_body(graph, body()))
+    assert known.has_body and "brings a body" in repr(known)
+
+
+def test_a_misspelled_standard_operator_is_unknown(tmp_path):
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
+    model = helper.make_model(
+        helper.make_graph([helper.make_node("Relu", ["x"], ["y"], name="right")], "g", value[:1], value[1:]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    path = tmp_path / "g.onnx"
+    onnx.save(model, path)
+    graph = export.load(path)
+    assert plugins.unknown_operators(graph) == ()
+    model.graph.node[0].op_type = "ReLu"
+    onnx.save(model, path)  # not through export.save, which refuses it
+    assert plugins.unknown_operators(graph)[0].op_type == "ReLu"
+
+
+def nested(tmp_path, nodes, functions=(), *, kind="Loop"):
+    """A graph whose nodes stand in the body of a Loop or Scan, or in a branch of an If."""
+    value = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y", "a", "b")}
+    flag = helper.make_tensor_value_info("flag", TensorProto.BOOL, [])
+    count = helper.make_tensor_value_info("count", TensorProto.INT64, [])
+    inner = [
+        helper.make_node("Identity", ["x" if kind == "If" else "a"], ["a" if kind == "If" else "c"], name="same"),
+        *nodes,
+    ]
+    if kind == "If":
+        branch = helper.make_graph(inner, "branch", [], [value["b"]])
+        outer = helper.make_node("If", ["flag"], ["y"], name="outer", then_branch=branch, else_branch=branch)
+    elif kind == "Loop":
+        keep = helper.make_node("Identity", ["go"], ["gone"])
+        flags = [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("go", "gone")]
+        turn = helper.make_tensor_value_info("turn", TensorProto.INT64, [])
+        outer = helper.make_node(
+            "Loop",
+            ["count", "flag", "x"],
+            ["y"],
+            name="outer",
+            body=helper.make_graph([*inner, keep], "body", [turn, flags[0], value["a"]], [flags[1], value["b"]]),
+        )
+    else:
+        outer = helper.make_node(
+            "Scan",
+            ["x"],
+            ["y"],
+            name="outer",
+            num_scan_inputs=1,
+            body=helper.make_graph(
+                inner,
+                "body",
+                [helper.make_tensor_value_info("a", TensorProto.FLOAT, [])],
+                [helper.make_tensor_value_info("b", TensorProto.FLOAT, [])],
+            ),
+        )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("workbook", 1)]
+    model = helper.make_model(
+        helper.make_graph([outer], "g", [value["x"], flag, count], [value["y"]]),
+        opset_imports=opsets,
+        ir_version=8,
+        functions=list(functions),
+    )
+    path = tmp_path / f"{kind}.onnx"
+    onnx.save(model, path)
+    return export.load(path)
+
+
+STRANGE = helper.make_node("Strange", ["a"], ["b"], name="norm", domain="workbook")
+
+
+@pytest.mark.parametrize("kind", ["If", "Loop", "Scan"])
+def test_an_unknown_operator_in_a_body_is_found(tmp_path, kind):
+    assert plugins.unknown_operators(nested(tmp_path, [helper.make_node("Relu", ["a"], ["b"])], kind=kind)) == ()
+    found = plugins.unknown_operators(graph := nested(tmp_path, [STRANGE], kind=kind))
+    assert {(each.node, each.op_type, each.inside, each.has_body) for each in found} == {
+        ("norm", "Strange", "outer", False)
+    }
+    assert len(found) == (2 if kind == "If" else 1) and "norm (in the body of outer): workbook::Strange" in repr(
+        found[0]
+    )
+    with pytest.raises(
+        BadInput,
+        match="has 'Strange' in the body of an If, Loop or Scan, where this does not reach; plugins.with_body does",
+    ):
+        plugins.rewritten(graph, "Strange", decomposed)
+
+
+def test_an_unknown_operator_in_a_function_is_found_once(tmp_path):
+    def function(name, operator):
+        node = helper.make_node(operator, ["p"], ["q"], name="inner", domain="workbook")
+        return helper.make_function(
+            "workbook", name, ["p"], ["q"], [node], [helper.make_opsetid("", 17), helper.make_opsetid("workbook", 1)]
+        )
+
+    calls = [
+        helper.make_node("Outer", ["a"], ["m"], name="one", domain="workbook"),
+        helper.make_node("Outer", ["m"], ["b"], name="two", domain="workbook"),
+    ]
+    graph = nested(
+        tmp_path, calls, [function("Outer", "Inner"), function("Inner", "Strange"), function("Unused", "Other")]
+    )
+    told = [(each.op_type, each.inside, each.has_body) for each in plugins.unknown_operators(graph)]
+    assert told == [
+        ("Outer", "outer", True),
+        ("Inner", "function Outer", True),
+        ("Strange", "function Inner", False),
+        ("Outer", "outer", True),
+    ]
+
+
+def test_a_body_reaches_a_node_in_a_loop_and_leaves_other_bodies_alone(tmp_path):
+    def function(name):
+        return helper.make_function(
+            "workbook", name, ["p"], ["q"], [helper.make_node("Relu", ["p"], ["q"])], [helper.make_opsetid("", 17)]
+        )
+
+    graph = nested(tmp_path, [STRANGE], [function("Other")])
+    known = plugins.with_body(graph, function("Strange"))
+    assert all(each.has_body for each in plugins.unknown_operators(known)) and {
+        f.name for f in known.model().functions
+    } == {"Other", "Strange"}
+    assert plugins.unknown_operators(plugins.inlined(known)) == ()
+    x = np.array([-1, 2], np.float32)
+    with runtimes.OnnxRuntime(plugins.inlined(known)) as run:
+        assert run({"x": x, "flag": np.array(True), "count": np.array(1)})["y"].tolist() == [0, 2]
+
+
+def test_onnx_runtime_refuses_the_node_by_its_name(graph):
+    with pytest.raises(BadInput, match="GatedRmsNorm"):
+        runtimes.OnnxRuntime(graph)
+
+
+@needs_rtx
+def test_the_parser_refuses_the_node_and_reads_the_body(graph):
+    (said,) = plugins.refused_by_parser(graph)
+    assert "Plugin not found" in said
+    assert plugins.refused_by_parser(plugins.with_body(graph, body())) == ()
+    with pytest.raises(BuildError, match="has no operator GatedRmsNorm"):
+        network.parse(graph)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_body_and_rewrite_are_right_at_odd_sizes_in_both_types_and_on_views(dtype):
+    for known in (
+        lambda g: plugins.rewritten(g, "GatedRmsNorm", decomposed),
+        lambda g: plugins.inlined(plugins.with_body(g, cast_body(dtype))),
+    ):
+        run = runtimes.OnnxRuntime(known(plugins.operator_graph("columns", dtype=dtype)))
+
+        def call(x, gate, weight, run=run):
+            return run({"x": x.numpy(), "gate": gate.numpy(), "weight": weight.numpy()})["y"]
+
+        seen = plugins.examine(
+            call, rows=(1, 3), dtypes=[dtype], layouts=plugins.LAYOUTS, columns=(1, 7, 33, 256, 1000, 1025)
+        )
+        assert seen.passed, seen.wrong[:3]
+
+
+def cast_body(dtype):
+    """The body, its epsilon in the type of the rest: ONNX adds numbers of one type only."""
+    function = body()
+    if dtype == "float16":
+        at = next(i for i, node in enumerate(function.node) if node.op_type == "Constant")
+        function.node[at].output[0] = "epsilon_32"
+        function.node.insert(at + 1, helper.make_node("CastLike", ["epsilon_32", "x"], ["epsilon"]))
+    return function
+
+
+def test_columns_may_be_free():
+    graph = plugins.operator_graph("columns", epsilon=0.5)
+    assert [shape for shape, _ in graph.inputs.values()][2] and graph.model().graph.node[0].attribute[0].f == 0.5
+    shaped = (
+        plugins.with_shapes(graph, "GatedRmsNorm", plugins.output_shape)
+        .model()
+        .graph.output[0]
+        .type.tensor_type.shape.dim
+    )
+    assert [axis.dim_param for axis in shaped] == ["rows", "columns"]
+
+
+def test_body_inlined_and_rewritten_answer_as_the_module(graph, block, expected):
+    before = graph.sha256
+    for known in (
+        plugins.with_body(graph, body()),
+        plugins.inlined(plugins.with_body(graph, body())),
+        plugins.rewritten(graph, "GatedRmsNorm", decomposed),
+    ):
+        assert np.abs(answer(known, block) - expected).max() < 1e-5
+    assert plugins.unknown_operators(known) == () and graph.sha256 == before
+
+
+def test_the_attribute_goes_along(graph, block, expected):
+    model = graph.model()
+    next(node for node in model.graph.node if node.op_type == "GatedRmsNorm").attribute[0].f = 10.0
+    other = export.save(model, export.scratch_folder() / "epsilon.onnx")
+    answers = [
+        answer(plugins.with_body(other, body()), block),
+        answer(plugins.rewritten(other, "GatedRmsNorm", decomposed), block),
+    ]
+    assert np.abs(answers[0] - answers[1]).max() < 1e-5 < np.abs(answers[0] - expected).max()
+
+
+def test_an_onnxscript_function_is_a_body_too(graph, block, expected):
+    class Script:
+        def to_function_proto(self):
+            return body()
+
+    assert np.abs(answer(plugins.with_body(graph, Script()), block) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda g: plugins.rewritten(g, "GatedNorm", decomposed),
+            r"has no node 'GatedNorm'; it has \['Add', .*'GatedRmsNorm'",
+        ),
+        (lambda g: plugins.in_domain(g, "GatedNorm", "x"), "has no node 'GatedNorm'"),
+        (lambda g: plugins.with_shapes(g, "GatedNorm", plugins.output_shape), "has no node 'GatedNorm'"),
+        (lambda g: plugins.with_layers(g, "GatedNorm", None), "has no node 'GatedNorm'"),
+        (lambda g: plugins.around(g, "GatedNorm"), "has no node 'GatedNorm'"),
+        (lambda g: plugins.with_body(g, body("GatedNorm")), "has no node 'GatedNorm'"),
+        (
+            lambda g: plugins.with_body(g, body(inputs=("x", "gate"))),
+            "has 3 inputs and 1 outputs, the body GatedRmsNorm has 2 and 1",
+        ),
+        (
+            lambda g: plugins.with_body(g, body(attributes=("size",))),
+            r"sets \['epsilon'\], which the body GatedRmsNorm does not take",
+        ),
+        (lambda g: plugins.inlined(g), "brings no bodies"),
+        (
+            lambda g: plugins.rewritten(g, "GatedRmsNorm", lambda surgeon, node: None),
+            r"make\(\) gave 1 value\(s\) of \['NoneType'\]",
+        ),
+        (
+            lambda g: plugins.rewritten(g, "GatedRmsNorm", lambda surgeon, node: node.inputs),
+            r"make\(\) gave 3 value\(s\)",
+        ),
+        (
+            lambda g: plugins.rewritten(g, "GatedRmsNorm", lambda surgeon, node: node.inputs[2]),
+            "which no node computes.*Identity",
+        ),
+        (lambda g: plugins.part(g, inputs=["tokens"], outputs=["nothing"]), "has no tensor 'nothing' of known shape"),
+        (lambda g: plugins.operator_graph(0), "columns=0"),
+        (lambda g: plugins.operator_graph("rows"), "or a name for a free axis"),
+        (lambda g: plugins.operator_graph("4 6"), "columns='4 6'"),
+        (lambda g: plugins.operator_graph(8, dtype="int8"), "dtype='int8'"),
+        (lambda g: plugins.unknown_operators("nothing.onnx"), "no such file"),
+    ],
+)
+def test_what_cannot_be_done_to_a_graph_is_said(graph, call, message):
+    with pytest.raises(BadInput, match=message):
+        call(graph)
+
+
+def test_shapes_are_inferred_through_the_node(graph):
+    seen = {
+        value.name: value
+        for value in plugins.with_shapes(graph, "GatedRmsNorm", plugins.output_shape).model().graph.value_info
+    }
+    node = next(node for node in graph.model().graph.node if node.op_type == "GatedRmsNorm")
+    axes = seen[node.output[0]].type.tensor_type.shape.dim
+    assert axes[0].dim_param and axes[1].dim_value == 16
+
+
+def test_a_rule_that_refuses_the_shapes_is_heard(graph):
+    def rule(*shapes):
+        raise BadInput("no fit")
+
+    with pytest.raises(BadInput, match="no fit"):
+        plugins.with_shapes(graph, "GatedRmsNorm", rule)
+
+
+def test_the_graph_is_cut_before_the_split_and_behind_the_node(graph, block, expected):
+    before, after = plugins.around(graph, "GatedRmsNorm", read="projected", written="y")
+    assert list(before.outputs) == ["projected"] and set(after.inputs) == {"tokens", "y"}
+    tokens = block.example_input()
+    projected = torch.from_numpy(runtimes.OnnxRuntime(before)(tokens.numpy())["projected"])
+    y = plugins.chain(*projected.split(block.inner, -1), block.scale.detach()).numpy()
+    assert np.abs(runtimes.OnnxRuntime(after)({"tokens": tokens.numpy(), "y": y})["mixed"] - expected).max() < 1e-5
+
+
+def test_a_cut_needs_one_source():
+    with pytest.raises(BadInput, match=r"reading \['gate', 'weight', 'x'\]"):
+        plugins.around(plugins.operator_graph(4), "GatedRmsNorm")
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+def layers(trt, network, inputs, attributes):
+    x, gate, weight = inputs
+    operations = trt.ElementWiseOperation
+    product = network.add_elementwise(x, gate, operations.PROD).get_output(0)
+    return network.add_elementwise(product, weight, operations.PROD).get_output(0)
+
+
+def parsed(define):
+    trt = environment.tensorrt()
+    builder = trt.Builder(network.logger())
+    made = builder.create_network(network.flags(trt))
+    define(trt, made)
+    return made, builder
+
+
+@needs_rtx
+def test_layers_take_the_place_of_the_node(graph):
+    made, _ = parsed(plugins.with_layers(graph, "GatedRmsNorm", layers))
+    placeholder = next(made.get_layer(i) for i in range(made.num_layers) if made.get_layer(i).type.name == "ACTIVATION")
+    read = {
+        made.get_layer(i).get_input(j).name
+        for i in range(made.num_layers)
+        for j in range(made.get_layer(i).num_inputs)
+        if made.get_layer(i).get_input(j) is not None
+    }
+    assert placeholder.get_output(0).name not in read and [
+        made.get_output(i).name for i in range(made.num_outputs)
+    ] == ["mixed"]
+
+
+@needs_rtx
+def test_a_node_that_writes_the_output_is_replaced_too():
+    made, _ = parsed(plugins.with_layers(plugins.operator_graph(4), "GatedRmsNorm", layers))
+    assert [made.get_output(i).name for i in range(made.num_outputs)] == ["y"]
+    last = next(made.get_layer(i) for i in range(made.num_layers) if made.get_layer(i).get_output(0).name == "y")
+    assert last.type.name == "ELEMENTWISE"
+
+
+@needs_rtx
+def test_a_maker_that_returns_no_tensor_is_told(graph):
+    with pytest.raises(BadInput, match=r"make\(\) gave a NoneType"):
+        parsed(plugins.with_layers(graph, "GatedRmsNorm", lambda *_: None))
+
+
+@needs_rtx
+def test_a_second_unknown_operator_is_named(graph):
+    model = graph.model()
+    model.graph.node[0].op_type = "Jemm"
+    model.graph.node[0].domain = "workbook"
+    other = export.save(model, export.scratch_folder() / "two.onnx")
+    with pytest.raises(BuildError, match="another operator is unknown, too"):
+        parsed(plugins.with_layers(other, "GatedRmsNorm", layers))
+
+
+# --- examining and timing -------------------------------------------------------------------------------------------
+
+
+def whole_rounds(x, gate, weight):
+    """Forgets what is left of a row beyond a multiple of 32."""
+    seen, y = x.shape[-1] // 32 * 32, torch.zeros_like(x)
+    v = (x * torch.nn.functional.silu(gate))[:, :seen]
+    y[:, :seen] = v * torch.rsqrt((v**2).sum(-1, keepdim=True) / x.shape[-1] + plugins.EPSILON) * weight[:seen]
+    return y
+
+
+def test_a_fault_at_odd_sizes_passes_the_usual_ones_and_is_found():
+    assert plugins.examine(whole_rounds, columns=(32, 64, 1024)).passed
+    found = plugins.examine(whole_rounds)
+    assert not found.passed and set(found.wrong_columns) == {c for c in examination.COLUMNS if c % 32}
+    assert "wrong" in repr(found) and "WRONG" in repr(found.wrong[0])
+
+
+def test_a_kernel_that_takes_addresses_is_wrong_on_views():
+    def by_address(x, gate, weight):
+        return plugins.chain(*(torch.as_strided(t, t.shape, (t.shape[1], 1)) for t in (x, gate)), weight)
+
+    right = {layout: plugins.examine(by_address, columns=(64,), layouts=[layout]).passed for layout in plugins.LAYOUTS}
+    assert right == {"packed": True, "sliced": False, "transposed": False}
+
+
+def test_a_refusal_is_not_wrong_and_not_right():
+    def refusing(x, gate, weight):
+        if not x.is_contiguous():
+            raise BadInput("pass x.contiguous()")
+        return plugins.chain(x, gate, weight)
+
+    seen = plugins.examine(refusing, columns=(8,), layouts=("packed", "sliced"))
+    assert seen.passed and "2 refused" in repr(seen) and "pass x.contiguous" in repr(seen.cases[-1])
+
+    def never(x, gate, weight):
+        raise BadInput("no")
+
+    assert not plugins.examine(never, columns=(8,)).passed
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda x, gate, weight: plugins.chain(x, gate, weight)[:1],
+        lambda x, gate, weight: x * float("nan"),
+        lambda x, gate, weight: None,
+    ],
+    ids=["shape", "NaN", "nothing"],
+)
+def test_another_shape_and_nan_are_wrong(broken):
+    assert len(plugins.examine(broken, columns=(8,), dtypes=["float32"]).wrong) == 1
+
+
+def test_sizes_may_come_from_a_generator():
+    seen = plugins.examine(
+        plugins.chain, rows=iter([1, 2]), columns=iter([4, 5]), dtypes=iter(["float32"]), layouts=iter(["packed"])
+    )
+    assert len(seen.cases) == 4 and seen.passed
+
+
+def test_an_unknown_layout_is_refused():
+    with pytest.raises(BadInput, match=r"layouts=\['tiled'\] are unknown"):
+        plugins.examine(plugins.chain, layouts=["tiled"])
+
+
+def test_a_sweep_has_every_run_at_every_size_with_its_error():
+    graph = plugins.rewritten(plugins.operator_graph(32), "GatedRmsNorm", decomposed)
+    run = runtimes.OnnxRuntime(graph, name="rewritten")
+    points = plugins.sweep([run], rows=(1, 4), columns=32, samples=2)
+    assert [round(point.mb * 1e6) for point in points] == [3 * 32 * 4, 4 * 3 * 32 * 4]
+    assert all(point.error < 1e-5 and point.gb_per_s == pytest.approx(point.mb / point.ms) for point in points)
+    for rows in ([], [0], [1.5]):
+        with pytest.raises(BadInput, match="whole numbers of 1 or more"):
+            plugins.sweep([run], rows=rows, columns=32)
+
+
+def test_the_fastest_is_an_answer_and_never_the_copy():
+    points = [
+        plugins.Point("a", 1.0, 2.0, 0.0),
+        plugins.Point("b", 1.0, 1.0, 0.0),
+        plugins.Point("copy", 1.0, 0.1, None),
+        plugins.Point("a", 9.0, 1.0, 0.0),
+        plugins.Point("b", 9.0, 3.0, 0.0),
+    ]
+    assert {mb: point.name for mb, point in plugins.fastest(points).items()} == {1.0: "b", 9.0: "a"}
+    drawing = plugins.draw_sweep(points, title="T")
+    assert repr(drawing) == "T: GB/s over MB. Fastest: b at 1 MB, up to 1 GB/s; a at 9 MB, up to 9 GB/s."
+    assert len(drawing._repr_png_()) < 60_000 and "GB/s" in repr(points[0])
+    with pytest.raises(BadInput, match="no points to draw"):
+        plugins.draw_sweep([])

@@ -1,0 +1,191 @@
+"""Layer by layer: a fault is found where it is, told by its cause, and not where it is only inherited."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from labsupport import export, precision, runtimes
+from labsupport.errors import BadInput
+from labsupport.precision import layerwise
+
+
+class Faulty(nn.Module):
+    """An overflow, then an underflow, with sound layers between; in FP32 all is well."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        y = self.first(x)
+        energy = (y * y).sum(1, keepdim=True)  # about 1e6: beyond FP16
+        y = torch.tanh(y / torch.sqrt(energy))
+        small = y * 1e-4
+        length = torch.sqrt((small * small).sum(1, keepdim=True))  # squares of 1e-9: below FP16
+        return self.last(small / length)
+
+
+def exported(model, example, **options):
+    return export.to_onnx(model.eval(), example, dynamic=False, **options)
+
+
+@pytest.fixture(scope="module")
+def faulty():
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = Faulty()
+    example = torch.randn(16, 8, generator=generator) * 400
+    return exported(model, example), example.numpy()
+
+
+def test_faults_are_found_behind_the_first_with_their_causes(faulty):
+    scan = layerwise.scan(*faulty)
+    causes = {row.node: row.cause for row in scan.faults}
+    assert causes["/ReduceSum"] == "overflow" and causes["/Sqrt"] == "overflow"
+    assert causes["/Mul_2"] == "underflow" and causes["/ReduceSum_1"] == "underflow"
+    assert scan.first_bad.node in ("/Mul", "/ReduceSum")
+    assert scan["/Tanh"].cause == "inherited" and scan["/Tanh"].own_error < 1e-3 < scan["/Tanh"].error
+
+
+def test_keeping_the_faults_wide_mends_the_network(faulty):
+    graph, feed = faulty
+    before = layerwise.scan(graph, feed)
+    after = layerwise.scan(graph, feed, keep_wide=before.keep_wide)
+    assert not after.faults and after.first_bad is None
+    assert after.keep_wide == before.keep_wide and after[before.faults[0].node].wide
+    with (
+        runtimes.OnnxRuntime(graph) as exact,
+        runtimes.OnnxRuntime(precision.rounded(precision.cast(graph, keep_wide=before.keep_wide))) as low,
+    ):
+        (expected,), (got,) = exact(feed).values(), low(feed).values()
+    assert layerwise.relative(expected, got) < 0.01
+
+
+def test_the_scan_leaves_the_graph_alone(faulty):
+    graph, feed = faulty
+    before = graph.sha256
+    layerwise.scan(graph, feed)
+    assert graph.sha256 == before
+
+
+def test_bf16_has_the_range_and_needs_no_repair(faulty):
+    assert not layerwise.scan(*faulty, to="bf16").faults
+
+
+def test_cancellation_is_told_from_rounding():
+    class Near(nn.Module):
+        def forward(self, x):
+            return (x + 1000.0) - 999.9
+
+    example = torch.rand(4, 8, generator=torch.Generator().manual_seed(1))
+    scan = layerwise.scan(exported(Near(), example), example.numpy(), roundings=20)
+    assert scan["/Sub"].cause == "cancellation" or scan["/Add_1"].cause == "cancellation"
+
+
+def test_many_small_errors_are_no_fault():
+    class Chain(nn.Module):
+        def forward(self, x):
+            for factor in (1.1, 0.93, 1.07, 0.89, 1.13, 0.97, 1.03, 0.91):
+                x = x * factor
+            return x
+
+    example = torch.rand(4, 64, generator=torch.Generator().manual_seed(2)) + 1
+    scan = layerwise.scan(exported(Chain(), example), example.numpy(), roundings=1.2)
+    assert not scan.faults and scan.first_bad.cause == "accumulated"
+
+
+def test_the_table_and_the_words(faulty):
+    scan = layerwise.scan(*faulty)
+    assert list(scan.table().columns) == [
+        "node",
+        "operator",
+        "largest",
+        "smallest",
+        "error so far",
+        "own error",
+        "cause",
+    ]
+    assert len(scan.table()) == len(scan) and len(scan.table(worst=3)) == 3
+    assert scan.table(worst=3)["own error"].is_monotonic_decreasing
+    assert f"{len(scan)} nodes in fp16: {len(scan.faults)} err by themselves; first bad: " in repr(scan)
+    assert "/ReduceSum (ReduceSum): own error inf, so far inf, overflow" in repr(scan["/ReduceSum"])
+
+
+def test_relative_looks_where_fp32_is_finite():
+    assert layerwise.relative([1.0, np.inf], [1.0, np.nan]) == 0
+    assert layerwise.relative([1.0, 2.0], [1.0, np.nan]) == np.inf
+    assert layerwise.relative([0.0], [0.0]) == 0 and layerwise.relative([0.0], [1.0]) == np.inf
+
+
+def test_a_scan_takes_a_tensor_of_pytorch(faulty):
+    graph, feed = faulty
+    assert layerwise.scan(graph, torch.from_numpy(feed)).keep_wide == layerwise.scan(graph, feed).keep_wide
+
+
+def test_compare_takes_two_runtimes(faulty):
+    graph, feed = faulty
+    low = precision.rounded(precision.cast(graph))
+    tensors = ["/Tanh_output_0"]
+    with (
+        runtimes.OnnxRuntime(layerwise.exposed(graph, tensors)) as a,
+        runtimes.OnnxRuntime(layerwise.exposed(low, tensors)) as b,
+    ):
+        errors = dict(layerwise.compare(a, b, feed))
+    assert list(errors) == ["output", "/Tanh_output_0"] and errors["/Tanh_output_0"] > 0.1
+
+
+def test_bad_input_is_told(faulty):
+    graph, feed = faulty
+    holes = feed.copy()
+    holes[0, 0] = np.nan
+    for call, message in [
+        (lambda: layerwise.scan(graph, holes), "holds NaN or infinity; look at the preprocessing"),
+        (lambda: layerwise.scan(graph, feed[:, :4]), r"has shape \(16, 4\); the network wants \(16, 8\)"),
+        (lambda: layerwise.scan(graph, feed, roundings=0), "roundings=0; give a number above 0, such as 40"),
+        (lambda: layerwise.scan(graph, feed, roundings=None), "roundings=None; give a number above 0"),
+        (lambda: layerwise.relative(np.ones(3), np.ones(4)), r"shapes \(3,\) and \(4,\) came"),
+        (
+            lambda: layerwise.scan(graph, feed, to="fp8"),
+            r"to='fp8' is not a precision a graph can be cast to; choose one of \['fp16', 'bf16'\]",
+        ),
+        (
+            lambda: layerwise.scan(graph, feed, keep_wide=["/Sqr"]),
+            r"keep_wide names '/Sqr'.*did you mean one of \['/Sqrt",
+        ),
+        (lambda: layerwise.scan(graph, feed)["/Nothing"], "'/Nothing' was not scanned; scanned are"),
+        (lambda: layerwise.exposed(graph, ["nowhere"]), "has no tensor 'nowhere' whose shape ONNX can tell"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            call()
+
+
+def test_compare_refuses_networks_with_other_inputs(faulty):
+    graph, feed = faulty
+
+    class Renamed(nn.Linear):
+        input_name = "pixels"
+
+    class Wider(nn.Linear):
+        input_name = "input"
+
+    with runtimes.OnnxRuntime(graph) as mine:
+        for model, size, message in [
+            (Renamed(8, 4), 8, r"the reference takes \['input'\], the other run \['pixels'\]"),
+            (Wider(9, 4), 9, r"input 'input' has shape \(16, 8\) in the reference and \(16, 9\)"),
+        ]:
+            with (
+                runtimes.OnnxRuntime(exported(model, torch.zeros(16, size))) as other,
+                pytest.raises(BadInput, match=message),
+            ):
+                layerwise.compare(mine, other, feed)
+        other = nn.Linear(8, 4)
+        other.output_name = "scores"
+        with (
+            runtimes.OnnxRuntime(exported(other, torch.zeros(16, 8))) as other,
+            pytest.raises(BadInput, match="no output in common"),
+        ):
+            layerwise.compare(mine, other, feed)

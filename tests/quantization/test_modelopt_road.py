@@ -1,0 +1,158 @@
+"""NVIDIA's Model Optimizer as a road to Q/DQ: what it places, that it stays quiet, and what happens when it places nothing."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from labsupport import build, comparing, environment, export, models, quantization, runtimes
+from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.quantization import modelopt_road
+
+pytest.importorskip("modelopt")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A residual network of 64 channels and more, which also FP8 is willing to quantize, with a batch of images."""
+    torch.set_num_threads(1)
+    model = models.resnet18(5, width=16, size=32)
+    images = model.example_input(16)
+    model = models.settle(model, images)
+    return model, export.to_onnx(model, images[:2], path=tmp_path_factory.mktemp("onnx") / "plain.onnx"), images.numpy()
+
+
+def as_written(graph, feed):
+    with runtimes.OnnxRuntime(graph, optimization="off") as run:
+        return run(feed)
+
+
+@pytest.fixture(scope="module")
+def on_onnx(plain):
+    return modelopt_road.quantize_graph(plain[1], [plain[2]])
+
+
+def test_on_onnx_it_quantizes_and_leaves_the_graph_and_this_process_alone(plain, on_onnx):
+    _, graph, images = plain
+    before = graph.sha256
+    placed = quantization.placement(on_onnx)
+    assert (
+        placed.nodes == on_onnx.ops["QuantizeLinear"] + on_onnx.ops["DequantizeLinear"] > 40
+        and len(placed.quantized) >= 20
+    )
+    assert placed.residual_adds == 8 and on_onnx.opset == graph.opset == 17 and graph.sha256 == before
+    assert 1e-4 < comparing.relative_error(as_written(graph, images), as_written(on_onnx, images)) < 0.5
+    # it replaces parts of onnxruntime.quantization; in this process that would break the workbook's own road
+    assert quantization.placement(quantization.to_qdq(graph, [images])).residual_adds == 8
+
+
+def test_nothing_is_printed_or_logged(plain, capfd, caplog):
+    disabled = logging.root.manager.disable
+    with caplog.at_level(logging.INFO):
+        modelopt_road.quantize_module(plain[0], plain[2])
+    assert capfd.readouterr() == ("", "") and not caplog.records and logging.root.manager.disable == disabled
+
+
+@pytest.mark.skipif(not environment.has("engine building"), reason="no TensorRT that builds here")
+def test_tensorrt_builds_both(plain, on_onnx):
+    model, _, images = plain
+    made = modelopt_road.quantize_module(model, images)
+    in_torch = modelopt_road.to_onnx(made, torch.from_numpy(images[:2]))
+    assert len(quantization.placement(in_torch).quantized) == 21 and in_torch.opset == 17
+    for graph in (on_onnx, in_torch):
+        engine = build.engine(quantization.at_batch(graph, 4), precision="int8", optimization_level=0, progress=False)
+        assert engine.precisions["int8"] >= 20
+
+
+def test_in_pytorch_it_answers_as_its_graph_and_leaves_the_network_alone(plain):
+    model, _, images = plain
+    before = copy.deepcopy(model.state_dict())
+    made = modelopt_road.quantize_module(model, images)
+    graph = modelopt_road.to_onnx(made, torch.from_numpy(images[:2]))
+    assert comparing.relative_error(made(torch.from_numpy(images)).detach(), as_written(graph, images)) < 0.05
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    with pytest.raises(BadInput, match="is quantized already; hand in the FP32 network"):
+        modelopt_road.quantize_module(made, images)
+
+
+@pytest.mark.skipif(environment.generation() not in ("10", "11", "rtx"), reason="FP8 in ONNX needs opset 19")
+def test_fp8_is_built_in_fp8(plain):
+    made = modelopt_road.quantize_graph(plain[1], [plain[2]], format="fp8")
+    engine = build.engine(made, precision="as-is", batch=4, optimization_level=0, progress=False)
+    assert made.opset >= 19 and engine.precisions["fp8"] == made.ops["QuantizeLinear"] > 10
+
+
+def test_two_formats_of_one_start_are_those_of_two_starts(plain, on_onnx):
+    both = modelopt_road.quantize_graphs(plain[1], [plain[2]])
+    alone = {"int8": on_onnx, "fp8": modelopt_road.quantize_graph(plain[1], [plain[2]], format="fp8")}
+    assert list(both) == ["int8", "fp8"] and both["int8"].path != both["fp8"].path
+    for format, graph in alone.items():
+        mine, theirs = both[format].model().graph, graph.model().graph
+        assert [n.SerializeToString() for n in mine.node] == [n.SerializeToString() for n in theirs.node]
+        assert {w.name: w.raw_data for w in mine.initializer} == {w.name: w.raw_data for w in theirs.initializer}
+
+
+def test_success_without_a_node_is_caught(plain, monkeypatch):
+    def nothing(folder, feeds, jobs, name):
+        for job in jobs:
+            export.save(plain[1].model(), job["output_path"])
+
+    monkeypatch.setattr(modelopt_road, "_in_a_child", nothing)
+    with pytest.raises(LabError, match="reported success and quantized no layer of .* to fp8 .0 Q/DQ nodes"):
+        modelopt_road.quantize_graph(plain[1], [plain[2]], format="fp8")
+
+
+def test_bad_input_is_named(plain, on_onnx, monkeypatch):
+    model, graph, images = plain
+    for given, message in [
+        ((graph, [images], {"format": "int3"}), "format='int3' is not one; choose"),
+        ((graph, [images], {"method": "mse"}), "method='mse' is not one"),
+        ((graph, [], {}), "no calibration batches"),
+        ((graph, [images[:, :1]], {}), r"shape \(16, 1, 32, 32\); the network wants"),
+        ((graph, [np.full_like(images, np.nan)], {}), "NaN or infinity"),
+        ((graph, [np.ones_like(images)], {}), "calibration data are constant"),
+        ((graph, [images], {"path": graph.path}), "is the graph that came in; give the new one a name"),
+        ((on_onnx, [images], {}), "is quantized already"),
+        ((graph, [images], {"exclude": ["/conv9"]}), "exclude names '/conv9'"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            modelopt_road.quantize_graph(given[0], given[1], **given[2])
+    for formats, message in [
+        ((), "formats is empty; choose from"),
+        (["int8", "int3"], "format='int3' is not one; choose"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            modelopt_road.quantize_graphs(graph, [images], formats=formats)
+    with pytest.raises(BadInput, match="format='fp8' is not one"):
+        modelopt_road.quantize_module(model, images, format="fp8")
+    with pytest.raises(LabError, match="quantized no layer"):
+        modelopt_road.to_onnx(model, torch.from_numpy(images[:2]))
+    monkeypatch.setattr(modelopt_road, "CHILD", "raise SystemExit('out of luck')")
+    with pytest.raises(
+        LabError, match="modelopt could not quantize plain.onnx: out of luck; quantization.to_qdq does it without"
+    ):
+        modelopt_road.quantize_graph(graph, [images])
+    monkeypatch.setattr(modelopt_road, "find_spec", lambda name: None if name == "requests" else object())
+    with pytest.raises(
+        NotAvailable, match="needs nvidia-modelopt, and the package requests is not installed; install it with"
+    ):
+        modelopt_road.quantize_graph(graph, [images])
+
+
+def test_an_opset_is_lowered_only_where_nothing_changes_its_meaning(plain, on_onnx):
+    model = on_onnx.model()
+    model.opset_import[0].version = 19
+    assert modelopt_road._at_opset(model, 17).opset_import[0].version == 17
+    from onnx import helper
+
+    model.opset_import[0].version = 19
+    model.graph.node.append(helper.make_node("ReduceMean", ["logits", "axes"], ["mean"]))
+    with pytest.raises(LabError, match="raised the opset from 17 to 19, and ReduceMean has another meaning"):
+        modelopt_road._at_opset(model, 17)
+    with pytest.raises(LabError, match="modelopt could not run x: ValueError: first; quantization.to_qdq"):
+        with modelopt_road._quiet("modelopt could not run", "x"):
+            raise ValueError("first\nsecond")

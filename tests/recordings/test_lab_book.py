@@ -1,0 +1,583 @@
+"""Recordings with a fake machine and folders of their own; and the committed recordings against their bands."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import math
+import os
+import sys
+import types
+
+import pytest
+
+import labsupport
+from labsupport import recordings
+from labsupport.benchmarking.measurements import Latency, Ratio
+from labsupport.errors import RecordingError
+from labsupport.recordings import provenance
+
+RATIO = "resnet18_b32.trt_fp16_graph_over_torch_fp16_graph"
+COMMAND = "python3 -m labsupport record 01_measuring"
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    python: str = "3.10.12"
+    cpu: str = "Test CPU"
+    cores: int = 16
+    gpu: str | None = "NVIDIA H100 80GB HBM3"
+    driver: str | None = "580.159.04"
+    cuda: str | None = "13.0"
+    tensorrt: str | None = "8.6.0"
+    generation: str | None = "8.6"
+    torch: str | None = "2.11.0"
+    onnxruntime: str | None = "1.23.0"
+    compute_capability: tuple = (9, 0)
+    problem: str | None = None
+
+
+H100 = (Machine(), "h100-trt8.6")
+LAPTOP = (Machine(gpu=None, driver=None, cuda=None, tensorrt="1.7.1", generation="rtx"), "cpu-ort1.23")
+
+
+@pytest.fixture
+def move(monkeypatch):
+    """Continue on another machine."""
+    fake = types.ModuleType("labsupport.environment")
+
+    def to(place):
+        fake.machine, fake.machine_class = (lambda: place[0]), (lambda: place[1])
+
+    to(H100)
+    monkeypatch.setitem(sys.modules, "labsupport.environment", fake)
+    monkeypatch.setattr(labsupport, "environment", fake, raising=False)
+    monkeypatch.delenv("LABSUPPORT_METRICS", raising=False)
+    return to
+
+
+@pytest.fixture
+def live(move, tmp_path, monkeypatch):
+    """The folder of a recording run."""
+    monkeypatch.setenv("LABSUPPORT_METRICS", str(tmp_path / "live"))
+    return tmp_path / "live"
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "recordings"
+    write(folder / "bands.json", {"h100-trt8.6": {}, "cpu-*": {}})
+    return folder
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def a_recording(**changes):
+    facts = {key: value for key, value in dataclasses.asdict(Machine()).items() if value is not None}
+    metrics = {
+        RATIO: {"value": 2.3123, "unit": "×", "samples": 30, "spread": 0.02},
+        "lab.seconds": {"value": 118.2, "unit": "s", "samples": 1, "spread": None},
+    }
+    whole = {"machine": facts, "date": "2026-11-22", "command": COMMAND, "metrics": metrics, **changes}
+    return {key: value for key, value in whole.items() if value is not ...}
+
+
+def recorded(root, **changes):
+    return write(root / "h100-trt8.6" / "01_measuring.json", a_recording(**changes))
+
+
+# record
+
+
+def test_record_labels_a_plain_number(move, root):
+    result = recordings.lab("01_measuring", root).record("resnet18_b32.top1_agreement", 0.998, "fraction", samples=512)
+    assert repr(result) == "measured here on NVIDIA H100 80GB HBM3, TensorRT 8.6.0: 0.998 fraction (n=512)"
+    assert float(result) == 0.998 and result.metric == "resnet18_b32.top1_agreement"
+    move(LAPTOP)
+    here = recordings.lab("01_measuring", root).record("resnet18_b32.ort_ms", 3.2, "ms")
+    assert repr(here) == "measured here on Test CPU, ONNX Runtime 1.23.0: 3.2 ms"
+
+
+def test_record_takes_unit_samples_and_spread_from_a_measurement(move, root):
+    latency = Latency("engine", "device", [0.49, 0.5, 0.5, 0.51], 32, "NVIDIA H100")
+    book = recordings.lab("01_measuring", root)
+    result = book.record("resnet18_b32.trt_fp16_ms", latency)
+    assert (result.value, result.unit, result.samples) == (0.5, "ms", 4)
+    ratio = Ratio((2.30, 2.31, 2.31, 2.32), latency, latency)
+    assert repr(book.record(RATIO, ratio)).endswith("TensorRT 8.6.0: 2.310 × (n=4, spread 0.0022)")
+    with pytest.raises(RecordingError, match="b.c was measured in ms, not s; leave unit out or convert the value"):
+        book.record("b.c", latency, "s")
+
+
+@pytest.mark.parametrize(
+    "name, value, options, message",
+    [
+        ("Top1", 1.0, {"unit": "x"}, r"metric name 'Top1' is not like 'resnet18_b32.top1_agreement'"),
+        ("a.b.c", 1.0, {"unit": "x"}, r"metric name 'a.b.c' is not like"),
+        ("a.b", 1.0, {}, "a.b has no unit; pass unit='ms'"),
+        ("a.b", 1.0, {"unit": " "}, "a.b has no unit"),
+        ("a.b", math.nan, {"unit": "ms"}, "a.b has the value nan; expected a finite number"),
+        ("a.b", math.inf, {"unit": "ms"}, "a.b has the value inf"),
+        ("a.b", True, {"unit": "ms"}, "a.b has the value True"),
+        ("a.b", "fast", {"unit": "ms"}, "a.b has the value 'fast'"),
+        ("a.b", 1.0, {"unit": "ms", "samples": 0}, "a.b has samples=0; expected how many were taken"),
+        ("a.b", 1.0, {"unit": "ms", "spread": -1}, "a.b has spread=-1; expected IQR over median"),
+    ],
+)
+def test_record_refuses(live, root, name, value, options, message):
+    with pytest.raises(RecordingError, match=message):
+        recordings.lab("01_measuring", root).record(name, value, **options)
+    assert not live.exists()
+
+
+def test_record_collects_into_the_folder_of_the_run(live, root):
+    book = recordings.lab("01_measuring", root)
+    book.record("a.b", 1, "ms")
+    book.record("a.c", 2, "ms")
+    book.record("a.b", 3, "ms")
+    content = json.loads((live / "01_measuring.json").read_text(encoding="utf-8"))
+    assert {name: entry["value"] for name, entry in content["metrics"].items()} == {"a.b": 3, "a.c": 2}
+    assert [path.name for path in live.iterdir()] == ["01_measuring.json"]  # no temporary file left
+
+
+def test_record_without_a_run_writes_nothing(move, root, tmp_path):
+    recordings.lab("01_measuring", root).record("a.b", 1, "ms")
+    assert {path.name for path in tmp_path.iterdir()} <= {"recordings"}
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (
+            {"machine_class": "cpu-ort1.23", "metrics": {}},
+            "holds results of cpu-ort1.23 and this machine is h100-trt8.6",
+        ),
+        ({"metrics": 3}, "01_measuring.json is not a file of live metrics; give LABSUPPORT_METRICS an empty folder"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_record_refuses_a_folder_of_something_else(live, root, content, message):
+    before = write(live / "01_measuring.json", content).read_bytes()
+    with pytest.raises(RecordingError, match=message):
+        recordings.lab("01_measuring", root).record("a.b", 1, "ms")
+    assert (live / "01_measuring.json").read_bytes() == before
+
+
+def test_lab_names_are_checked():
+    with pytest.raises(RecordingError, match=r"lab name '../elsewhere' is not like '01_measuring'"):
+        recordings.lab("../elsewhere")
+
+
+# replay
+
+
+def test_replay_carries_its_label(root):
+    recorded(root)
+    one = recordings.lab("01_measuring", root).replay(RATIO)
+    assert repr(one) == ("recorded on NVIDIA H100 80GB HBM3, TensorRT 8.6.0, 2026-11-22: 2.31 × (n=30, spread 0.02)")
+    assert float(one) == 2.3123 and one.command == COMMAND
+
+
+def test_replay_of_a_whole_lab_is_a_table_with_a_caption(root):
+    recorded(root)
+    whole = recordings.lab("01_measuring", root).replay()
+    lines = repr(whole).splitlines()
+    assert lines[0] == f"01_measuring, recorded on NVIDIA H100 80GB HBM3, TensorRT 8.6.0, 2026-11-22 ({COMMAND})"
+    assert lines[1].split() == [RATIO, "2.31", "×", "(n=30,", "spread", "0.02)"] and len(whole) == 2
+    assert whole.frame().loc["lab.seconds", "value"] == 118.2
+    assert "<caption>01_measuring, recorded on" in whole._repr_html_() and [*whole][0].metric == RATIO
+    with pytest.raises(RecordingError, match=rf"has no recorded 'a.b' on h100-trt8.6; recorded are \['{RATIO}'"):
+        whole["a.b"]
+
+
+def test_replay_prefers_the_newest_gpu(root):
+    recorded(root)
+    newer = a_recording(date="2027-01-02")
+    newer["machine"]["gpu"] = "NVIDIA GeForce RTX 5090"
+    write(root / "rtx5090-trt8.6" / "01_measuring.json", newer)
+    write(root / "cpu-ort1.23" / "01_measuring.json", a_recording(date="2027-05-05"))
+    book = recordings.lab("01_measuring", root)
+    assert book.replay(RATIO).machine == "NVIDIA GeForce RTX 5090"
+    assert book.replay(RATIO, machine_class="h100-trt8.6").date == "2026-11-22"
+    assert "ONNX Runtime 1.23.0" in repr(book.replay(RATIO, machine_class="cpu-ort1.23"))
+
+
+def on_h200(root, date, metric):
+    recording = a_recording(date=date, metrics={metric: {"value": 3, "unit": "ms", "samples": 1, "spread": None}})
+    recording["machine"]["gpu"] = "NVIDIA H200"
+    return write(root / "h200-trt8.6" / "01_measuring.json", recording)
+
+
+def test_replay_takes_a_metric_from_the_next_gpu_that_has_it(root):
+    recorded(root)
+    on_h200(root, "2027-01-02", "a.b")
+    book = recordings.lab("01_measuring", root)
+    assert book.replay("a.b").label == "recorded on NVIDIA H200, TensorRT 8.6.0, 2027-01-02"
+    assert book.replay(RATIO).label == "recorded on NVIDIA H100 80GB HBM3, TensorRT 8.6.0, 2026-11-22"
+    assert [each.metric for each in book.replay()] == ["a.b"], "the whole lab is one machine's"
+    with pytest.raises(RecordingError, match=rf"has no recorded '{RATIO}' on h200-trt8.6; recorded are \['a.b'\]"):
+        book.replay(RATIO, machine_class="h200-trt8.6")
+    everything = f"'a.b', 'lab.seconds', '{RATIO}'"
+    with pytest.raises(RecordingError, match=rf"'a.c' on h200-trt8.6 or h100-trt8.6; recorded are \[{everything}\]"):
+        book.replay("a.c")
+
+
+def test_recorded_metrics_are_told_a_line_each_and_those_that_lack_with_their_command(root):
+    book = recordings.lab("01_measuring", root)
+    assert book.recorded(RATIO) is None
+    assert book.told("a.b") == "not recorded yet: a.b; `python3 -m labsupport record 01` does that on a GPU machine"
+    recorded(root)
+    on_h200(root, "2027-01-02", "a.b")
+    assert book.recorded("a.b") == book.replay("a.b") and book.recorded(RATIO) == book.replay(RATIO)
+    assert book.told("a.b", "a.c", RATIO, "a.d", command="python3 tools/x.py").splitlines() == [
+        f"a.b: {book.replay('a.b')}",
+        f"{RATIO}: {book.replay(RATIO)}",
+        "not recorded yet: a.c, a.d; `python3 tools/x.py` does that on a GPU machine",
+    ]
+    (root / "h200-trt8.6" / "01_measuring.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(RecordingError, match="lacks"):
+        book.recorded(RATIO)  # what is broken is not taken for what is missing
+
+
+def test_replay_prefers_an_h100_on_the_same_day(root):
+    recorded(root)
+    on_h200(root, "2026-11-22", RATIO)
+    write(root / "a100-trt8.6" / "01_measuring.json", a_recording())
+    book = recordings.lab("01_measuring", root)
+    assert book.replay().machine_class == "h100-trt8.6" and float(book.replay(RATIO)) == 2.3123
+
+
+def test_replay_says_where_to_get_a_missing_recording(root):
+    book = recordings.lab("01_measuring", root)
+    with pytest.raises(RecordingError, match="no recording from a GPU; `python3 -m labsupport record 01_measuring`"):
+        book.replay()
+    write(root / "cpu-ort1.23" / "01_measuring.json", a_recording())
+    with pytest.raises(RecordingError, match=r"recorded are \['cpu-ort1.23'\], pass one as machine_class"):
+        book.replay()
+    with pytest.raises(RecordingError, match="there is no recording .*a100-trt8.6/01_measuring.json"):
+        book.replay(machine_class="a100-trt8.6")
+    write(root / "h100" / "01_measuring.json", a_recording())
+    with pytest.raises(RecordingError, match="machine class 'h100' names no runtime; expected one like h100-trt8.6"):
+        book.replay(machine_class="h100")
+
+
+def without(*keys):
+    return {key: value for key, value in a_recording()["machine"].items() if key not in keys}
+
+
+@pytest.mark.parametrize(
+    "changes, lacks",
+    [
+        ({"machine": ...}, "lacks machine;"),
+        ({"machine": without("gpu")}, r"lacks machine\.gpu;"),
+        (
+            {"machine": without("driver", "tensorrt", "python")},
+            r"lacks machine\.driver, machine\.python, machine\.tensorrt;",
+        ),
+        ({"date": ...}, r"lacks date \(as 2026-11-22\);"),
+        ({"date": "yesterday"}, r"lacks date \(as 2026-11-22\);"),
+        ({"command": " "}, "lacks command;"),
+        ({"metrics": {}}, "lacks metrics;"),
+        ({"metrics": {"a.b": {"value": 1}}}, "a.b has no unit"),
+        ({"metrics": {"a.b": 1}}, "a.b has the value None"),
+    ],
+)
+def test_a_recording_without_provenance_is_refused(root, changes, lacks):
+    recorded(root, **changes)
+    with pytest.raises(
+        RecordingError,
+        match=f"h100-trt8.6/01_measuring.json:? ?.*{lacks}.*record it again with"
+        if lacks.endswith(";")
+        else f"01_measuring.json: {lacks}",
+    ):
+        recordings.lab("01_measuring", root).replay(machine_class="h100-trt8.6")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_damaged_recording_is_refused(root, text):
+    write(root / "h100-trt8.6" / "01_measuring.json", text)
+    with pytest.raises(
+        RecordingError, match="h100-trt8.6/01_measuring.json (cannot be read|lacks machine, date, command, metrics)"
+    ):
+        recordings.lab("01_measuring", root).replay(machine_class="h100-trt8.6")
+
+
+# store
+
+
+def test_store_writes_the_recording_and_replay_reads_it(live, root):
+    recordings.lab("01_measuring", root).record(RATIO, 2.31, "×", samples=30, spread=0.02)
+    path = recordings.store("01_measuring", live, command=COMMAND, seconds=118.2, root=root)
+    assert path == root / "h100-trt8.6" / "01_measuring.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["machine"]["tensorrt"] == "8.6.0" and "problem" not in content["machine"]
+    assert content["date"] == datetime.date.today().isoformat() and content["command"] == COMMAND
+    assert content["metrics"]["lab.seconds"] == {"value": 118.2, "unit": "s", "samples": 1, "spread": None}
+    assert float(recordings.lab("01_measuring", root).replay(RATIO)) == 2.31
+
+
+def test_store_keeps_what_this_run_did_not_measure_with_its_own_date(live, root):
+    recorded(root, date="2026-01-01", command="earlier")
+    recordings.lab("01_measuring", root).record("a.b", 1, "ms")
+    path = recordings.store("01_measuring", live, command=COMMAND, seconds=100, root=root)
+    entry = json.loads(path.read_text(encoding="utf-8"))["metrics"][RATIO]
+    assert (entry["value"], entry["date"], entry["command"]) == (2.3123, "2026-01-01", "earlier")
+    kept = recordings.lab("01_measuring", root).replay(RATIO)
+    assert kept.date == "2026-01-01" and "2026-01-01: 2.31 ×" in repr(kept)
+    assert "recorded on NVIDIA H100 80GB HBM3, TensorRT 8.6.0, 2026-01-01" in repr(
+        recordings.lab("01_measuring", root).replay()
+    )
+
+
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        (lambda live: write(live / "01_measuring.json", "{"), "cannot be read"),
+        (
+            lambda live: write(
+                live / "01_measuring.json", {"machine_class": "h100-trt8.6", "metrics": {"a.b": {"value": 1}}}
+            ),
+            "a.b has no unit",
+        ),
+        (
+            lambda live: write(live / "01_measuring.json", {"machine_class": "cpu-ort1.23", "metrics": {}}),
+            "holds results of cpu-ort1.23 and this machine is h100-trt8.6",
+        ),
+        (
+            lambda live: write(live / "plans" / "block.json", {"plan": {"Layers": []}}),
+            "plan 'block' lacks machine_class",
+        ),
+    ],
+)
+def test_store_keeps_the_old_file_when_anything_is_wrong(live, root, fault, message):
+    before = recorded(root).read_bytes()
+    fault(live)
+    with pytest.raises(RecordingError, match=message):
+        recordings.store("01_measuring", live, command=COMMAND, seconds=1, root=root)
+    assert (root / "h100-trt8.6" / "01_measuring.json").read_bytes() == before
+    assert len(list((root / "h100-trt8.6").iterdir())) == 1
+
+
+def test_store_refuses_results_without_provenance(live, root, move):
+    with pytest.raises(RecordingError, match="the results of 01_measuring lack command and were not stored"):
+        recordings.store("01_measuring", live, command="", seconds=1, root=root)
+    move((Machine(driver=None), "h100-trt8.6"))
+    with pytest.raises(RecordingError, match=r"lack machine\.driver and were not stored"):
+        recordings.store("01_measuring", live, command=COMMAND, seconds=1, root=root)
+    with pytest.raises(RecordingError, match="lab.seconds has the value nan"):
+        recordings.store("01_measuring", live, command=COMMAND, seconds=math.nan, root=root)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(live, root, monkeypatch):
+    before = recorded(root).read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(
+        RecordingError, match="cannot be written .*No space left on device.*the old file, if any, is as it was"
+    ):
+        recordings.store("01_measuring", live, command=COMMAND, seconds=1, root=root)
+    folder = root / "h100-trt8.6"
+    assert [path.name for path in folder.iterdir()] == ["01_measuring.json"]
+    assert (folder / "01_measuring.json").read_bytes() == before
+
+
+# bands
+
+
+BANDS = {
+    "h100-trt8.6": {
+        RATIO: [1.9, 4.0],
+        "01_measuring/lab.seconds": [0, 300],
+        "lab.seconds": [0, 1],
+        "why": {RATIO: "1.92 to 1.97 seen"},
+    },
+    "h100-*": {RATIO: [100, 200]},
+    "cpu-*": {"lab.seconds": [0, 60]},
+}
+
+
+def test_committed_recordings_keep_their_bands():
+    assert recordings.check_recorded() == []
+
+
+def test_check_recorded_wants_a_band_for_every_metric(root):
+    recorded(root)
+    complaints = recordings.check_recorded(root)
+    assert len(complaints) == 2
+    assert complaints[0] == (
+        f"01_measuring on h100-trt8.6: {RATIO} = 2.3123 × has no band; "
+        f'add "{RATIO}": [low, high] under "h100-trt8.6" in data/recordings/bands.json'
+    )
+
+
+def test_check_recorded_holds_metrics_to_the_most_particular_band(root):
+    recorded(root)
+    write(root / "bands.json", BANDS)
+    assert recordings.check_recorded(root) == []
+    recorded(root, metrics={RATIO: {"value": 1.7, "unit": "×"}})
+    assert recordings.check_recorded(root) == [
+        f"01_measuring on h100-trt8.6: {RATIO} is 1.7 ×, outside its band 1.9 to 4 (1.92 to 1.97 seen)"
+    ]
+
+
+def test_check_recorded_reports_broken_recordings_and_plans(root):
+    recorded(root, command="")
+    write(root / "plans" / "block.json", {"plan": {"Layers": []}})
+    complaints = recordings.check_recorded(root)
+    assert "01_measuring.json lacks command" in complaints[0] and "plan 'block' lacks machine_class" in complaints[1]
+
+
+@pytest.mark.parametrize(
+    "bands, message",
+    [
+        (
+            {"cpu-*": {"a.b": [2, 1]}},
+            r"bands.json: 'a.b' of 'cpu-\*' is \[2, 1\]; a band is \[low, high\] with low <= high",
+        ),
+        ({"cpu-*": {"a.b": 3}}, r"'a.b' of 'cpu-\*' is 3"),
+        ({"cpu-*": {"a.b": ["1", 2]}}, "a band is"),
+        ({"cpu-*": []}, r"'cpu-\*' holds no mapping"),
+        ([], "'bands.json' holds no mapping"),
+        ("{", "bands.json cannot be read"),
+    ],
+)
+def test_broken_bands_are_refused(root, bands, message):
+    write(root / "bands.json", bands)
+    with pytest.raises(RecordingError, match=message):
+        recordings.check_recorded(root)
+
+
+def test_check_live_uses_the_bands_of_this_machine(live, root, move):
+    write(root / "bands.json", BANDS)
+    move(LAPTOP)
+    book = recordings.lab("01_measuring", root)
+    book.record("lab.seconds", 75, "s")
+    book.record("new.metric", 1, "ms")  # without a band: check_recorded asks for one, not the learner's test run
+    assert recordings.check_live(live, root) == [
+        "01_measuring on cpu-ort1.23: lab.seconds is 75 s, outside its band 0 to 60"
+    ]
+    book.record("lab.seconds", 50, "s")
+    assert recordings.check_live(live, root) == []
+
+
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        ("{", "cannot be read"),
+        ([], "is not a file of live metrics"),
+        ({}, "is not a file of live metrics"),
+        ({"metrics": {"a.b": {"value": 1}}}, "a.b has no unit"),
+    ],
+)
+def test_check_live_reports_damaged_files(live, root, content, complaint):
+    write(live / "01_measuring.json", content)
+    (found,) = recordings.check_live(live, root)
+    assert complaint in found
+
+
+def test_check_live_of_nothing_is_quiet(move, root, tmp_path):
+    assert recordings.check_live(tmp_path / "nowhere", root) == []
+
+
+# plans
+
+
+PLAN = '{"Layers": [{"Name": "conv1 + relu1", "Metadata": "[ONNX Layer: conv1]\x1f[ONNX Layer: relu1]"}]}'
+
+
+def test_a_plan_keeps_its_provenance(move, tmp_path):
+    saved = recordings.save_plan("block.fp32", PLAN, tmp_path, command=COMMAND)
+    loaded = recordings.load_plan("block.fp32", tmp_path)
+    assert loaded == saved
+    assert repr(loaded).startswith("plan block.fp32 recorded on NVIDIA H100 80GB HBM3, TensorRT 8.6.0, 20")
+    assert "\x1f" in loaded.plan["Layers"][0]["Metadata"]  # 8.6 writes raw control characters
+    content = json.loads((tmp_path / "block.fp32.json").read_text(encoding="utf-8"))
+    assert content["command"] == COMMAND and content["machine"]["gpu"] == "NVIDIA H100 80GB HBM3"
+
+
+def test_a_plan_built_without_a_gpu_names_its_builder(move, tmp_path):
+    move(LAPTOP)
+    assert "Test CPU, TensorRT-RTX 1.7.1" in repr(recordings.save_plan("block", PLAN, tmp_path))
+
+
+def test_plans_of_a_run_reach_the_recordings_through_store(live, root):
+    recordings.save_plan("block.fp32", PLAN)
+    assert (live / "plans" / "block.fp32.json").exists()
+    recordings.store("01_measuring", live, command=COMMAND, seconds=1, root=root)
+    assert recordings.load_plan("block.fp32", root / "plans").plan["Layers"]
+
+
+def test_a_plan_outside_a_recording_run_replaces_nothing(move, tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", tmp_path / "recordings")
+    assert recordings.save_plan("block.fp32", PLAN).plan["Layers"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("block", "", "plan 'block' is empty: the engine inspector gave no text; build the engine with detailed"),
+        ("block", None, "plan 'block' is empty"),
+        ("block", "Layer(1)", "plan 'block' is not JSON .*LayerInformationFormat.JSON"),
+        ("block", "{}", "plan 'block' lists nothing: it is '{}'; expected layers"),
+        ("block", "3", "plan 'block' lists nothing"),
+        ("../block", PLAN, "plan name '../block' is not like 'resnet18_b32.fp16'"),
+    ],
+)
+def test_malformed_plans_are_refused(live, name, text, message):
+    with pytest.raises(RecordingError, match=message):
+        recordings.save_plan(name, text)
+    assert not live.exists()
+
+
+def test_load_plan_says_what_is_there_and_what_is_lacking(move, tmp_path):
+    recordings.save_plan("block", PLAN, tmp_path)
+    with pytest.raises(RecordingError, match=r"there is no recorded plan 'blok'; recorded are \['block'\]"):
+        recordings.load_plan("blok", tmp_path)
+    content = json.loads((tmp_path / "block.json").read_text(encoding="utf-8"))
+    write(tmp_path / "block.json", {**content, "date": "", "plan": {}})
+    with pytest.raises(RecordingError, match=r"plan 'block' lacks date \(as 2026-11-22\), plan; record it again"):
+        recordings.load_plan("block", tmp_path)
+
+
+def test_a_session_stores_what_was_measured_even_when_a_later_step_fails(tmp_path, monkeypatch):
+    monkeypatch.delenv("LABSUPPORT_METRICS", raising=False)
+    monkeypatch.setattr(
+        provenance,
+        "here",
+        lambda command: {
+            key: value
+            for key, value in {**a_recording(), "command": command, "machine_class": "h100-trt8.6"}.items()
+            if key != "metrics"
+        },
+    )
+    with (
+        pytest.raises(ZeroDivisionError),
+        recordings.session("01_measuring", command="python3 tools/x.py", root=tmp_path) as book,
+    ):
+        book.record("net.gain", 2.0, "×")
+        assert float(recordings.lab("01_measuring", tmp_path).replay("net.gain")) == 2.0, (
+            "at once, whatever ends the script"
+        )
+        1 / 0
+    assert float(recordings.lab("01_measuring", tmp_path).replay("net.gain")) == 2.0
+    assert recordings.lab("01_measuring", tmp_path).replay().command == "python3 tools/x.py"
+    assert [each.metric for each in recordings.lab("01_measuring", tmp_path).replay()] == ["net.gain"], (
+        "a script does not time the lab"
+    )
+    assert "LABSUPPORT_METRICS" not in os.environ
+
+
+def test_a_session_leaves_the_metrics_to_whoever_asked_for_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABSUPPORT_METRICS", str(tmp_path / "live"))
+    with recordings.session("01_measuring", command="python3 tools/x.py", root=tmp_path / "recordings") as book:
+        book.record("net.gain", 2.0, "×")
+    assert (tmp_path / "live" / "01_measuring.json").exists() and not (tmp_path / "recordings").exists()
