@@ -230,7 +230,7 @@ def _candidates(draws, number: int) -> tuple[list[dict], dict]:
 
 def _about_choice(got, right, rows: list[dict], limits: dict) -> str:
     told = {row["name"]: row for row in rows}
-    if got is not None and got not in told:
+    if got is not None and (not isinstance(got, str) or got not in told):
         return f"it returned {described(got)}, which is the name of no row; wanted is row['name'], or None."
     if got is None:
         return f"it returned None, and {told[right]} keeps {limits}."

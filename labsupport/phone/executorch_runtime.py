@@ -9,7 +9,7 @@ import numpy as np
 
 from labsupport import environment, export
 from labsupport.errors import BadInput, LabError
-from labsupport.quiet import quietly
+from labsupport.phone.silence import silently
 from labsupport.runtimes.protocol import Base, TensorSpec
 
 
@@ -26,7 +26,7 @@ def to_executorch(model, example, *, calibration=None, path: str | Path | None =
     )
     images = None if calibration is None else _images(calibration, example)
     try:
-        with quietly():
+        with silently():
             program = _lowered(_quantized(model, example, images) if images is not None else model, example)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0][:300]
@@ -70,23 +70,45 @@ def _images(calibration, example):
     return images.to(example.dtype)
 
 
-class ExecuTorch(Base):
-    """A `.pte` file, executed; batches larger than the file's are fed in parts. ``threads`` is process-wide.
+def use_threads(threads: int) -> None:
+    """How many threads XNNPACK may use, in this whole process; before the first program is loaded, or never.
 
-    ``load_ms`` is what reading and planning took. Raises NotAvailable, BadInput.
-    Source: https://docs.pytorch.org/executorch/stable/runtime-python-api-reference.html
+    A program that is loaded holds the pool of threads, and ExecuTorch crashes when it is replaced. Raises LabError then.
+    """
+    environment.require("executorch")
+    with silently():
+        from executorch.extension.pybindings import portable_lib
+
+        count = portable_lib._threadpool_get_thread_count()
+        if count != threads and not _loaded:
+            portable_lib._unsafe_reset_threadpool(threads)
+            count = threads
+    if count != threads:
+        raise LabError(
+            f"ExecuTorch has {count} threads in this process, and programs that use them; "
+            "phone.executorch_latency takes another number in a process of its own"
+        )
+    _loaded.append(threads)
+
+
+_loaded: list[int] = []  # grows with the first program; then the number stands
+
+
+class ExecuTorch(Base):
+    """A `.pte` file, executed on one thread (``use_threads`` before the first asks for more).
+
+    Batches larger than the file's are fed in parts. ``load_ms`` is what reading and planning took. Raises NotAvailable,
+    BadInput. Source: https://docs.pytorch.org/executorch/stable/runtime-python-api-reference.html
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 1, name: str | None = None):
+    def __init__(self, path: str | Path, *, name: str | None = None):
         environment.require("executorch")
         self.path, self.name = Path(path), name or f"executorch/{Path(path).stem}"
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-            raise BadInput(f"threads={threads!r}; give a whole number, 1 or more")
-        with quietly():
-            from executorch.extension.pybindings import portable_lib
+        if not _loaded:
+            use_threads(1)
+        with silently():
             from executorch.runtime import Runtime
 
-            portable_lib._unsafe_reset_threadpool(threads)
             start = time.perf_counter()
             try:
                 program = Runtime.get().load_program(self.path.read_bytes())

@@ -9,7 +9,7 @@ import numpy as np
 
 from labsupport import environment, export
 from labsupport.errors import BadInput, LabError
-from labsupport.quiet import quietly
+from labsupport.phone.silence import silently
 from labsupport.runtimes.protocol import Base, TensorSpec
 
 RECIPES = ("dynamic_wi8_afp32", "static_wi8_ai8")
@@ -24,7 +24,7 @@ def to_litert(model, example, *, path: str | Path | None = None) -> Path:
     environment.require("litert")
     path = Path(path) if path else export.fresh_folder() / "model.tflite"
     try:
-        with quietly():
+        with silently():
             import litert_torch
 
             litert_torch.convert(model, (example,)).export(str(path))
@@ -42,7 +42,7 @@ def true_ranges(path: str | Path, images) -> dict:
     from ai_edge_quantizer import quantizer, recipe
 
     path, ranges = Path(path), {}
-    with quietly():
+    with silently():
         tool = quantizer.Quantizer(str(path), recipe.static_wi8_ai8())
         for image in images:
             one = tool.calibrate(_feeds(path, image[None]))
@@ -73,7 +73,7 @@ def quantize_litert(
         raise BadInput(f"recipe={recipe!r} {wish}")
     path = Path(path)
     out = Path(out) if out else export.fresh_folder() / f"{path.stem}_{recipe.split('_')[0]}.tflite"
-    with quietly():
+    with silently():
         from ai_edge_quantizer import quantizer
         from ai_edge_quantizer import recipe as recipes
 
@@ -105,7 +105,7 @@ class LiteRt(Base):
         self.path, self.name = Path(path), name or f"litert/{Path(path).stem}"
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
             raise BadInput(f"threads={threads!r}; give a whole number, 1 or more")
-        with quietly():
+        with silently():
             from ai_edge_litert.interpreter import Interpreter
 
             start = time.perf_counter()
