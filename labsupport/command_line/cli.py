@@ -1,4 +1,4 @@
-"""The command line, `python3 -m labsupport lab|test|run|record|doctor|progress|reset`; standard library only."""
+"""The command line, `python3 -m labsupport lab|test|run|record|doctor|progress|reset|serve`; standard library only."""
 
 from __future__ import annotations
 
@@ -52,6 +52,10 @@ def parser() -> argparse.ArgumentParser:
     add("doctor", "examine this machine and its packages").add_argument("--json", action="store_true")
     add("progress", "show which exercises are done")
     add("reset", "restore one lab's notebook, keeping your copy").add_argument("lab", metavar="LAB")
+    server = add("serve", "make the environment of NVIDIA's Triton server, for lab 11b; Linux only")
+    server.add_argument("server", choices=("triton",))
+    server.add_argument("--repository", metavar="DIR", type=Path, help="also serve this model repository, until Ctrl-C")
+    server.add_argument("--port", type=port, default=0, help="port on the loopback address (default: a free one)")
     return top
 
 
@@ -256,4 +260,19 @@ def reset(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"lab": lab, "test": test, "run": run, "record": run, "doctor": doctor, "progress": progress, "reset": reset}
+def serve(options: argparse.Namespace, rest: list[str]) -> int:
+    """Make Triton's environment; with a repository, serve it on the loopback address until Ctrl-C."""
+    from labsupport.serving import triton_server
+
+    print(f"Triton is ready in {triton_server.make_environment()}", flush=True)
+    if options.repository is None:
+        return 0
+    with triton_server.TritonServer(options.repository, port=options.port) as server:
+        print(f"{', '.join(server.models)} at http://{server.address}; Ctrl-C stops it", flush=True)
+        return server.wait()
+
+
+COMMANDS = {
+    "lab": lab, "test": test, "run": run, "record": run, "doctor": doctor, "progress": progress, "reset": reset,
+    "serve": serve,
+}  # fmt: skip

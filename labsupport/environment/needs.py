@@ -94,7 +94,9 @@ def _lacking(need: str, here: Machine) -> str:
         return f"{need} lacks {', '.join(missing)}; get it with: {install}" if missing else ""
     if need == "triton server":
         ready = (cache_dir() / TRITON_STAMP).is_file()
-        return "" if ready else "Triton's environment was not made yet; make it with: python3 -m labsupport serve triton"
+        return (
+            "" if ready else "Triton's environment was not made yet; make it with: python3 -m labsupport serve triton"
+        )
     if here.tensorrt_product is None:
         asked = os.environ.get("LABSUPPORT_TENSORRT")
         why = f"LABSUPPORT_TENSORRT asks for {asked}, which is not installed" if asked else "no TensorRT is installed"

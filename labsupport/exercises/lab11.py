@@ -95,16 +95,22 @@ class Thin(Exercise):
         with torch.inference_mode():
             answers = module.eval()(images)
         if not isinstance(answers, torch.Tensor) or tuple(answers.shape) != (2, 15):
-            raise Wrong(f"for two images it answers {getattr(answers, 'shape', described(answers))}; wanted is (2, 15).")
+            raise Wrong(
+                f"for two images it answers {getattr(answers, 'shape', described(answers))}; wanted is (2, 15)."
+            )
         for channels, height in WANTED:
             if (channels, height) not in shapes:
                 raise Wrong(f"no convolution gives {channels} channels at {height}×{height} pixels; keep the stages.")
         wide = [layer for layer in layers[1:] if max(layer.kernel_size) > 1 and layer.groups != layer.in_channels]
         if wide:
-            raise Wrong(f"{wide[0]} mixes space and channels at once; a depthwise one has groups={wide[0].in_channels}.")
+            raise Wrong(
+                f"{wide[0]} mixes space and channels at once; a depthwise one has groups={wide[0].in_channels}."
+            )
         spatial = [layer for layer in layers[1:] if max(layer.kernel_size) > 1]
         if len(spatial) < 2:
-            raise Wrong("behind the first convolution there must be two depthwise 3×3: a 1×1 alone sees no neighborhood.")
+            raise Wrong(
+                "behind the first convolution there must be two depthwise 3×3: a 1×1 alone sees no neighborhood."
+            )
         student = macs.cost(distillation.staged_cnn(width=20))
         share = macs.cost(module, images[:1]).macs / student.macs
         if share > MACS_SHARE:
@@ -144,7 +150,9 @@ class InTime(Exercise):
             best, _ = _counted(_oldest_in_time, *stream)
             count, late = _counted(function, *stream)
             if late:
-                raise Wrong(f"{late} frames were computed that could not be done in time any more; they kept others waiting.")
+                raise Wrong(
+                    f"{late} frames were computed that could not be done in time any more; they kept others waiting."
+                )
             if count < best:
                 raise Wrong(
                     f"{count} frames were in time, and {best} can be: of a burst behind a stall you dropped frames that still had time."
@@ -186,9 +194,13 @@ class Update(Exercise):
         for name, package, result, replaced in _packages(key):
             box, ran = {"version": 4, "payload": b"the engine that runs"}, []
             kept = dict(box)
-            got = function(box, dict(package), key, lambda payload, ran=ran, result=result: _tested(payload, ran, result))
+            got = function(
+                box, dict(package), key, lambda payload, ran=ran, result=result: _tested(payload, ran, result)
+            )
             if box != kept:
-                raise Wrong(f"{name}: the function changed the box in place; a power cut in the middle leaves half an update.")
+                raise Wrong(
+                    f"{name}: the function changed the box in place; a power cut in the middle leaves half an update."
+                )
             if not isinstance(got, dict) or not {"version", "payload"} <= got.keys():
                 raise Wrong(f"{name}: it returned {described(got)}; wanted is a dict with version and payload.")
             changed = got["payload"] != kept["payload"] or got["version"] != kept["version"]
@@ -320,14 +332,29 @@ def _packages(key: bytes):
     fresh = secrets.token_bytes(64)
     good = {"version": 5, "payload": fresh, "signature": sign(key, 5, fresh), "honest": True}
     yield "a good update", good, True, True
-    yield "a payload with one bit turned", {**good, "payload": bytes([fresh[0] ^ 1]) + fresh[1:], "honest": False}, True, False
+    yield (
+        "a payload with one bit turned",
+        {**good, "payload": bytes([fresh[0] ^ 1]) + fresh[1:], "honest": False},
+        True,
+        False,
+    )
     yield "an old version under a new number", {**good, "version": 6, "honest": False}, True, False
-    yield "a package signed with another key", {**good, "signature": sign(b"another", 5, fresh), "honest": False}, True, False
+    yield (
+        "a package signed with another key",
+        {**good, "signature": sign(b"another", 5, fresh), "honest": False},
+        True,
+        False,
+    )
     yield "a package without a signature", {"version": 5, "payload": fresh}, True, False
     yield "a signature that is no text", {**good, "signature": None, "honest": False}, True, False
     yield "a signature with a letter of another alphabet", {**good, "signature": "ж" * 64, "honest": False}, True, False
     yield "an older version, rightly signed", {**good, "version": 3, "signature": sign(key, 3, fresh)}, True, False
-    yield "the version that runs, with another payload", {**good, "version": 4, "signature": sign(key, 4, fresh)}, True, False
+    yield (
+        "the version that runs, with another payload",
+        {**good, "version": 4, "signature": sign(key, 4, fresh)},
+        True,
+        False,
+    )
     yield "an update that fails its self-test", good, False, False
     yield "an update whose self-test raises", good, RuntimeError("no such kernel"), False
     yield "a later update", {**good, "version": 40, "signature": sign(key, 40, fresh)}, True, True

@@ -24,6 +24,8 @@ def ray_cluster(*, cpus: int = 4, object_store_mib: int = OBJECT_STORE_MIB):
     environment.require("ray serve")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it would report home
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or a replica loses its CUDA_VISIBLE_DEVICES
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # 30 s are too few on a busy machine
+    import psutil
     import ray
     from ray import serve
 
@@ -32,6 +34,7 @@ def ray_cluster(*, cpus: int = 4, object_store_mib: int = OBJECT_STORE_MIB):
     loggers = [logging.getLogger(name) for name in ("ray", "ray.serve")]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    others = set(psutil.Process().children(recursive=True))
     try:
         try:
             ray.init(
@@ -53,3 +56,23 @@ def ray_cluster(*, cpus: int = 4, object_store_mib: int = OBJECT_STORE_MIB):
             if ray.is_initialized():
                 serve.shutdown()
             ray.shutdown()
+        _end(set(psutil.Process().children(recursive=True)) - others)
+
+
+def _end(processes) -> None:
+    """Ray forgets what it began to start, when the start fails or is interrupted."""
+    import psutil
+
+    left = [process for process in processes if "ray" in _command(process)]
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=5)
+
+
+def _command(process) -> str:
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return " ".join(process.cmdline())
+    return ""

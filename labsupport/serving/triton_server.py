@@ -71,7 +71,7 @@ class TritonServer:
     def __init__(self, repository: str | Path, *, port: int = 0, metrics_port: int = 0, patience_s: float = 60.0):
         environment.require("triton server")
         self.models = triton_repository.validate(repository)
-        self.port, self.metrics_port = _free(port), _free(metrics_port)
+        self.port, self.metrics_port = free_port(port), free_port(metrics_port)
         place = folder()
         server, site = _server(place), _site(place)
         variables = {**os.environ, "LABSUPPORT_TRITON_PATH": str(site)}
@@ -126,6 +126,10 @@ class TritonServer:
                 sums[name] = sums.get(name, 0.0) + value
         return sums
 
+    def wait(self) -> int:
+        """Wait until the server ends by itself; its exit code."""
+        return self._process.wait()
+
     def close(self) -> None:
         """Stop the server; calling it again does nothing."""
         atexit.unregister(self.close)
@@ -169,7 +173,7 @@ class TritonServer:
         return "\n".join(line[:300] for line in (telling or lines)[-5:]) or "(empty)"
 
 
-def _free(port: int) -> int:
+def free_port(port: int) -> int:
     """The port, if nobody listens on it, or a free one for 0."""
     if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
         raise BadInput(f"port={port!r}; give a whole number, 0 (a free one) to 65535")

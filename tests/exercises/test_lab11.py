@@ -249,5 +249,9 @@ def test_update():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_right_answers_hold_however_the_cases_are_drawn(seed):
-    for exercise, answer in ((lab11.choose_phone, by_sorting), (lab11.in_time, from_the_front), (lab11.update, careful)):
+    for exercise, answer in (
+        (lab11.choose_phone, by_sorting),
+        (lab11.in_time, from_the_front),
+        (lab11.update, careful),
+    ):
         assert exercise.check(answer).right
