@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
-from labsupport.environment.machines import GENERATIONS, INSTALL_CPU, INSTALL_GPU, TITLES, Machine, machine
 from labsupport.environment.folders import cache_dir
+from labsupport.environment.machines import GENERATIONS, INSTALL_CPU, INSTALL_GPU, TITLES, Machine, machine
 from labsupport.environment.packages import package_version
 from labsupport.errors import BadInput, NotAvailable
 

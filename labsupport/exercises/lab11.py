@@ -1,4 +1,5 @@
-"""Exercises of lab 11: a candidate for the phone, a thinner network, frames that come late, an update that can be bad."""
+"""Exercises of lab 11: a candidate for the phone, a thinner network, frames that come late, an update that can be "
+"bad."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class ChoosePhone(Exercise):
     )
     hints = (
         "First the rows that keep all limits, then the smallest of them by `KiB`. What is `nan <= 2.0`?",
-        "`all(row[key] <= limit for key, limit in limits.items())` is False for NaN; `min(..., key=..., default=None)`.",
+        "`all(row[key] <= limit for key, limit in limits.items())` is False for NaN; `min(..., key=..., "
+        "default=None)`.",
     )
     solution_source = """
         def choose(rows, limits):
@@ -64,16 +66,19 @@ class ChoosePhone(Exercise):
 class Thin(Exercise):
     question = (
         "Hand in a module like the student, in which every 3×3 convolution behind the first is replaced by a depthwise "
-        "3×3 and a 1×1 convolution. It still has 20, 40 and 80 channels at 12, 6 and 3 pixels, and at most 30 % of the MACs."
+        "3×3 and a 1×1 convolution. It still has 20, 40 and 80 channels at 12, 6 and 3 pixels, and at most 30 % of "
+        "the MACs."
     )
     hints = (
         "A depthwise convolution has `groups` equal to its channels: `nn.Conv2d(20, 20, 3, 2, 1, groups=20)`.",
-        "Stage: depthwise 3×3 with stride 2, then `nn.Conv2d(inputs, outputs, 1)`, batch norm, ReLU. Last: mean, linear.",
+        "Stage: depthwise 3×3 with stride 2, then `nn.Conv2d(inputs, outputs, 1)`, batch norm, ReLU. Last: mean, "
+        "linear.",
     )
     solution_source = """
         def stage(inputs, outputs):
             spatial = torch.nn.Conv2d(inputs, inputs, 3, 2, 1, groups=inputs)
-            return torch.nn.Sequential(spatial, torch.nn.Conv2d(inputs, outputs, 1), torch.nn.BatchNorm2d(outputs), torch.nn.ReLU())
+            mixing = torch.nn.Conv2d(inputs, outputs, 1)
+            return torch.nn.Sequential(spatial, mixing, torch.nn.BatchNorm2d(outputs), torch.nn.ReLU())
 
         stem = torch.nn.Sequential(torch.nn.Conv2d(3, 20, 3, 2, 1), torch.nn.BatchNorm2d(20), torch.nn.ReLU())
         tail = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(80, 15))
@@ -122,13 +127,16 @@ class Thin(Exercise):
 
 class InTime(Exercise):
     question = (
-        "Write `next_frame(waiting_ms, now_ms, service_ms, deadline_ms)`: the place of the waiting frame to compute now, "
-        "or None. `waiting_ms` holds the arrival times, oldest first. A frame counts if it is done at most `deadline_ms` "
+        "Write `next_frame(waiting_ms, now_ms, service_ms, deadline_ms)`: the place of the waiting frame to compute "
+        "now, "
+        "or None. `waiting_ms` holds the arrival times, oldest first. A frame counts if it is done at most "
+        "`deadline_ms` "
         "after it arrived; frames before the chosen one are dropped, on None all are. Let as many count as you can."
     )
     hints = (
         "A frame that cannot be done in time costs the same as one that can. Which frames are still worth it?",
-        "Frame i is worth it if `now_ms + service_ms <= waiting_ms[i] + deadline_ms`. The first of those leaves the rest in play.",
+        "Frame i is worth it if `now_ms + service_ms <= waiting_ms[i] + deadline_ms`. The first of those leaves the "
+        "rest in play.",
     )
     solution_source = """
         def next_frame(waiting_ms, now_ms, service_ms, deadline_ms):
@@ -138,7 +146,7 @@ class InTime(Exercise):
 
         lab11.in_time.check(next_frame)
     """
-    answer = "The oldest frame that can still be in time. First in, first out computes the dead; the newest alone wastes the living."
+    answer = "The oldest frame that can still be in time. Computing what is late, or dropping what is not, both cost answers."
 
     def judge(self, function: Any) -> str:
         import numpy as np
@@ -155,20 +163,24 @@ class InTime(Exercise):
                 )
             if count < best:
                 raise Wrong(
-                    f"{count} frames were in time, and {best} can be: of a burst behind a stall you dropped frames that still had time."
+                    f"{count} frames were in time, and {best} can be: of a burst behind a stall you dropped frames "
+                    f"that still had time."
                 )
-        return "After a stall it skips what is lost and saves the rest. A box that computes every frame stays late for long."
+        return "After a stall it skips what is lost and saves the rest. Computing every frame would stay late for long."
 
 
 class Update(Exercise):
     question = (
-        "Write `install(box, package, key, works)`. `box` is a dict with `version` and `payload`; `package` has `version`, "
+        "Write `install(box, package, key, works)`. `box` is a dict with `version` and `payload`; `package` has "
+        "`version`, "
         "`payload` and `signature`, which is `lab11.sign(key, version, payload)`. Return a new dict with the package's "
-        "version and payload if the signature is right, the version is newer and `works(payload)` is True; otherwise `box`."
+        "version and payload if the signature is right, the version is newer and `works(payload)` is True; otherwise "
+        "`box`."
     )
     hints = (
         "The order matters: nothing unsigned may run, so `works` comes last. Compare with `hmac.compare_digest`.",
-        "`works` may raise, and the signature may be anything: `try` around the self-test, and a check that it is a str.",
+        "`works` may raise, and the signature may be anything: `try` around the self-test, and a check that it is a "
+        "str.",
     )
     solution_source = """
         def install(box, package, key, works):
@@ -210,7 +222,7 @@ class Update(Exercise):
                 raise Wrong(f"{name}: it was not installed.")
             if ran and not package.get("honest"):
                 raise Wrong(f"{name}: its payload was run before anybody knew where it comes from.")
-        return "A bad update costs a message, and the box goes on. A real fleet signs with a private key that no box holds."
+        return "A bad update costs a message, and the box goes on. A real fleet signs with a key that no box holds."
 
 
 def sign(key: bytes, version: int, payload: bytes) -> str:
@@ -285,7 +297,8 @@ def _sees_all(module, images) -> bool:
 
 
 def _stream(draws) -> tuple:
-    """(arrivals, service, deadline, stalls) in ms: a camera, and now and then a moment in which the box does something else."""
+    """(arrivals, service, deadline, stalls) in ms: a camera, and now and then a moment in which the box does "
+    "something else."""
     import numpy as np
 
     period = float(draws.uniform(5, 40))

@@ -19,7 +19,8 @@ PATIENCE_S = 5.0
 
 class Saturation(Prediction):
     question = (
-        f"A server takes one request at a time, {SERVICE_MS:g} ms each, so 125 a second at most. Requests arrive as a Poisson "
+        f"A server takes one request at a time, {SERVICE_MS:g} ms each, so 125 a second at most. Requests arrive as "
+        f"a Poisson "
         f"process. Up to how many a second do 99 of 100 get their answer within {LIMIT_MS:g} ms?"
     )
     quantity = "requests per second at the limit"
@@ -29,12 +30,15 @@ class Saturation(Prediction):
 
 class Window(Exercise):
     question = (
-        "Write `next_batch(waiting, limit, delay_s)`: a list of requests from the `queue.Queue` named waiting. Wait for the "
-        "first as long as it takes; then take what comes until the list holds `limit` or `delay_s` have passed since the first."
+        "Write `next_batch(waiting, limit, delay_s)`: a list of requests from the `queue.Queue` named waiting. Wait "
+        "for the "
+        "first as long as it takes; then take what comes until the list holds `limit` or `delay_s` have passed since "
+        "the first."
     )
     hints = (
         "`waiting.get()` waits for ever, `waiting.get(timeout=…)` raises `queue.Empty` when the time is over.",
-        "Note `time.monotonic() + delay_s` once, behind the first; each further `get` waits for what is left of it, at least 0.",
+        "Note `time.monotonic() + delay_s` once, behind the first; each further `get` waits for what is left of it, "
+        "at least 0.",
     )
     solution_source = """
         def next_batch(waiting, limit, delay_s):
@@ -78,19 +82,23 @@ class Window(Exercise):
                 )
             if seconds > most:
                 raise Wrong(
-                    f"{name}: it took {seconds:.2f} s. The delay counts from the first request, and a full batch leaves at once."
+                    f"{name}: it took {seconds:.2f} s. The delay counts from the first request, and a full batch "
+                    f"leaves at once."
                 )
             if seconds < least:
                 raise Wrong(
-                    f"{name}: it took {seconds:.2f} s only, with {delay:g} s of delay; it did not wait for more requests."
+                    f"{name}: it took {seconds:.2f} s only, with {delay:g} s of delay; it did not wait for more "
+                    f"requests."
                 )
         return "The first request pays for the delay, and nobody waits longer than it."
 
 
 class Retry(Exercise):
     question = (
-        "Write `send(request, replicas)`: the answer of the first replica that gives one. A replica is a function of the "
-        "request. ConnectionError means that it died: go on to the next. Any other error is the request's own fault: let it "
+        "Write `send(request, replicas)`: the answer of the first replica that gives one. A replica is a function of "
+        "the "
+        "request. ConnectionError means that it died: go on to the next. Any other error is the request's own fault: "
+        "let it "
         "through. When all are dead, raise ConnectionError."
     )
     hints = (
@@ -108,7 +116,7 @@ class Retry(Exercise):
 
         lab11b.retry.check(send)
     """
-    answer = "An inference may be repeated, because it changes nothing; a bad request may not, or it kills one replica after the other."
+    answer = "An inference changes nothing, so it may be repeated. A bad request may not: it would kill every replica."
 
     def judge(self, function: Any) -> str:
         import random
@@ -157,11 +165,14 @@ class Retry(Exercise):
 
 class Admit(Exercise):
     question = (
-        "Write `admit(ahead, replicas, service_ms, deadline_ms)`: True if a new request can be answered in time, else False. "
-        "`ahead` requests were admitted and have no answer yet; each replica serves one at a time, in order, `service_ms` each."
+        "Write `admit(ahead, replicas, service_ms, deadline_ms)`: True if a new request can be answered in time, "
+        "else False. "
+        "`ahead` requests were admitted and have no answer yet; each replica serves one at a time, in order, "
+        "`service_ms` each."
     )
     hints = (
-        "With 2 replicas and 5 requests ahead, the new one is in the third round. When is that round over, at the latest?",
+        "With 2 replicas and 5 requests ahead, the new one is in the third round. When is that round over, at the "
+        "latest?",
         "Rounds before it: `ahead // replicas`. It is done after one round more; compare that with the deadline.",
     )
     solution_source = """
@@ -191,8 +202,10 @@ class Admit(Exercise):
                     )
                 if answered < 0.97 * possible:
                     raise Wrong(
-                        f"at {load:g} times what the replicas can serve, {answered} of {refused + answered} were answered in "
-                        f"time, and {possible} can be: you turn away requests that had time ({refused} refused, {needless} needed)."
+                        f"at {load:g} times what the replicas can serve, {answered} of {refused + answered} were "
+                        f"answered in "
+                        f"time, and {possible} can be: you turn away requests that had time ({refused} refused, "
+                        f"{needless} needed)."
                     )
         return "Under twice the load the server answers as many as ever, all of them in time, and says no to the rest."
 

@@ -1,7 +1,7 @@
 """Phone runtimes behind the workbook's protocol: ExecuTorch and LiteRT, converted from PyTorch, in FP32 and in INT8.
 
-The parts: ``executorch_runtime`` and ``litert_runtime`` (conversion, quantization, execution), ``executorch_child`` (other
-numbers of threads), ``tflite_files`` (what stands in a `.tflite` file) and ``silence`` (converters that talk).
+The parts: ``executorch_runtime`` and ``litert_runtime`` (conversion, quantization, execution), ``executorch_child``
+(other numbers of threads), ``tflite_files`` (what stands in a `.tflite` file) and ``silence`` (converters that talk).
 """
 
 from __future__ import annotations
@@ -13,6 +13,6 @@ from labsupport.phone.silence import silently
 from labsupport.phone.tflite_files import Contents, contents
 
 __all__ = [
-    "Contents", "ExecuTorch", "LiteRt", "contents", "executorch_latency", "quantize_litert", "silently", "to_executorch",
-    "to_litert", "true_ranges", "use_threads",
+    "Contents", "ExecuTorch", "LiteRt", "contents", "executorch_latency", "quantize_litert", "silently",
+    "to_executorch", "to_litert", "true_ranges", "use_threads",
 ]  # fmt: skip

@@ -37,7 +37,8 @@ class Verdict:
         return float(line.group(1))
 
     def __repr__(self) -> str:
-        wanted = r"^(?:Scenario|Result is|Scheduled samples per second|Completed samples per second|Samples per second|99.00 percentile|.*satisfied).*"
+        lines = r"Scenario|Result is|(?:Scheduled |Completed )?[Ss]amples per second|99.00 percentile|.*satisfied"
+        wanted = rf"^(?:{lines}).*"
         return "\n".join(re.findall(wanted, self.summary, re.MULTILINE))
 
 

@@ -1,4 +1,5 @@
-"""A model repository for Triton's Python backend: written from an ONNX graph, and validated before a server reads it."""
+"""A model repository for Triton's Python backend: written from an ONNX graph, and validated before a server reads "
+"it."""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ def write(
 
     ``graph`` is an OnnxGraph or a path, with one input and one output and a free first axis. ``delay_us``: how long a
     batch may wait for more; ``max_waiting``: how many requests may wait. Raises BadInput.
-    Source: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/model_configuration.html
+    Source: https://github.com/triton-inference-server/server/blob/main/docs/user_guide/model_configuration.md
     """
     graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
     if not re.fullmatch(r"[A-Za-z_]\w*", name):

@@ -33,7 +33,7 @@ def folder() -> Path:
 
 
 def make_environment(*, say=print, run=subprocess.run) -> Path:
-    """Make the environment that holds Triton, or find it made; its folder comes back. Raises LabError with pip's reason.
+    """Make the environment that holds Triton, or find it made; its folder comes back. LabError tells pip's reason.
 
     nvidia-pytriton brings the server and its Python backend; the backend's stub of this Python is copied to where the
     server looks for it. ``say`` gets progress lines, ``run`` stands in for subprocess.run in tests.
