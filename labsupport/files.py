@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
@@ -20,20 +20,28 @@ def replace(path: Path, data: bytes, *, mode: int | None = None) -> None:
 
 def replace_all(contents: Mapping[Path, bytes], *, mode: int | None = None) -> None:
     """The same for files that belong together: all are on the disk before the first takes its place. Raises OSError."""
-    parts: dict[Path, Path] = {}
-    try:
-        for path, data in contents.items():
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-            parts[path] = Path(name)
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if mode is not None or path.exists():  # mkstemp makes files that only their owner can read
-                parts[path].chmod(path.stat().st_mode & 0o777 if mode is None else mode)
+    with contextlib.ExitStack() as stack:
+        parts = {path: stack.enter_context(written_beside(path, data, mode=mode)) for path, data in contents.items()}
         for path, part in parts.items():
             os.replace(part, path)
+
+
+@contextlib.contextmanager
+def written_beside(path: Path, data: bytes, *, mode: int | None = None) -> Iterator[Path]:
+    """``data`` whole on the disk, in a file beside ``path`` that is gone after the block unless it was moved.
+
+    ``mode`` as in `replace`. Raises OSError.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if mode is not None or path.exists():  # mkstemp makes files that only their owner can read
+            part.chmod(path.stat().st_mode & 0o777 if mode is None else mode)
+        yield part
     finally:
-        for part in parts.values():
-            with contextlib.suppress(OSError):
-                part.unlink()
+        with contextlib.suppress(OSError):
+            part.unlink()

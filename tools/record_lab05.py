@@ -9,24 +9,18 @@ into data/recordings/, also those of a run that failed half way.
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools.elapsed import say
+
 LAB = "05_precision"
-STARTED = time.perf_counter()
 PAIRS = {
     "tf32_over_fp32": ("trt_fp32", "trt_tf32"),
     "fp16_over_tf32": ("trt_tf32", "trt_fp16"),
     "fp16_over_fp32": ("trt_fp32", "trt_fp16"),
 }
-
-
-def say(*what) -> None:
-    """One line with the seconds since the start, out at once."""
-    sys.stdout.write(" ".join(map(str, (f"[{time.perf_counter() - STARTED:5.1f} s]", *what))) + "\n")
-    sys.stdout.flush()
 
 
 def enlarged(pixels):

@@ -15,22 +15,17 @@ import argparse
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools import elapsed
+from tools.elapsed import say
 
 LAB = "06_quantization"
 PARTS = {"resnet18": 110, "resnet50": 95, "encoder": 150}  # seconds each is expected to take
 CHW4 = {"images": ("HALF", "CHW4")}
 MOST_ERROR = 0.3  # relative, against FP32; an engine that computes nonsense has about 1
-STARTED = time.perf_counter()
-
-
-def say(*what) -> None:
-    """One line with the seconds since the start, out at once."""
-    sys.stdout.write(" ".join(map(str, (f"[{time.perf_counter() - STARTED:5.1f} s]", *what))) + "\n")
-    sys.stdout.flush()
 
 
 def pictures(count: int):
@@ -261,7 +256,7 @@ def in_children(parts: list[str], seconds: float) -> int:
     """Each part in a process of its own, so that one that fails or takes too long does not cost the others."""
     failed = 0
     for part in parts:
-        left = seconds - (time.perf_counter() - STARTED)
+        left = seconds - (elapsed.seconds())
         if left < PARTS[part] / 2:
             say(f"{part}: skipped, {left:.0f} s are left and it takes about {PARTS[part]}")
             failed += 1

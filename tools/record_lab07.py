@@ -10,10 +10,8 @@ its end, beside what is there.
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
-STARTED = time.monotonic()  # importing takes seconds, too
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from labsupport import (
@@ -28,6 +26,7 @@ from labsupport import (
     recordings,
     runtimes,
 )
+from tools import elapsed
 
 LAB, COMMAND = "07_pruning", "python3 tools/record_lab07.py"
 BUDGET_S = 190  # no step is begun that would pass it
@@ -135,12 +134,10 @@ class Session:
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - STARTED
+        return elapsed.seconds()
 
     def tell(self, *what) -> None:
-        """One line, with the seconds since the start."""
-        sys.stdout.write(f"{self.seconds:5.1f} s  {'; '.join(map(str, what))}\n")
-        sys.stdout.flush()
+        elapsed.say("; ".join(map(str, what)))
 
     def attempt(self, step, *arguments, needs) -> None:
         """A step of the recording; one that fails is told, and the others go on."""

@@ -18,15 +18,12 @@ import signal
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-
-STARTED = time.monotonic()  # before the imports that take seconds
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -37,6 +34,7 @@ from torch.nn import functional as F  # noqa: E402
 from labsupport import data, distillation, environment, errors, recordings, training
 from labsupport.data import signs  # noqa: E402
 from labsupport.distillation.hints import Hint  # noqa: E402
+from tools import elapsed
 
 LAB, COMMAND = "08_distillation", "python3 tools/record_lab08.py"
 # What the sweeps on validation chose: the highest mean, the earlier of two that are equal. The notebook has the same.
@@ -209,7 +207,7 @@ class Bench:
 
     def answer(self, job: Job) -> float:
         """Wait for an accuracy; OutOfTime where that takes longer than there is."""
-        left = self.seconds - (time.monotonic() - STARTED)
+        left = self.seconds - elapsed.seconds()
         try:
             return self.asked[job].result(timeout=max(left, 0))
         except futures.TimeoutError:
@@ -222,9 +220,7 @@ class Bench:
 
 
 def tell(*what) -> None:
-    """One line, with the seconds since the start."""
-    sys.stdout.write(f"{time.monotonic() - STARTED:5.1f} s  {'; '.join(map(str, what))}\n")
-    sys.stdout.flush()
+    elapsed.say("; ".join(map(str, what)))
 
 
 class Ledger:

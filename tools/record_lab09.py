@@ -15,10 +15,11 @@ from __future__ import annotations
 import signal
 import statistics
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools import elapsed
 
 LAB = "09_placement"
 COMMAND = "python3 tools/record_lab09.py"
@@ -69,7 +70,7 @@ def cuts_of_the_camera(book, started: float) -> None:
     core, whole = on_core(graph), on_gpu(graph)
     crossing = transfers.link(whole, [0.002, 0.1, 0.6, 4, 24])
     model = cuts.cost_model(graph, core, whole, frame, crossing, cuts=places, runs=RUNS)
-    print(f"{time.perf_counter() - started:.1f} s: {model}, fixed {model.fixed_ms:.3f} ms", flush=True)
+    elapsed.say(f"{model}, fixed {model.fixed_ms:.3f} ms")
     likely = sorted(places, key=model.latency_ms)  # the likeliest best ones first
     rows = []
     for row in cuts.measure(
@@ -80,17 +81,16 @@ def cuts_of_the_camera(book, started: float) -> None:
         frame,
         beside=core,
         runs=RUNS,
-        seconds=ENOUGH_S - (time.perf_counter() - started),
+        seconds=ENOUGH_S - (elapsed.seconds() - started),
     ):
         rows.append(row)
         place, slowed = row["cut"], row["beside"].median_ms / sum(model.first_ms)
         parts = ", ".join(f"{ms:.3f}" for ms in model.parts_ms(place))
-        print(
-            f"{time.perf_counter() - started:.1f} s: {cuts.short(place.name):16} predicted "
+        elapsed.say(
+            f"{cuts.short(place.name):16} predicted "
             f"{model.latency_ms(place):.3f} ({parts}), "
             f"measured {row['latency'].median_ms:.3f} ms, the core took {slowed:.2f} times as long as before: then "
-            f"{model.slowed(slowed).latency_ms(place):.3f} ms",
-            flush=True,
+            f"{model.slowed(slowed).latency_ms(place):.3f} ms"
         )
         told = record(book, model, rows)
     print(*told, sep="\n", flush=True)
@@ -224,12 +224,12 @@ def auxiliary_streams(book) -> None:
 def main() -> None:
     from labsupport import environment, recordings
 
-    started = time.perf_counter()
+    started = elapsed.seconds()
     environment.require("engine execution")
     with recordings.session(LAB, command=COMMAND) as book:
         auxiliary_streams(book)
         cuts_of_the_camera(book, started)
-    print(f"{time.perf_counter() - started:.1f} s")
+    elapsed.say("done")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools import elapsed
 
 BATCH = 64
 LAB = "09_placement"
@@ -58,17 +59,16 @@ def main() -> None:
     from labsupport import environment, recordings
     from labsupport.placement import cluster
 
-    started = time.perf_counter()
     print(environment.describe(), flush=True)
     found = cluster.devices()
     print(f"GPUs: {len(found)}", flush=True)
     if len(found) < 2:
         print("one GPU has nothing to be compared with; only its own rates are recorded", flush=True)
     built = engine()
-    print(built, f"{time.perf_counter() - started:.1f} s", flush=True)
+    elapsed.say(built)
     counts = sorted({1, min(2, len(found)), len(found)})
     with cluster.GpuWorkers(built, batch=BATCH) as workers:
-        print(f"workers ready after {time.perf_counter() - started:.1f} s", flush=True)
+        elapsed.say("workers ready")
         with recordings.session(LAB, command=command()) as book:
             for feed in cluster.FEEDS:
                 rates = rates_of(workers, feed, counts)
@@ -80,7 +80,7 @@ def main() -> None:
                         rates[gpus].items_per_s / rates[1].items_per_s,
                     )
                     print(book.record(f"{subject}.{name}", ratio, "×", samples=2), flush=True)
-    print(f"{time.perf_counter() - started:.1f} s", flush=True)
+    elapsed.say("done")
 
 
 if __name__ == "__main__":

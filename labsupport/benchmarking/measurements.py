@@ -274,10 +274,12 @@ def _fewest_for(q: float) -> int:
 
 
 def at_least(name, value, least) -> None:
+    """Refuse with BadInput what is no whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise BadInput(f"{name}={value!r}: expected a whole number of {least} or more")
 
 
 def one_of(name, value, choices) -> None:
+    """Refuse with BadInput a value that is none of the choices, and list them."""
     if value not in choices:
         raise BadInput(f"{name}={value!r} is not known; choose one of {list(choices)}")

@@ -38,7 +38,8 @@ class MemoryMeter:
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.before = self.after = None
+        self.before: MemoryUse | None = None
+        self.after: MemoryUse | None = None
 
     def __enter__(self) -> MemoryMeter:
         self.before = memory_now()

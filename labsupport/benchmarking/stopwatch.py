@@ -24,7 +24,7 @@ def latency(run, feed, *, runs=100, warmup=10, warmup_ms=0, batch=None, name=Non
     batch = _batch_size(batch, feed)
     wait = _warm_up(run, feed, warmup, warmup_ms, now)
     samples = _host_samples(run, feed, runs, wait, now)
-    return Latency(name or _name(run), "host", samples, batch, _machine(run))
+    return Latency(name or _name(run), "host", tuple(samples), batch, _machine(run))
 
 
 def device_latency(
@@ -43,7 +43,7 @@ def device_latency(
     run.bind(feed)
     _warm_up(run, feed, warmup, warmup_ms, now, call=lambda _: run.enqueue())
     samples = _device_samples(run, runs, enqueues, event)
-    return Latency(_name(run), "device", samples, batch, _machine(run))
+    return Latency(_name(run), "device", tuple(samples), batch, _machine(run))
 
 
 def paired(
@@ -85,7 +85,7 @@ def paired(
             raise BadInput(f"{_name(after)} took 0 ms by the clock; give it more work, such as a larger batch")
         ratios.append(medians[0] / medians[1])
     pair = [
-        Latency(_name(run), clock, samples, _batch(feed), _machine(run))
+        Latency(_name(run), clock, tuple(samples), _batch(feed), _machine(run))
         for run, samples in zip((before, after), pooled)
     ]
     return Ratio(tuple(ratios), *pair)
@@ -295,7 +295,7 @@ def _batch_size(batch, feed) -> int:
 
 def _batch(feed) -> int:
     for tensor in _tensors(feed):
-        shape = getattr(tensor, "shape", ())
+        shape: tuple = getattr(tensor, "shape", ())
         if len(shape):
             return int(shape[0])
     return 1

@@ -16,7 +16,7 @@ def logger(minimum: str = "INFO"):
     trt = environment.tensorrt()
     order = ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"]
 
-    class KeepingLogger(trt.ILogger):
+    class KeepingLogger(trt.ILogger):  # type: ignore[name-defined]
         def __init__(self):
             super().__init__()
             self.messages: list[tuple[str, str]] = []

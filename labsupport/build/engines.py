@@ -84,7 +84,9 @@ class Engine:
         digest = hashlib.sha256(data).hexdigest()
         if digest != self.sidecar["sha256"]:
             if digest == _checksum_now(self.path):
-                raise EngineError(f"{self.path.name} was built again since; use the engine that the later build.engine returned")
+                raise EngineError(
+                    f"{self.path.name} was built again since; use the engine that the later build.engine returned"
+                )
             wanted = self.sidecar["bytes"]
             raise EngineError(
                 f"{self.path.name} is damaged: it has {len(data)} bytes and another checksum than the {wanted} bytes "
@@ -94,7 +96,11 @@ class Engine:
 
     def __repr__(self) -> str:
         kinds = ", ".join(f"{kind}×{n}" for kind, n in self.precisions.most_common())
-        made = f"found in the cache, built in {self.build_s:.1f} s" if self.from_cache else f"built in {self.build_s:.1f} s"
+        made = (
+            f"found in the cache, built in {self.build_s:.1f} s"
+            if self.from_cache
+            else f"built in {self.build_s:.1f} s"
+        )
         return f"Engine({self.name}: asked {self.precision}, got {kinds}; {self.size_mib:.1f} MiB; {made})"
 
 
@@ -143,7 +149,9 @@ def why_not_here(sidecar: Mapping) -> str:
     built, here = sidecar.get("built_for") or {}, built_for()
     if not built:
         return ""
-    built = {key: built.get(key) for key in here} | {key: built.get(key) for key in ("version_compatible", "hardware_compatible")}
+    built = {key: built.get(key) for key in here} | {
+        key: built.get(key) for key in ("version_compatible", "hardware_compatible")
+    }
     theirs, ours = f"{built['product']} {built['version']}", f"{here['product']} {here['version']}"
     if here["version"] and theirs != ours and not built.get("version_compatible"):
         return f"was built by {theirs}, and this is {ours} (engines do not move between versions)"
@@ -186,7 +194,8 @@ def _writing(path: Path):
         yield
     except OSError as error:
         raise LabError(
-            f"{path.name} could not be written to {path.parent} ({error.strerror}); free some space or point LABSUPPORT_CACHE "
+            f"{path.name} could not be written to {path.parent} ({error.strerror}); free some space or point "
+            "LABSUPPORT_CACHE "
             f"at another folder. What was saved there before is unchanged"
         ) from error
 
@@ -196,23 +205,42 @@ def _read_sidecar(path: Path, allow_foreign: bool) -> dict:
     beside = sidecar_path(path)
     if not beside.is_file():
         if not allow_foreign:
-            raise UntrustedEngine(f"{path.name} has no sidecar ({beside.name}), so nobody can say what code it holds. {way}")
+            raise UntrustedEngine(
+                f"{path.name} has no sidecar ({beside.name}), so nobody can say what code it holds. {way}"
+            )
         data = path.read_bytes()
         return {
-            "name": path.stem, "precision": "unknown", "precisions": {"unknown": 1}, "evidence": "none: no sidecar", "build_s": 0.0,
-            "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "layers": [],
+            "name": path.stem,
+            "precision": "unknown",
+            "precisions": {"unknown": 1},
+            "evidence": "none: no sidecar",
+            "build_s": 0.0,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "bytes": len(data),
+            "layers": [],
         }
     try:
         sidecar = json.loads(beside.read_text(encoding="utf-8"))
         signature, claimed = str(sidecar.get("signature", "")).encode(), _sign(sidecar).encode()
-        kinds = {"name": str, "precision": str, "precisions": dict, "sha256": str, "bytes": int, "build_s": (int, float)}
+        kinds: dict = {
+            "name": str,
+            "precision": str,
+            "precisions": dict,
+            "sha256": str,
+            "bytes": int,
+            "build_s": (int, float),
+        }
         wrong = [key for key, kind in kinds.items() if not isinstance(sidecar[key], kind)]
         if wrong or not isinstance(sidecar.get("built_for") or {}, dict):
             raise ValueError(f"wrong type of {', '.join(wrong) or 'built_for'}")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise EngineError(f"{beside.name} is damaged or not a sidecar ({error}); delete it and its engine and build again") from error
+        raise EngineError(
+            f"{beside.name} is damaged or not a sidecar ({error}); delete it and its engine and build again"
+        ) from error
     if not hmac.compare_digest(signature, claimed) and not allow_foreign:
-        raise UntrustedEngine(f"{path.name} was not built by this user on this machine (its sidecar carries another signature). {way}")
+        raise UntrustedEngine(
+            f"{path.name} was not built by this user on this machine (its sidecar carries another signature). {way}"
+        )
     return sidecar
 
 
@@ -236,5 +264,6 @@ def _key() -> bytes:
         return key
     except OSError as error:
         raise LabError(
-            f"the key that signs engines cannot be kept in {folder} ({error.strerror}); set LABSUPPORT_KEYS to a folder you can write to"
+            f"the key that signs engines cannot be kept in {folder} ({error.strerror}); set LABSUPPORT_KEYS to a "
+            "folder you can write to"
         ) from error

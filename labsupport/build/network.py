@@ -51,18 +51,29 @@ def _parser_complaint(parser, graph) -> str:
     text = errors[0].desc() if errors else "no reason given"
     node = next((n for e in errors[:1] for i, n in enumerate(graph.model().graph.node) if i == e.node()), None)
     where = f"node {node.name or '(unnamed)'} ({node.op_type})" if node is not None else "the graph"
-    known = f"TensorRT {environment.machine().tensorrt} reads opset {export.NEWEST_OPSET[environment.generation()]} and below"
+    known = (
+        f"TensorRT {environment.machine().tensorrt} reads opset {export.NEWEST_OPSET[environment.generation()]} "
+        "and below"
+    )
     if node is not None and not parser.supports_operator(node.op_type):
-        return f"{graph.path.name}: TensorRT has no operator {node.op_type}, wanted by {where}; rewrite it into known operators or write a plugin (lab 10)"
-    return (f"{graph.path.name}: the parser stopped at {where}: {text.strip()}. The file is opset {graph.opset}; {known}: "
-            f"export.to_onnx(..., target={environment.generation()!r})")
+        return (
+            f"{graph.path.name}: TensorRT has no operator {node.op_type}, wanted by {where}; rewrite it into "
+            "known operators or write a plugin (lab 10)"
+        )
+    return (
+        f"{graph.path.name}: the parser stopped at {where}: {text.strip()}. The file is opset {graph.opset}; {known}: "
+        f"export.to_onnx(..., target={environment.generation()!r})"
+    )
 
 
 def member(enum, name: str):
     """A member of a TensorRT enumeration by its name; BadInput lists those that this release has."""
     found = getattr(enum, "__members__", {}).get(name)
     if found is None:
-        raise BadInput(f"{name!r} is no {enum.__name__} of TensorRT {environment.machine().tensorrt}; choose from {sorted(enum.__members__)}")
+        raise BadInput(
+            f"{name!r} is no {enum.__name__} of TensorRT {environment.machine().tensorrt}; choose from "
+            f"{sorted(enum.__members__)}"
+        )
     return found
 
 
@@ -77,7 +88,9 @@ def set_io_formats(trt, network, io_formats: Mapping):
 
 
 def _ios(network):
-    return [network.get_input(i) for i in range(network.num_inputs)] + [network.get_output(i) for i in range(network.num_outputs)]
+    return [network.get_input(i) for i in range(network.num_inputs)] + [
+        network.get_output(i) for i in range(network.num_outputs)
+    ]
 
 
 def listed(profiles) -> list:
@@ -86,21 +99,32 @@ def listed(profiles) -> list:
 
 
 def profile_groups(network, profiles, batch) -> list:
-    free = {t.name: tuple(t.shape) for t in (network.get_input(i) for i in range(network.num_inputs)) if -1 in tuple(t.shape)}
+    free = {
+        t.name: tuple(t.shape)
+        for t in (network.get_input(i) for i in range(network.num_inputs))
+        if -1 in tuple(t.shape)
+    }
     if profiles:
         groups = listed(profiles)
         for group in groups:
-            unknown, missing = set(group) - {network.get_input(i).name for i in range(network.num_inputs)}, set(free) - set(group)
+            unknown, missing = (
+                set(group) - {network.get_input(i).name for i in range(network.num_inputs)},
+                set(free) - set(group),
+            )
             if unknown or missing:
                 raise BadInput(f"profiles names {sorted(group)}, but the inputs with free axes are {sorted(free)}")
         return groups
     if not free:
         fixed = next((tuple(network.get_input(i).shape)[:1] for i in range(network.num_inputs)), ())
         if batch is not None and fixed and batch not in (fixed[0], (fixed[0],) * 3):
-            raise BadInput(f"batch={batch!r}, but the network's batch is fixed at {fixed[0]}; export it with dynamic=True")
+            raise BadInput(
+                f"batch={batch!r}, but the network's batch is fixed at {fixed[0]}; export it with dynamic=True"
+            )
         return []
     if any(-1 in shape[1:] for shape in free.values()):
-        raise BadInput(f"{free} has free axes beside the first; say their ranges: profiles={{name: Profile(min, opt, max)}}")
+        raise BadInput(
+            f"{free} has free axes beside the first; say their ranges: profiles={{name: Profile(min, opt, max)}}"
+        )
     low, best, high = (batch, batch, batch) if isinstance(batch, int) else batch or (1, 1, 1)
     return [{name: Profile((low, *shape[1:]), (best, *shape[1:]), (high, *shape[1:])) for name, shape in free.items()}]
 
@@ -108,11 +132,16 @@ def profile_groups(network, profiles, batch) -> list:
 def add_profile(builder, config, network, mapping):
     profile = builder.create_optimization_profile()
     for name, p in mapping.items():
-        shape = next(tuple(network.get_input(i).shape) for i in range(network.num_inputs) if network.get_input(i).name == name)
+        shape = next(
+            tuple(network.get_input(i).shape) for i in range(network.num_inputs) if network.get_input(i).name == name
+        )
         ordered = all(a <= b <= c for a, b, c in zip(p.min, p.opt, p.max))
         fits = all(len(s) == len(shape) and all(w in (-1, d) for w, d in zip(shape, s)) for s in (p.min, p.opt, p.max))
         if not (ordered and fits):
-            raise BadInput(f"profile of {name!r} is {p}; the network has {shape} (-1 is free), and min ≤ opt ≤ max must hold on every axis")
+            raise BadInput(
+                f"profile of {name!r} is {p}; the network has {shape} (-1 is free), and min ≤ opt ≤ max must hold on "
+                "every axis"
+            )
         profile.set_shape(name, p.min, p.opt, p.max)
     if config.add_optimization_profile(profile) < 0:
         raise BadInput(f"the builder refused the profile {mapping}; every input with a free axis needs min ≤ opt ≤ max")
@@ -123,7 +152,10 @@ def layer_types(network) -> Counter:
     counts: Counter = Counter()
     for i in range(network.num_layers):
         layer = network.get_layer(i)
-        if layer.type.name in ("CONSTANT", "SHUFFLE", "SHAPE", "CAST", "IDENTITY", "GATHER", "CONCATENATION") or not layer.num_outputs:
+        if (
+            layer.type.name in ("CONSTANT", "SHUFFLE", "SHAPE", "CAST", "IDENTITY", "GATHER", "CONCATENATION")
+            or not layer.num_outputs
+        ):
             continue
         counts[short_type(layer.get_output(0).dtype.name)] += 1
     return counts
@@ -131,6 +163,19 @@ def layer_types(network) -> Counter:
 
 def short_type(text: str) -> str:
     text = text.lower()
-    table = (("bf16", "bf16"), ("bfloat", "bf16"), ("fp16", "fp16"), ("half", "fp16"), ("int8", "int8"), ("fp8", "fp8"),
-             ("fp4", "fp4"), ("int4", "int4"), ("fp32", "fp32"), ("float", "fp32"), ("int32", "int32"), ("int64", "int64"), ("bool", "bool"))
+    table = (
+        ("bf16", "bf16"),
+        ("bfloat", "bf16"),
+        ("fp16", "fp16"),
+        ("half", "fp16"),
+        ("int8", "int8"),
+        ("fp8", "fp8"),
+        ("fp4", "fp4"),
+        ("int4", "int4"),
+        ("fp32", "fp32"),
+        ("float", "fp32"),
+        ("int32", "int32"),
+        ("int64", "int64"),
+        ("bool", "bool"),
+    )
     return next((short for mark, short in table if mark in text), text)

@@ -37,7 +37,9 @@ def read_precisions(layers: list) -> Counter:
     return counts
 
 
-def demand(precision: str, read: Counter, evidence: str, stem: str, generation: str | None, *, strict: bool = False) -> None:
+def demand(
+    precision: str, read: Counter, evidence: str, stem: str, generation: str | None, *, strict: bool = False
+) -> None:
     """Stop when the engine is not what was asked for: the check that makes a silent FP32 engine impossible."""
     wanted = {"tf32": "fp32"}.get(precision, precision)
     prescribed = strict or generation != "8.6"  # then even layers that cannot be read were told their types
@@ -51,14 +53,17 @@ def demand(precision: str, read: Counter, evidence: str, stem: str, generation: 
     if wanted != "fp32" and read.get("region"):
         why = "what runs inside a Myelin region cannot be read; pass strict=True, which prescribes it layer by layer"
     elif generation == "8.6" and wanted != "fp32":
-        why = "the 8.6 builder may keep FP32 kernels where it measures them as faster, as it does for small networks; pass strict=True to make it obey"
+        why = (
+            "the 8.6 builder may keep FP32 kernels where it measures them as faster, as it does for small "
+            "networks; pass strict=True to make it obey"
+        )
     else:
         why = "the graph decides the types: cast it, or pass precision='as-is'"
     raise PrecisionMismatch(f"{stem}: asked for {precision}, but the {evidence} shows {found}. {why}")
 
 
 def inspect(trt, data: bytes, log) -> list:
-    """The inspector's layer records of a serialized engine; for free shapes, as they are at the profile's best shapes."""
+    """The inspector's layer records of a serialized engine; free shapes as they are at the profile's best shapes."""
     runtime = trt.Runtime(log)
     runtime.engine_host_code_allowed = True  # built a moment ago, in this process
     trt_engine = runtime.deserialize_cuda_engine(data)
@@ -88,9 +93,15 @@ def _at_best_shapes(trt, trt_engine):
 
 def _one_profile(layers: list) -> list:
     """The layers of the first optimization profile; the inspector lists all of them once a profile."""
-    return [layer for layer in layers if not re.search(r" \[profile [1-9]\d*\]$", str(layer.get("Name", "") if isinstance(layer, Mapping) else layer))]
+    return [
+        layer
+        for layer in layers
+        if not re.search(r" \[profile [1-9]\d*\]$", str(layer.get("Name", "") if isinstance(layer, Mapping) else layer))
+    ]
 
 
 def _type(tensor: Mapping) -> str:
-    text = str(tensor.get("Datatype") or tensor.get("DataType") or tensor.get("Format/Datatype") or tensor.get("Format") or "")
+    text = str(
+        tensor.get("Datatype") or tensor.get("DataType") or tensor.get("Format/Datatype") or tensor.get("Format") or ""
+    )
     return "unread" if text.startswith("N/A") else network.short_type(text)

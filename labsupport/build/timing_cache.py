@@ -1,4 +1,4 @@
-"""Kernel timings that one build measured and the next may reuse: one file per TensorRT version and GPU, shared safely."""
+"""Kernel timings that one build measured and the next may reuse: one file per TensorRT version and GPU."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def path() -> Path:
 
 
 def read(trt, config, file: Path | None, log) -> bytes:
+    """Load the cache kept by earlier builds into a config; its bytes, b"" where there are none."""
     if file is None:
         return b""
     from filelock import FileLock
@@ -25,7 +26,10 @@ def read(trt, config, file: Path | None, log) -> bytes:
         data = file.read_bytes() if file.is_file() else b""
     timing_cache = config.create_timing_cache(data)
     if not config.set_timing_cache(timing_cache, ignore_mismatch=False):
-        log.log(trt.ILogger.Severity.WARNING, f"{file.name} was made by another TensorRT or GPU; starting an empty timing cache")
+        log.log(
+            trt.ILogger.Severity.WARNING,
+            f"{file.name} was made by another TensorRT or GPU; starting an empty timing cache",
+        )
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         return b""
     return data

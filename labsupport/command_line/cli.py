@@ -8,13 +8,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from labsupport.errors import LabError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
-NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "--nbval-kernel-startup-timeout=120")
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
@@ -40,7 +40,10 @@ def parser() -> argparse.ArgumentParser:
     lab = add("lab", "make the environment where needed and open JupyterLab; further arguments go to it", install)
     lab.add_argument("--no-browser", action="store_true", help="print the address instead of opening a browser")
     lab.add_argument("--port", type=port, help="port of the local server (default: JupyterLab's choice, 8888 upwards)")
-    add("test", "run the tests and every notebook; further arguments go to pytest", install)
+    tests = add("test", "run the tests and every notebook; further arguments go to pytest", install)
+    tests.add_argument("--fast", action="store_true", help="unit tests only, without the slow ones")
+    tests.add_argument("--all", action="store_true", help="with the optional frameworks, which are installed first")
+    tests.add_argument("--alone", action="store_true", help="one file at a time, so that speeds can be judged")
     for name, text in (
         ("run", "execute labs without a browser, one line a lab"),
         ("record", "like run; on a GPU also store outputs and recordings"),
@@ -109,7 +112,9 @@ def prepare(options: argparse.Namespace, argv: list[str], *, ready: bool = False
     place = installation.Installation()
     inside = Path(sys.prefix).resolve() == place.folder.resolve()
     # In `.venv` itself a changed pyproject.toml means an update; any other environment is its owner's.
-    outdated = inside and place.read_stamp() and not place.ready(options.set)
+    # Only `.venv` is ours to add to; in another environment, what is missing is skipped with its reason.
+    optional = tuple(installation.OPTIONAL) if getattr(options, "all", False) else ()
+    outdated = inside and place.read_stamp() and not place.ready(options.set, optional)
     if not outdated and not installation.lacking(need) and installation.fits(options.set):
         return None
     if ready:
@@ -119,7 +124,7 @@ def prepare(options: argparse.Namespace, argv: list[str], *, ready: bool = False
         raise installation.InstallationError(
             f"{place.folder} was installed and still lacks {missing}; delete that folder and run the same command again"
         )
-    python = place.ensure(options.set, torch_index=options.torch_index)
+    python = place.ensure(options.set, torch_index=options.torch_index, optional=optional)
     return again(python, argv)
 
 
@@ -187,8 +192,12 @@ def lab(options: argparse.Namespace, rest: list[str]) -> int:
 
 def test(options: argparse.Namespace, rest: list[str]) -> int:
     """One pytest over tests and notebooks; then the metrics that the notebooks recorded, against their bands."""
+    from labsupport import environment
+    from labsupport.command_line import testing
     from labsupport.exercises import resetting
 
+    started = time.monotonic()
+    at_once = testing.workers(rest, alone=options.alone, gpu=environment.has("engine execution"))
     with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
         # One thread each: on a small or busy machine PyTorch's threads wait for each other far longer than they work.
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
@@ -201,23 +210,26 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
                 "`python3 -m labsupport.exercises.resetting --write-manifest`)",
                 file=sys.stderr,
             )
-        code = wait(subprocess.Popen(pytest_command(rest, own), cwd=REPOSITORY, env=variables))
+        if said := testing.plan(rest, fast=options.fast, at_once=at_once):
+            print(said, file=sys.stderr, flush=True)
+        pytest = testing.command(rest, own, fast=options.fast, at_once=at_once)
+        code = wait(subprocess.Popen(pytest, cwd=REPOSITORY, env=variables))
         if code not in (0, 1):
             return code
         from labsupport import recordings
 
-        violations = recordings.check_live(Path(folder))
+        violations = recordings.check_live(Path(folder), speeds=at_once == 1)
+    if at_once > 1 and not options.fast:
+        print(
+            "speeds were not held against their bands, because tests ran side by side; "
+            "`python3 -m labsupport test --alone` does",
+            file=sys.stderr,
+        )
     for violation in violations:
         print(f"FAILED {violation}", file=sys.stderr)
+    if not code and not rest:
+        testing.note(started, fast=options.fast, at_once=at_once)
     return FAILED if violations else code
-
-
-def pytest_command(rest: list[str], own: list[str] = ()) -> list[str]:
-    """pytest's arguments: the learner's paths where there are some, else everything."""
-    named = any(not argument.startswith("-") and (REPOSITORY / argument.split("::")[0]).exists() for argument in rest)
-    paths = [] if named else [name for name in ("tests", "notebooks") if (REPOSITORY / name).is_dir()]
-    left_out = [f"--ignore=notebooks/{notebook}" for notebook in own]
-    return [sys.executable, "-m", "pytest", *NBVAL, *left_out, *rest, *paths]
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> int:

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from labsupport import environment
@@ -39,7 +40,7 @@ def examine(*, imports: bool = True, deadline_s: float = DEADLINE_S) -> Report:
     importing = start_imports() if imports else {}
     started = time.monotonic()
     findings: list[Finding] = []
-    checks = [
+    checks: list[tuple[str, Callable[[], list]]] = [
         ("Python", check_python),
         ("System", check_system),
         ("GPU", check_gpu),

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,12 @@ SETS = {
     "gpu": "the GPU set (TensorRT 11, PyTorch for CUDA, Torch-TensorRT, PyCUDA)",
     "cpu": "the CPU set (PyTorch, ONNX Runtime, TensorRT-RTX as builder)",
     "rtx": "the GeForce RTX set (TensorRT-RTX, PyTorch for CUDA)",
+}
+# What `test --all` adds: frameworks that a lab names where they are missing, and goes on without.
+OPTIONAL = {
+    "tensorflow": "TensorFlow and Keras (labs 12 and 13)",
+    "phone": "ExecuTorch and LiteRT (lab 11)",
+    "serving": "Ray Serve, MLPerf's load generator and Triton's client (lab 11)",
 }
 NEEDED_GIB = {"gpu": 14, "cpu": 3, "rtx": 12}
 TORCH = "torch==2.13.0"
@@ -97,13 +104,14 @@ class Installation:
         self.say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         self.platform = platform
 
-    def ready(self, asked: str | None = None) -> bool:
-        """Whether the last installation finished, for this pyproject.toml and the set asked for."""
+    def ready(self, asked: str | None = None, optional: Iterable[str] = ()) -> bool:
+        """Whether the last installation finished, for this pyproject.toml, the set and the extras asked for."""
         stamp = self.read_stamp()
         return (
             self.python.exists()
             and stamp.get("hash") == self.wanted_hash()
             and (asked is None or stamp.get("set") == asked)
+            and set(optional) <= set(stamp.get("optional", ()))
         )
 
     def read_stamp(self) -> dict:
@@ -122,22 +130,29 @@ class Installation:
         """Names in each extra of pyproject.toml (Python 3.10 has no TOML reader, and this file is ours)."""
         text = (self.repository / "pyproject.toml").read_text(encoding="utf-8")
         section = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
-        lists = re.findall(r"^(\w+) = \[(.*?)\]", section, re.MULTILINE | re.DOTALL)
+        lists = re.findall(r"^(\w+) = \[(.*?)\](?:\s*#.*?)?$", section, re.MULTILINE | re.DOTALL)
         return {name: re.findall(r'"([A-Za-z0-9_.-]+)', body) for name, body in lists}
 
-    def ensure(self, asked: str | None = None, *, torch_index: str | None = None) -> Path:
-        """Python of a finished `.venv`; instant when nothing changed, resumed when it was interrupted."""
-        if self.ready(asked):
+    def ensure(self, asked: str | None = None, *, torch_index: str | None = None, optional: Iterable[str] = ()) -> Path:
+        """Python of a finished `.venv`; instant when nothing changed, resumed when it was interrupted.
+
+        `optional` are names of OPTIONAL to add; one that cannot be had is said and left out.
+        """
+        if self.ready(asked, optional):
             return self.python
         check_python()
         with self.locked():
-            if self.ready(asked):  # another process finished it while this one waited
+            if self.ready(asked, optional):  # another process finished it while this one waited
+                return self.python
+            if self.ready(asked):
+                self.install_optional(optional)
                 return self.python
             before = self.read_stamp().get("set")
             choice = Choice(before, "Dependencies changed") if before in SETS and not asked else choose(asked)
             self.say(repr(choice))
             try:
                 self.install(choice.name, before, torch_index)
+                self.install_optional(optional)
             except OSError as error:  # a full disk after pip's last file, a folder that belongs to someone else
                 reason = error.strerror or str(error)
                 raise InstallationError(
@@ -238,9 +253,21 @@ class Installation:
         if name == "gpu" and self.pip("install", *self.requirements("pycuda"))[0]:
             self.say("PyCUDA could not be compiled (it needs the CUDA toolkit's headers); the labs run without it")
 
+    def install_optional(self, names: Iterable[str]) -> None:
+        """The extras one by one: each goes on without the others, and the labs without all of them."""
+        names = [name for name in OPTIONAL if name in set(names)]
+        for name in names:
+            self.say(f"Installing {OPTIONAL[name]}")
+            # The torch that is there is named again, or an extra's own wish would draw in another build.
+            code, output = self.pip("install", *self.requirements(name), TORCH)
+            if code:
+                self.say(explain(output, f"{OPTIONAL[name]} could not be installed; the labs go on without"))
+        if names:
+            self.write_stamp(self.read_stamp()["set"], names)
+
     def requirements(self, extra: str) -> list[str]:
         text = (self.repository / "pyproject.toml").read_text(encoding="utf-8")
-        found = re.search(rf"^{extra} = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)
+        found = re.search(rf"^{extra} = \[(.*?)\](?:\s*#.*)?$", text, re.MULTILINE | re.DOTALL)
         return re.findall(r'"([^"]+)"', found.group(1)) if found else []
 
     def quiet_jupyterlab(self) -> None:
@@ -249,8 +276,9 @@ class Installation:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
 
-    def write_stamp(self, name: str) -> None:
-        files.replace(self.stamp, json.dumps({"hash": self.wanted_hash(), "set": name}).encode("utf-8"))
+    def write_stamp(self, name: str, optional: Iterable[str] = ()) -> None:
+        stamp = {"hash": self.wanted_hash(), "set": name, **({"optional": list(optional)} if optional else {})}
+        files.replace(self.stamp, json.dumps(stamp).encode("utf-8"))
 
     @contextlib.contextmanager
     def locked(self):
@@ -304,7 +332,7 @@ def try_lock(file) -> bool:
             import msvcrt
 
             file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         else:
             import fcntl
 
@@ -318,7 +346,7 @@ def try_lock(file) -> bool:
 
 def check_python(version: tuple[int, int] | None = None) -> None:
     """Refuse a Python for which the dependencies have no builds, before pip fails in the middle."""
-    version = tuple(version or sys.version_info[:2])
+    version = version or (sys.version_info[0], sys.version_info[1])
     oldest, newest = SUPPORTED_PYTHON
     if oldest <= version <= newest:
         return

@@ -13,6 +13,7 @@ def shorter(line: str) -> str:
 
 
 def missing_distribution(output: str) -> bool:
+    """Whether pip or uv said that no index has the package."""
     return bool(
         re.search(
             r"No matching distribution|Could not find a version|No solution found|not found in the "

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def labs(folder: Path = NOTEBOOKS) -> list[Path]:
     return sorted(folder.glob("*.ipynb"))
 
 
-def find(names: list[str], folder: Path = NOTEBOOKS) -> list[Path]:
+def find(names: Sequence[str], folder: Path = NOTEBOOKS) -> list[Path]:
     """Labs by number ("01", "1"), name ("01_measuring") or path; all of them for no name."""
     known = labs(folder)
     if not known:
@@ -79,7 +80,7 @@ def _at(name: str, known: list[Path], folder: Path) -> list[Path]:
 
 
 def run(
-    names: list[str] = (),
+    names: Sequence[str] = (),
     *,
     save: Path | None = None,
     store: bool = False,
@@ -193,6 +194,7 @@ def execute(notebook, path: Path, *, metrics: Path, timeout_s: int = CELL_TIMEOU
     """Execute every cell of `notebook` in place, in a fresh kernel of this very Python."""
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+    place: dict
     place, took = {"at": 0, "since": 0.0}, {}
 
     def begin(cell, cell_index):

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ LINES = ("-", "--", ":", "-.")
 class Drawing:
     """A matplotlib figure and its text equivalent; a notebook shows both."""
 
-    figure: object
+    figure: Any
     text: str
 
     def __repr__(self) -> str:

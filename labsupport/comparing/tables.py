@@ -40,6 +40,7 @@ def listed(rows) -> list:
 
 
 def expanded(rows) -> list[tuple[dict, bool]]:
+    """Rows with their measurements spelled out as columns, each with whether it holds a speed."""
     rows = listed(rows)
     one_machine(
         (position, value)
@@ -64,6 +65,7 @@ class _Said:
 
 
 def one_machine(numbered) -> None:
+    """Refuse with BadInput numbers that were taken on different machines."""
     first = None
     for position, value in numbered:
         machine = getattr(value, "machine", None)
@@ -109,6 +111,7 @@ def _columns(key, value) -> dict:
 
 
 def refuse_unjudged(position, row, has_speed) -> None:
+    """Refuse with BadInput a row that shows a speed without an error or accuracy in numbers."""
     if not has_speed:
         return
     judged = {key: value for key, value in row.items() if JUDGES.search(key)}
@@ -137,10 +140,12 @@ def _is_number(value) -> bool:
 
 
 def numeric(row) -> list[str]:
+    """Names of the columns that hold finite numbers."""
     return [key for key, value in row.items() if isinstance(value, (int, float)) and not isinstance(value, bool)]
 
 
 def judgement(row) -> str:
+    """The row's error or accuracy as words for a picture, "" where it has none."""
     for key, value in row.items():
         if JUDGES.search(key) and _is_number(value):
             return f"{key} {_cell(key, value)}"
@@ -162,6 +167,7 @@ def _cell(column, value) -> str:
 
 @functools.lru_cache(maxsize=None)
 def frame_class():
+    """The pandas table that prints numbers with the digits they earned; imported once, when a table is made."""
     import pandas
 
     class Table(pandas.DataFrame):

@@ -96,7 +96,6 @@ def draw(spans: Iterable[Span], *, title: str = ""):
     shares = ", ".join(f"{row} busy {busy_ms(spans, row) / length:.0%}" for row in rows)
     return Drawing(
         figure,
-        f"{title + ': ' if title else ''}{len(spans)} spans over {length:.3g} ms; {shares}; {overlapped(spans):.0%} of "
-        "the work "
-        "ran beside other work.",
+        f"{title + ': ' if title else ''}{len(spans)} spans over {length:.3g} ms; {shares}; {overlapped(spans):.0%} "
+        "of the work ran beside other work.",
     )

@@ -133,9 +133,12 @@ def road_signs(size: int = 32, *, per_class: int = 200, seed: int = 0) -> Datase
         labels = np.repeat(np.arange(len(faces), dtype=np.int64), count)[_shuffle(count * len(faces), rng)]
         images = np.stack([signs.photograph(faces[label], size, rng) for label in labels])
         splits.append(Split(images, labels, tuple(signs.FACES)))
+    train, validation, test = splits
     return Dataset(
         "road signs",
-        *splits,
+        train,
+        validation,
+        test,
         f"drawn by labsupport.data.signs, seed {seed}; synthetic, not GTSRB",
         "that of this workbook",
     )
@@ -222,12 +225,12 @@ def preprocess(
     channels = images.shape[-1]
     if channels > 4:
         raise BadInput(f"{images.shape} reads as {channels} channels; the channels come last, (N, H, W, C)")
-    mean, std = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
-    if (std <= 0).any():
-        raise BadInput(f"std={std.tolist()}; it divides the pixels, so it must be above 0")
+    means, deviations = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
+    if (deviations <= 0).any():
+        raise BadInput(f"std={deviations.tolist()}; it divides the pixels, so it must be above 0")
     planes = images.transpose(0, 3, 1, 2).astype(np.float32, order="C")
-    planes *= (1 / (255 * std)).reshape(-1, 1, 1)
-    planes -= (mean / std).reshape(-1, 1, 1)
+    planes *= (1 / (255 * deviations)).reshape(-1, 1, 1)
+    planes -= (means / deviations).reshape(-1, 1, 1)
     return planes
 
 

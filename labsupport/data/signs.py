@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import cos, pi, radians, sin
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,7 @@ def arc(x: float, y: float, rx: float, ry: float, start: float, stop: float) -> 
     return [(x + rx * cos(a), y + ry * sin(a)) for a in angles]
 
 
-GLYPHS = {
+GLYPHS: dict[str, Any] = {
     "0": [arc(0.5, 0.5, 0.38, 0.5, 0, 360)],
     "3": [arc(0.48, 0.26, 0.36, 0.26, -150, 90), arc(0.48, 0.76, 0.4, 0.24, -90, 150)],
     "5": [[(0.85, 0), (0.2, 0), (0.14, 0.48)], arc(0.47, 0.69, 0.38, 0.31, -140, 145)],
@@ -44,7 +44,7 @@ def regular(corners: int, turn: float = 0, *, radius: float = 0.5, y: float = 0.
     return [(0.5 + radius * cos(a), y + radius * sin(a)) for a in angles]
 
 
-SHAPES = {
+SHAPES: dict[str, Any] = {
     "disk": regular(48),
     "octagon": regular(8, 22.5),
     "triangle": regular(3, radius=0.57, y=0.62),
@@ -130,7 +130,7 @@ def _keep(x0: float, x1: float) -> Face:
     return Face("disk", WHITE, BLUE, 0.05, lambda pen: pen.arrow([(x0, 0.28), (x1, 0.64)], WHITE, 0.13))
 
 
-FACES = {
+FACES: dict[str, Any] = {
     "stop": Face("octagon", WHITE, RED, 0.07, lambda pen: pen.text("STOP", WHITE, (0.12, 0.34, 0.88, 0.66), 0.065)),
     "yield": Face("inverted triangle", RED, WHITE, 0.35, lambda pen: None),
     "no entry": Face("disk", WHITE, RED, 0.04, lambda pen: pen.line([(0.25, 0.5), (0.75, 0.5)], WHITE, 0.17)),
@@ -245,5 +245,5 @@ def _expose(light: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return exposed.clip(0, 255).round().astype(np.uint8)
 
 
-def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
+def _colour(rng: np.random.Generator) -> tuple[int, ...]:
     return tuple(int(v) for v in (20 + 190 * rng.random() + 70 * (rng.random(3) - 0.5)).clip(0, 255))

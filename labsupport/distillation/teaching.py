@@ -77,19 +77,13 @@ def distill(
     student, teacher, training set or option. Source: Hinton et al. 2015, arXiv:1503.02531.
     """
     check_weights(temperature, alpha)
-    hints = (hints,) if isinstance(hints, Hint) else tuple(hints or ())
-    if wrong := [hint for hint in hints if not isinstance(hint, Hint)]:
-        raise BadInput(
-            f'hints hold {wrong[0]!r:.40}; wanted are distillation.Hint("layer of the student", "of the teacher")'
-        )
+    hints = _checked_hints(hints)
     check_frozen(teacher)
     scoring.check_filled(split)
     scoring.check_device(device)
     examples = torch.from_numpy(preprocess(split.images[:2]))
     check_pair(student, teacher, examples)
-    scoring.check_fits(
-        student, split, preprocess
-    )  # here the message names the student, in `fit` it would name the Pupil
+    scoring.check_fits(student, split, preprocess)  # in `fit` the message would name the Pupil
     known = checkpoints.fingerprint(teacher)
     answering = copy.deepcopy(teacher).to(device)  # moving the teacher that came would change it
     pupil = Pupil(student, answering, hints, examples.to(device), seed)
@@ -101,9 +95,7 @@ def distill(
     facts = {
         "trained by": "distillation.distill",
         "teacher": known,
-        "temperature": temperature,
-        "alpha": alpha,
-        "hints": [repr(hint) for hint in hints],
+        **{"temperature": temperature, "alpha": alpha, "hints": [repr(hint) for hint in hints]},
     }
     history = training.fit(
         pupil,
@@ -128,6 +120,15 @@ def distill(
     return Distilled(
         history.model.student, history.losses, history.accuracies, history.seconds, known, temperature, alpha, hints
     )
+
+
+def _checked_hints(hints) -> tuple[Hint, ...]:
+    hints = (hints,) if isinstance(hints, Hint) else tuple(hints or ())
+    if wrong := [hint for hint in hints if not isinstance(hint, Hint)]:
+        raise BadInput(
+            f'hints hold {wrong[0]!r:.40}; wanted are distillation.Hint("layer of the student", "of the teacher")'
+        )
+    return hints
 
 
 def check_pair(student: nn.Module, teacher: nn.Module, examples: Tensor) -> None:

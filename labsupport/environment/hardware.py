@@ -66,9 +66,10 @@ def from_nvml(nvml=None) -> GpuProbe | None:
     """Ask NVML (the `pynvml` module); `None` when it is not installed or there is no driver library."""
     if nvml is None:
         try:
-            import pynvml as nvml
+            import pynvml
         except Exception:  # a broken install of it must not take the lab down
             return None
+        nvml = pynvml
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
@@ -236,6 +237,6 @@ def _windows_memory() -> tuple[float | None, float | None]:
 
     status = Status()
     status.length = ctypes.sizeof(Status)
-    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined]
         return None, None
     return round(status.total / 2**30, 1), round(status.available / 2**30, 1)

@@ -124,7 +124,7 @@ def _fitted(value: Any, parameter: inspect.Parameter) -> Any:
         if number != int(number):
             raise Wrong(f"{name} is {number:g}; a whole number is wanted.")
         return int(number)
-    kinds = {
+    kinds: dict[str, tuple[Any, str]] = {
         "str": (str, "text, in quotation marks"),
         "bool": (bool, "True or False"),
         "list": ((list, tuple), "a list"),

@@ -268,8 +268,9 @@ def run_solution(exercise: Exercise, namespace: dict[str, Any]) -> Any:
     module = sys.modules[type(exercise).__module__]
     scope = {module.__name__.rpartition(".")[2]: module, **namespace}
     tree = ast.parse(textwrap.dedent(exercise.solution_source))
-    if not tree.body or not isinstance(tree.body[-1], ast.Expr):
+    call = tree.body.pop() if tree.body else None
+    if not isinstance(call, ast.Expr):
         raise LabError(f"the solution of {exercise.name} must end with its check(...) call")
-    last = ast.Expression(tree.body.pop().value)
+    last = ast.Expression(call.value)
     exec(compile(tree, "<solution>", "exec"), scope)
     return eval(compile(last, "<solution>", "eval"), scope)

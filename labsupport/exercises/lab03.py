@@ -32,8 +32,7 @@ class Kernels(Prediction):
 class Gain(Exercise):
     question = (
         "By its bytes alone, how many times faster can `blocks.PointwiseChain` become if one kernel runs it? All of "
-        "its "
-        "tensors are equally large."
+        "its tensors are equally large."
     )
     hints = (
         "Count tensors that cross the memory bus, not nodes: each node reads its inputs and writes one output.",
@@ -51,8 +50,7 @@ class Gain(Exercise):
         if times in (8.5, 10, 4.5, 4.75):
             raise Wrong(
                 f"{times:g} is close. Write down for each node how many tensors it reads and writes, and what one "
-                "kernel "
-                "for all reads and writes."
+                "kernel for all reads and writes."
             )
         if times in (18, 19):
             raise Wrong(
@@ -65,16 +63,14 @@ class Gain(Exercise):
             )
         return (
             "19 tensors cross the bus apart and 2 together: at most 9.5 times. The arithmetic is the same on both "
-            "sides, so "
-            "where it takes longer than the bytes, less is left of this."
+            "sides, so where it takes longer than the bytes, less is left of this."
         )
 
 
 class Swallowed(Exercise):
     question = (
         "In the recorded FP16 plan of ResNet-18 one node is a kernel of its own and in the INT8 plan a kernel "
-        "swallowed "
-        "it, together with others. Which node?"
+        "swallowed it, together with others. Which node?"
     )
     hints = (
         "`fusion.diff(fp16, int8).regrouped` holds the groups of kernels that were divided otherwise.",
@@ -100,9 +96,8 @@ class Swallowed(Exercise):
         if len(after.nodes) == 1:
             raise Wrong(f"{node} is a kernel of its own in both plans.")
         return (
-            f"In INT8 one kernel computes {' + '.join(after.nodes)}: the picture is pooled before it is written, and a "
-            "quarter "
-            "of the bytes leave the kernel."
+            f"In INT8 one kernel computes {' + '.join(after.nodes)}: the picture is pooled before it is written, and "
+            "a quarter of the bytes leave the kernel."
         )
 
 
@@ -118,16 +113,14 @@ class Forbids(Exercise):
         ),
         (
             "Five of the seven forbid it. A stride changes the convolution alone, and a sigmoid is an activation as "
-            "good "
-            "as a ReLU."
+            "good as a ReLU."
         ),
     )
     solution_source = """lab03.forbids.check(["softsign", "custom", "second reader", "precision", "reshape"])"""
     answer = (
-        "A second reader needs the tensor that fusion would not write; a cast or a reshape stands between the two; and "
-        "for "
-        "an operator that nobody foresaw beside a convolution, standard or custom, a runtime has no fused kernel (lab "
-        "10)."
+        "A second reader needs the tensor that fusion would not write; a cast or a reshape stands between the two; "
+        "and for an operator that nobody foresaw beside a convolution, standard or custom, a runtime has no fused "
+        "kernel (lab 10)."
     )
 
     def judge(self, names: list) -> str:
@@ -143,13 +136,11 @@ class Forbids(Exercise):
             count = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}[len(lacking)]
             raise Wrong(
                 f"those forbid it, and {count} more {'does' if len(lacking) == 1 else 'do'}. Who needs the tensor "
-                "between "
-                "the two operations, or stands between them?"
+                "between the two operations, or stands between them?"
             )
         return (
-            "The X-ray of all seven networks agrees. TensorRT writes many of its pointwise kernels while building, so "
-            "its list is "
-            "shorter; a second reader it has to respect as well."
+            "The X-ray of all seven networks agrees. TensorRT writes many of its pointwise kernels while building, "
+            "so its list is shorter; a second reader it has to respect as well."
         )
 
 
@@ -188,8 +179,7 @@ class BreakIt(Exercise):
             if len(kernel.nodes) > 1 and any(ops[name] == "Relu" for name in kernel.nodes):
                 raise Wrong(
                     f"{' and '.join(ops[name] for name in kernel.nodes)} still run as one {kernel.layer_type}. Who "
-                    "else "
-                    "could read the convolution's result?"
+                    "else could read the convolution's result?"
                 )
         ran = ", ".join(kernel.layer_type for kernel in plan.kernels)
         return f"{ran}: the ReLU had to run on its own. Debug outputs cost more than the copy."
@@ -197,14 +187,12 @@ class BreakIt(Exercise):
 
 class MergeIt(Exercise):
     question = (
-        "Rewrite `forward` of `blocks.Siblings` with one convolution of 192 channels in place of three of 64, and the "
-        "same "
-        "output. Hand in the class."
+        "Rewrite `forward` of `blocks.Siblings` with one convolution of 192 channels in place of three of 64, and "
+        "the same output. Hand in the class."
     )
     hints = (
-        "A convolution computes each output channel by itself, so three layers that read the same tensor are one with "
-        "three "
-        "times the channels: `torch.cat` of their weights, and of their biases.",
+        "A convolution computes each output channel by itself, so three layers that read the same tensor are one "
+        "with three times the channels: `torch.cat` of their weights, and of their biases.",
         "`y = F.conv2d(x, weight, bias)`, then `torch.relu(y)`, then `.chunk(3, 1)` gives the three parts to add.",
     )
     solution_source = """
@@ -235,8 +223,7 @@ class MergeIt(Exercise):
         if len(shape) == 4 and shape[1] not in (64, "?"):
             raise Wrong(
                 f"one convolution, but it reads {shape[1]} channels: the input was copied to feed it, which costs the "
-                "bytes "
-                "that merging should save. All three read the same 64 channels."
+                "bytes that merging should save. All three read the same 64 channels."
             )
         return "One convolution reads the input once, where three read it three times. The weights stayed the same."
 

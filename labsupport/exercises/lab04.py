@@ -87,8 +87,7 @@ class Peak(Exercise):
 class Order(Exercise):
     question = (
         "In which order should the six steps of `lab04.BRANCHES` run, so that the peak is as low as it can be? Give "
-        "the "
-        "names as a list."
+        "the names as a list."
     )
     hints = (
         (
@@ -96,16 +95,14 @@ class Order(Exercise):
             "behind."
         ),
         "Finish one branch before starting the other. Which one first? The tensor it leaves behind waits all through "
-        "the "
-        "other branch, and the wide tensor is needed while that waits.",
+        "the other branch, and the wide tensor is needed while that waits.",
     )
     solution_source = """
         lab04.order.check(["right_wide", "right_slim", "left_wide", "left_slim", "joined", "scores"])
     """
     answer = (
         "The right branch is the larger one and leaves the smaller tensor, so it goes first: its 20 MiB are gone "
-        "before "
-        "anything waits, and only 1 MiB waits while the left branch runs."
+        "before anything waits, and only 1 MiB waits while the left branch runs."
     )
 
     def judge(self, names: list) -> str:
@@ -125,8 +122,7 @@ class Order(Exercise):
         if peak >= before:
             raise Wrong(
                 f"the peak is {peak:g} MiB, no lower than the {before:g} MiB of the order as written; both wide "
-                "tensors "
-                "are alive at once."
+                "tensors are alive at once."
             )
         if peak > LEAST_PEAK:
             raise Wrong(
@@ -135,8 +131,7 @@ class Order(Exercise):
             )
         return (
             f"The same six steps, and the peak falls from {before:g} to {peak:g} MiB. An engine's builder may choose "
-            "the order "
-            "of independent branches; a framework that runs your code line by line may not."
+            "the order of independent branches; a framework that runs your code line by line may not."
         )
 
 
@@ -191,22 +186,18 @@ class Allocator(Exercise):
         plan = plans["ResNet-50"]
         if plan.size_mib > 0.9 * whole.total_mib:
             raise Wrong(
-                f"nothing overlaps, and nothing is used again: {plan.size_mib:.0f} MiB, where {whole.peak_mib:.0f} are "
-                "alive "
-                "at the fullest step. A tensor may move in where another has died."
+                f"nothing overlaps, and nothing is used again: {plan.size_mib:.0f} MiB, where {whole.peak_mib:.0f} "
+                "are alive at the fullest step. A tensor may move in where another has died."
             )
         if plan.size_mib > 1.05 * whole.peak_mib:
             raise Wrong(
                 f"nothing overlaps, but ResNet-50 takes {plan.size_mib:.1f} MiB, "
-                f"{plan.size_mib / whole.peak_mib - 1:.0%} above its "
-                f"peak of {whole.peak_mib:.1f}: holes stay that no later tensor fits in. Must tensors be placed in the "
-                "order "
-                "they are born?"
+                f"{plan.size_mib / whole.peak_mib - 1:.0%} above its peak of {whole.peak_mib:.1f}: holes stay that no "
+                "later tensor fits in. Must tensors be placed in the order they are born?"
             )
         return (
             f"No two living tensors share a byte in five networks, and ResNet-50 fits in {plan.size_mib:.1f} MiB; its "
-            "peak is "
-            f"{whole.peak_mib:.1f}. Apart, its tensors would take {whole.total_mib:.0f} MiB."
+            f"peak is {whole.peak_mib:.1f}. Apart, its tensors would take {whole.total_mib:.0f} MiB."
         )
 
 
@@ -214,8 +205,7 @@ class Budget(Exercise):
     question = (
         f"Which profile takes 1 image and more, is tuned for {TUNED_FOR}, and has the largest multiple of 8 for which "
         f"{WEIGHTS_MIB} MiB of weights and {CONTEXTS} contexts fit into {BUDGET_MIB} MiB? Hand in a build.Profile for "
-        "shape "
-        "(batch, 3, 224, 224)."
+        "shape (batch, 3, 224, 224)."
     )
     hints = (
         (
@@ -252,10 +242,8 @@ class Budget(Exercise):
         need = WEIGHTS_MIB + CONTEXTS * most * PEAK_PER_IMAGE
         return (
             f"{WEIGHTS_MIB} + {CONTEXTS} × {most} × {PEAK_PER_IMAGE:.2f} = {need:.0f} of {BUDGET_MIB} MiB, and the "
-            "next multiple of 8 "
-            "does not fit. Real contexts add scratch memory and fusion takes tensors away, so the engine has the last "
-            "word: "
-            "read its device memory size."
+            "next multiple of 8 does not fit. Real contexts add scratch memory and fusion takes tensors away, so the "
+            "engine has the last word: read its device memory size."
         )
 
     def _judge_largest(self, most: int) -> None:
@@ -288,8 +276,8 @@ class Budget(Exercise):
 class Serving(Exercise):
     question = (
         "Write `serve(make, requests)`: `make()` loads a runtime, which holds memory until it is closed. Return the "
-        "answers "
-        "`run(images)` of all requests as a list, with one load and nothing left open, even when a request fails."
+        "answers `run(images)` of all requests as a list, with one load and nothing left open, even when a request "
+        "fails."
     )
     hints = (
         "A runtime is a context manager: `with make() as run:` closes it however the block ends.",
@@ -316,14 +304,12 @@ class Serving(Exercise):
         if counter.open:
             raise Wrong(
                 f"{counter.open} of {counter.made} runtimes {'is' if counter.open == 1 else 'are'} still open when "
-                "serve "
-                "returns, and with it their memory."
+                "serve returns, and with it their memory."
             )
         if counter.made > 1:
             raise Wrong(
                 f"nothing stays open, but {counter.made} runtimes were loaded for {len(requests)} requests; each load "
-                "costs more "
-                "than many answers."
+                "costs more than many answers."
             )
         self._judge_failure(serve)
         return "One load, four answers, nothing left open, and a failing request closes the runtime, too."
@@ -337,8 +323,7 @@ class Serving(Exercise):
         if counter.open:
             raise Wrong(
                 "when the second request fails, the runtime stays open: close() is never reached. That is how a "
-                "service "
-                "leaks only on bad days."
+                "service leaks only on bad days."
             )
         if not failed:
             raise Wrong("the failing request passed in silence; let its error reach the caller.")

@@ -88,9 +88,8 @@ class Formats(Exercise):
 
 class ToBf16(Exercise):
     question = (
-        "Write `to_bf16(x)`: a float32 array rounded to BF16, to the nearest and in a tie to the even one, handed back "
-        "as "
-        "float32. Use the bits (`x.view(np.uint32)`), not a library's cast. Hand in the function."
+        "Write `to_bf16(x)`: a float32 array rounded to BF16, to the nearest and in a tie to the even one, handed "
+        "back as float32. Use the bits (`x.view(np.uint32)`), not a library's cast. Hand in the function."
     )
     hints = (
         (
@@ -179,8 +178,7 @@ class LongSum(Exercise):
 class KeepWide(Exercise):
     question = (
         "`graph, feed = lab05.feed_forward()` is a transformer's feed-forward block with squared ReLU. In FP16 it "
-        "answers "
-        "NaN. Cast it so that it does not, with at most three nodes in FP32. Hand in the graph."
+        "answers NaN. Cast it so that it does not, with at most three nodes in FP32. Hand in the graph."
     )
     hints = (
         "`layerwise.scan(graph, feed)` tells which nodes err by themselves, and why.",
@@ -236,8 +234,7 @@ class KeepWide(Exercise):
 class Silent(Exercise):
     question = (
         "Write `is_silent(engine)`: True for an engine that was asked to be FP16 (`engine.precision`) and of whose "
-        "layers none "
-        "computes in FP16 (`engine.precisions`). Hand in the function."
+        "layers none computes in FP16 (`engine.precisions`). Hand in the function."
     )
     hints = (
         (

@@ -34,16 +34,14 @@ class Speed(Prediction):
 
 class Affine(Exercise):
     question = (
-        "Write `unsigned(low, high)`: the scale and the zero point that map the range from low to high onto the codes "
-        "0 to "
-        "255. Zero must have a code of its own, and low is at most 0, high at least 0."
+        "Write `unsigned(low, high)`: the scale and the zero point that map the range from low to high onto the "
+        "codes 0 to 255. Zero must have a code of its own, and low is at most 0, high at least 0."
     )
     hints = (
         "255 steps lie between the codes 0 and 255, so the scale is (high - low) / 255.",
         (
             "low gets the code 0, so zero lies -low / scale codes above it. A zero point is a code: round it to a "
-            "whole "
-            "number."
+            "whole number."
         ),
     )
     solution_source = """
@@ -103,14 +101,12 @@ def _judge_affine(low: float, high: float, scale: float, zero: float) -> None:
 
 class ClipIt(Exercise):
     question = (
-        "Which threshold gives `lab06.VALUES` a mean squared error in INT4 (symmetric, 15 codes) of at most 1.1 times "
-        "the "
-        "least possible?"
+        "Which threshold gives `lab06.VALUES` a mean squared error in INT4 (symmetric, 15 codes) of at most 1.1 "
+        "times the least possible?"
     )
     hints = (
         "Try some: `quantization.measured_noise(lab06.VALUES, quantization.scale_of(low=-limit, high=limit, "
-        "format='int4'))` for limits "
-        "from 1 to the largest value. Rounding falls with the limit, clipping rises.",
+        "format='int4'))` for limits from 1 to the largest value. Rounding falls with the limit, clipping rises.",
         "`quantization.histogram(lab06.VALUES).threshold('mse', format='int4')` searches for it.",
     )
     solution_source = """
@@ -147,8 +143,7 @@ class ClipIt(Exercise):
 class KeepWide(Exercise):
     question = (
         "Hand in the plain network's graph with explicit Q/DQ for TensorRT: the first convolution stays in FP32, and "
-        "every other "
-        "layer is quantized."
+        "every other layer is quantized."
     )
     hints = (
         (
@@ -157,8 +152,7 @@ class KeepWide(Exercise):
         ),
         (
             "`quantization.to_qdq(graph, known, exclude=quantization.layers(graph)[:1])`; `quantization.placement` "
-            "reads "
-            "the result back."
+            "reads the result back."
         ),
     )
     solution_source = "lab06.keep_wide.check(quantization.to_qdq(graph, known, exclude=quantization.layers(graph)[:1]))"
@@ -224,8 +218,7 @@ class Converts(Exercise):
         share = f" It takes {found[0].share:.1%} of the plan's time." if found[0].share is not None else ""
         return (
             f"{found[0].precision_in} → {found[0].precision_out} at the entrance, and nothing else: from there to the "
-            "last layer the "
-            f"tensors stay in codes.{share}"
+            f"last layer the tensors stay in codes.{share}"
         )
 
 
@@ -237,8 +230,7 @@ class EngineOfInt8(Exercise):
     hints = (
         (
             "`build.engine(graph, precision='int8', batch=...)` builds from a graph with Q/DQ nodes and reads its "
-            "types "
-            "back."
+            "types back."
         ),
         (
             "`engine.precisions` counts the layers by type. `quantization.at_batch(qat_graph, 64)` fixes the batch, so "

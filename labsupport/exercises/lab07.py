@@ -258,8 +258,7 @@ class NoGain(Exercise):
     )
     hints = (
         "A report has three shares: zeros at all, groups along the inputs, groups along the outputs. Which of the "
-        "three "
-        "must be 100 %?",
+        "three must be 100 %?",
         "One layer obeys the pattern perfectly. Look at its shape: how many multiplications are there to skip?",
     )
     solution_source = """

@@ -38,8 +38,7 @@ FEWER = 10  # times fewer parameters than the teacher
 class Gain(Prediction):
     question = (
         "By how many points of accuracy will the same student be better, mean of three seeds, when it learns 240 "
-        "images "
-        "from a teacher and not from their labels alone?"
+        "images from a teacher and not from their labels alone?"
     )
     quantity = "the gain by distillation"
     unit = "points"
@@ -78,10 +77,8 @@ class Factor(Exercise):
 class SameGradient(Exercise):
     question = (
         "`lab08.SUSPECTS` describes five losses and `lab08.suspect(name)` gives the function of student logits, "
-        "teacher "
-        "logits and temperature. Which of them move the student exactly as `distillation.soft_loss` does? Hand in a "
-        "list "
-        "of names."
+        "teacher logits and temperature. Which of them move the student exactly as `distillation.soft_loss` does? "
+        "Hand in a list of names."
     )
     hints = (
         "The value of a loss trains nobody; its gradient does. Compare the gradients by the student's logits: "
@@ -184,14 +181,12 @@ class Hears(Exercise):
 class Smaller(Exercise):
     question = (
         f"Make a student with at most a {FEWER}th of the teacher's parameters (289,391) that could learn from it, and "
-        "hand "
-        "in the model."
+        "hand in the model."
     )
     hints = (
         (
             "`distillation.staged_cnn(width=...)`: almost all parameters are in convolutions. How do they grow with "
-            "the "
-            "width?"
+            "the width?"
         ),
         (
             "With the square of it. The student of this lab has width 20 and 38,035 parameters; "
@@ -238,9 +233,8 @@ class Smaller(Exercise):
 
 class Front(Exercise):
     question = (
-        "`lab08.CANDIDATES` holds (accuracy, latency) of six candidates. Which of them are on the Pareto front, beaten "
-        "by "
-        "no other in both? Hand in a list of names."
+        "`lab08.CANDIDATES` holds (accuracy, latency) of six candidates. Which of them are on the Pareto front, "
+        "beaten by no other in both? Hand in a list of names."
     )
     hints = (
         "Go from the fastest to the slowest and keep a candidate only if it is more accurate than all you kept.",

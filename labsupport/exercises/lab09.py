@@ -27,8 +27,7 @@ LAB = "09_placement"
 class Tail(Prediction):
     question = (
         "Two workers, one four times slower, requests in bursts at a third of what both can do: how many times "
-        "longer is "
-        "the 99th percentile when they take turns than when the dispatcher knows their speeds?"
+        "longer is the 99th percentile when they take turns than when the dispatcher knows their speeds?"
     )
     quantity = "p99 in turns, divided by p99 of the least expected finish"
     unit = "×"
@@ -36,16 +35,14 @@ class Tail(Prediction):
 
 class Lookahead(Exercise):
     question = (
-        "Write `answers(load, infer, batches)`, which returns [infer(load(b)) for b in batches] and loads the "
-        "next batch "
-        f"while this one is inferred, with at most {AT_ONCE} loaded batches at once."
+        "Write `answers(load, infer, batches)`, which returns [infer(load(b)) for b in batches] and loads the next "
+        f"batch while this one is inferred, with at most {AT_ONCE} loaded batches at once."
     )
     hints = (
         "One thread that loads is enough. The first batch is waited for; every later one is asked for before infer is "
         "called.",
         "With `concurrent.futures.ThreadPoolExecutor(1)`: submit load(batches[0]); then in a loop take its result(), "
-        "submit the "
-        "next load, and only then call infer.",
+        "submit the next load, and only then call infer.",
     )
     solution_source = """
         from concurrent.futures import ThreadPoolExecutor
@@ -80,9 +77,8 @@ class Lookahead(Exercise):
             raise Wrong("while a batch was inferred, nobody began to load the next one: load and infer took turns.")
         if stage.most > AT_ONCE:
             raise Wrong(
-                f"{stage.most} batches were loaded at once, {AT_ONCE} are allowed: the loader runs away from "
-                "infer, and with a long list "
-                "it fills the memory. Who makes it wait?"
+                f"{stage.most} batches were loaded at once, {AT_ONCE} are allowed: the loader runs away from infer, "
+                "and with a long list it fills the memory. Who makes it wait?"
             )
         self._judge_failure(answers)
         return (
@@ -101,17 +97,14 @@ class Lookahead(Exercise):
 
 class Cuts(Exercise):
     question = (
-        "Where should the edge box `lab09.box()` cut its network for the least latency, and where for the "
-        "least time between "
-        "answers when both devices work at once? Give two names."
+        "Where should the edge box `lab09.box()` cut its network for the least latency, and where for the least time "
+        "between answers when both devices work at once? Give two names."
     )
     hints = (
-        "Latency adds up: first device, crossing, second device. The interval is the slower of the first device and of "
-        "crossing plus "
-        "second device.",
-        "`lab09.box().parts_ms(name)` gives the three parts of a cut. A later cut moves work to the first device: for "
-        "the interval "
-        "look for the place where the two sides come closest.",
+        "Latency adds up: first device, crossing, second device. The interval is the slower of the first device and "
+        "of crossing plus second device.",
+        "`lab09.box().parts_ms(name)` gives the three parts of a cut. A later cut moves work to the first device: "
+        "for the interval look for the place where the two sides come closest.",
     )
     solution_source = """
         model = lab09.box()
@@ -121,9 +114,8 @@ class Cuts(Exercise):
         lab09.cuts.check(quickest, steadiest)
     """
     answer = (
-        "For one request the accelerator does everything behind the crop, since the crop shrinks what has to "
-        "cross. For a stream, "
-        "the processor takes a stage as well: it would be idle otherwise."
+        "For one request the accelerator does everything behind the crop, since the crop shrinks what has to cross. "
+        "For a stream, the processor takes a stage as well: it would be idle otherwise."
     )
 
     def judge(self, for_latency: str, for_interval: str) -> str:
@@ -139,8 +131,7 @@ class Cuts(Exercise):
             raise Wrong(
                 (
                     f"cutting at {for_latency!r} gives a latency of {model.latency_ms(for_latency):.1f} ms, and less "
-                    "is "
-                    "possible. "
+                    "is possible. "
                 )
                 + self._why(for_latency)
             )
@@ -167,9 +158,8 @@ class Cuts(Exercise):
 
 class Dispatcher(Exercise):
     question = (
-        "Write `pick(states, number)`, which returns the place of the worker to get this request, so that p99 "
-        "stays low with "
-        "workers of any speeds. A state has `.waiting`, `.running`, `.service_ms` and `.free_in_ms`."
+        "Write `pick(states, number)`, which returns the place of the worker to get this request, so that p99 stays "
+        "low with workers of any speeds. A state has `.waiting`, `.running`, `.service_ms` and `.free_in_ms`."
     )
     hints = (
         "A fast worker with three requests before it may answer sooner than a slow one that is idle.",
@@ -215,18 +205,16 @@ class Dispatcher(Exercise):
         fast, slow = WorkerState("fast", 3, 1, 1.0, 4.0), WorkerState("slow", 0, 0, 9.0, 0.0)
         if pick((fast, slow), 0) == 1:
             return start + (
-                "A worker that is free at once is not always done first: a slow idle one was preferred to "
-                "a fast one with four "
-                "short requests."
+                "A worker that is free at once is not always done first: a slow idle one was preferred to a fast one "
+                "with four short requests."
             )
         return start + "Does it look at what a worker has left, and at its own time for one more?"
 
 
 class Ideal(Exercise):
     question = (
-        "Write `ideal_gain(spans)`: from the spans of a run in a line, how many times faster could it be if "
-        "every row worked "
-        "without waiting? A span knows its row and its length."
+        "Write `ideal_gain(spans)`: from the spans of a run in a line, how many times faster could it be if every "
+        "row worked without waiting? A span knows its row and its length."
     )
     hints = (
         "In a line, the time is the sum of all `span.ms`. With perfect overlap, only one row still sets the pace.",
@@ -275,9 +263,8 @@ class Ideal(Exercise):
 class Survivor(Exercise):
     question = (
         "Write `serve_all(requests, workers)`: workers are functions, and one that has died raises `lab09.Died`, "
-        "from then on every "
-        "time. Return all answers in order; give a request that failed to another worker, and do not ask the "
-        "dead again."
+        "from then on every time. Return all answers in order; give a request that failed to another worker, and do "
+        "not ask the dead again."
     )
     hints = (
         "Keep a list of the workers that still live, and a request in your hands until it is answered.",

@@ -85,7 +85,7 @@ class Shapes(Exercise):
                 raise Wrong(
                     f"for x {shapes[0]}, gate {shapes[1]}, weight {shapes[2]} it gave {tuple(got)}; y is shaped as x."
                 )
-        misfits = {
+        misfits: dict[str, tuple] = {
             "gate has other rows": ((4, 8), (3, 8), (8,)),
             "gate would have to be broadcast": ((4, 8), (1, 8), (8,)),
             "weight is too short": ((4, 8), (4, 8), (4,)),
@@ -120,8 +120,7 @@ class Types(Exercise):
         ),
         (
             "Position 0 decides between the two types; every later position must equal position 0. The layout is "
-            "checked "
-            "at each."
+            "checked at each."
         ),
     )
     solution_source = """
@@ -176,9 +175,8 @@ class Types(Exercise):
 
 class Rewrite(Exercise):
     question = (
-        "`lab10.puzzle()` is a graph with a node HardGate that no runtime knows: y = x · clip(alpha · gate + beta, 0, "
-        "1). Hand in a "
-        "graph of known operators that answers the same."
+        "`lab10.puzzle()` is a graph with a node HardGate that no runtime knows: y = x · clip(alpha · gate + beta, "
+        "0, 1). Hand in a graph of known operators that answers the same."
     )
     hints = (
         (
@@ -290,8 +288,7 @@ class OddSize(Exercise):
             raise Wrong(f"at {columns} columns it is wrong, but there is a smaller number.")
         return (
             "1025. One value more than a pass of the block holds: a whole pass is made, and the last value is never "
-            "read nor "
-            "written. At 2048 it would be right again."
+            "read nor written. At 2048 it would be right again."
         )
 
 

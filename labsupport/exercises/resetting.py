@@ -8,15 +8,16 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from labsupport import files
 from labsupport.errors import BadInput, LabError
 from labsupport.exercises.progress import ROOT
 
 MANIFEST = "shipped.json"
+SHARED = 0o644  # the other users of a shared machine read these files, too
 
 
 def reset(name: str, *, root: Path = ROOT) -> str:
@@ -63,7 +64,7 @@ def snapshot(*, root: Path = ROOT) -> tuple[str, ...]:
             continue
         with contextlib.suppress(OSError):  # a full disk must not keep the workbook from opening
             store.mkdir(parents=True, exist_ok=True)
-            _write(store / notebook, source.read_bytes())
+            files.replace(store / notebook, source.read_bytes(), mode=SHARED)
             kept.append(notebook)
     return tuple(kept)
 
@@ -72,7 +73,7 @@ def write_manifest(*, root: Path = ROOT) -> dict[str, str]:
     """Note the notebooks as they are now as the shipped ones, in ``notebooks/shipped.json``; for authors."""
     folder = root / "notebooks"
     manifest = {file.name: content_hash(file.read_bytes()) for file in sorted(folder.glob("*.ipynb"))}
-    _write(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    files.replace(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode(), mode=SHARED)
     return manifest
 
 
@@ -173,16 +174,11 @@ def _snapshots() -> Path | None:
 def _put_in_place(pristine: bytes, target: Path, root: Path) -> Path | None:
     """Move what is there aside, then put the shipped notebook there; where the learner's copy went."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = _write_part(target, pristine)
-    try:
+    with files.written_beside(target, pristine, mode=SHARED) as part:
         kept = _free_place(target, root) if os.path.lexists(target) else None
         if kept:
             os.replace(target, kept)
         os.replace(part, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
-        raise
     return kept
 
 
@@ -194,20 +190,6 @@ def _free_place(target: Path, root: Path) -> Path:
         if not os.path.lexists(folder / target.name):
             return folder / target.name
         count += 1
-
-
-def _write(file: Path, content: bytes) -> None:
-    os.replace(_write_part(file, content), file)
-
-
-def _write_part(file: Path, content: bytes) -> str:
-    handle, part = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}.", suffix=".part")
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.chmod(part, 0o644)  # mkstemp's 0600 would lock a shared machine's other users out
-    return part
 
 
 if __name__ == "__main__":

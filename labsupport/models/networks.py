@@ -6,6 +6,7 @@ Layers are named as in torchvision, so published ResNet and MobileNetV2 weights 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +128,7 @@ class Bottleneck(nn.Module):
 class ResNet(ImageNetwork):
     """A stem that quarters the resolution, four stages of residual blocks, mean over space, one dense layer."""
 
-    def __init__(self, block: type, depths: Sequence[int], classes: int, width: int, channels: int, size: int) -> None:
+    def __init__(self, block: Any, depths: Sequence[int], classes: int, width: int, channels: int, size: int) -> None:
         super().__init__(channels, size)
         self.conv1, self.bn1 = _conv(channels, width, 7, 2), nn.BatchNorm2d(width)
         inputs = width

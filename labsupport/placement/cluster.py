@@ -68,8 +68,7 @@ class GpuRate:
         each = " + ".join(f"{rate:,.0f}" for rate in self.each)
         return (
             f"{self.gpus} GPU{'s' * (self.gpus != 1)}, batch {self.batch}, fed from the {self.feed}: "
-            f"{self.items_per_s:,.0f} items/s "
-            f"({each}); answers differ by {self.max_difference:.1e} at most"
+            f"{self.items_per_s:,.0f} items/s ({each}); answers differ by {self.max_difference:.1e} at most"
         )
 
 

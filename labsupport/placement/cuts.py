@@ -276,8 +276,7 @@ def cost_model(
     if (cuts[0].name, cuts[-1].name) != (ends[0], ends[-1]):
         raise BadInput(
             f"the cuts run from {cuts[0].name!r} to {cuts[-1].name!r}; begin with {ends[0]!r} and end with "
-            f"{ends[-1]!r}, so "
-            "that every layer lies between two of them"
+            f"{ends[-1]!r}, so that every layer lies between two of them"
         )
     here = benchmarking.latency(first, feed, runs=runs).median_ms
     fixed = _fixed_ms(second, cross_ms, runs)

@@ -47,9 +47,8 @@ class Policy:
         place = place.item() if hasattr(place, "item") else place
         if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < len(states):
             raise BadInput(
-                f"policy {self.name!r} chose worker {place!r} for request {number}; there are "
-                f"{len(states)}, numbered from 0: "
-                "return a place in the list of states"
+                f"policy {self.name!r} chose worker {place!r} for request {number}; there are {len(states)}, numbered "
+                "from 0: return a place in the list of states"
             )
         return place
 
@@ -179,9 +178,8 @@ class _Worker:
 
     def state(self, now: float) -> WorkerState:
         running = int(self.current is not None)
-        left = (
-            max(0.0, self.usual - (now - self.started)) if running else 0.0
-        )  # the usual time is known, the real one is not
+        # the usual time is known, the real one is not
+        left = max(0.0, self.usual - (now - self.started)) if running else 0.0
         return WorkerState(self.name, len(self.queue), running, self.usual, left + len(self.queue) * self.usual)
 
 
@@ -190,7 +188,7 @@ class _Simulation:
         self.arrivals, self.chosen, self.draws, self.dies = arrivals, chosen, draws, dies
         self.workers = [_Worker(name, samples) for name, samples in service.items()]
         self.latencies, self.moved = np.full(len(arrivals), math.nan), 0
-        self.events = [(when, number, "arrive", number) for number, when in enumerate(arrivals)]
+        self.events: list = [(when, number, "arrive", number) for number, when in enumerate(arrivals)]
         if dies:
             self.events.append((dies[1], -1, "die", dies[0]))
         heapq.heapify(self.events)
@@ -204,7 +202,7 @@ class _Simulation:
             elif kind == "die":
                 self._bury(next(w for w in self.workers if w.name == what), now)
             else:
-                self._finish(*what, now)
+                self._finish(what[0], what[1], now)
         served = {worker.name: worker.count for worker in self.workers}
         return Outcome(self.chosen.name, tuple(self.latencies.tolist()), served, self.moved)
 

@@ -70,9 +70,8 @@ def on_dla(core: int = 0, *, fallback: bool = True) -> Callable:
     def configure(trt, builder, network, config):
         if core >= builder.num_DLA_cores:
             raise NotAvailable(
-                f"this machine has {_count(builder.num_DLA_cores, 'DLA core')}, and core {core} was asked "
-                "for; DLAs are part of Jetson "
-                "modules such as Orin: leave configure out and the GPU does the work"
+                f"this machine has {_count(builder.num_DLA_cores, 'DLA core')}, and core {core} was asked for; DLAs "
+                "are part of Jetson modules such as Orin: leave configure out and the GPU does the work"
             )
         config.default_device_type = trt.DeviceType.DLA
         config.DLA_core = core

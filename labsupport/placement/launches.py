@@ -106,9 +106,9 @@ class Launching:
         plain, graph = (f"{1e3 * ms:.0f}" for ms in self.call_ms)
         return (
             f"{self.name}: {kernels}; the host is busy {plain} µs a call, {graph} with a graph, the GPU "
-            f"{1e3 * self.gpu_ms:.0f} µs: "
-            f"{'' if self.launch_bound else 'not '}launch-bound. Graph over plain: alone {self.alone.median:.2f}×, "
-            f"ahead {self.ahead.median:.2f}× ({self.expected_ahead:.2f}× expected from the parts)"
+            f"{1e3 * self.gpu_ms:.0f} µs: {'' if self.launch_bound else 'not '}launch-bound. Graph over plain: alone "
+            f"{self.alone.median:.2f}×, ahead {self.ahead.median:.2f}× ({self.expected_ahead:.2f}× expected from the "
+            "parts)"
         )
 
 
@@ -138,10 +138,11 @@ def _timed(name: str, run, feed, rounds: int, queued: int) -> Launching:
     graph = streams.Lane(run, feed, cuda_graph=True, stream=plain.stream)
     with torch.cuda.stream(plain.stream):
         sides = [_Calls(f"{kind}, {run.name}", each) for kind, each in (("plain", plain), ("graph", graph))]
-        call_ms = tuple(_call_ms(side, rounds) for side in sides)
-        alone = benchmarking.paired(*sides, feed, rounds=rounds, clock="host")
+        call_ms = (_call_ms(sides[0], rounds), _call_ms(sides[1], rounds))
+        alone = benchmarking.paired(sides[0], sides[1], feed, rounds=rounds, clock="host")
         many = [_Calls(side.name, side.lane, queued) for side in sides]
-        ahead = _per_call(benchmarking.paired(*many, feed, rounds=rounds, runs_per_round=2, clock="host"), queued)
+        paired = benchmarking.paired(many[0], many[1], feed, rounds=rounds, runs_per_round=2, clock="host")
+        ahead = _per_call(paired, queued)
         gpu_ms = streams.queued_ms(graph.stream, graph.launcher, queued=queued, runs=rounds)
     answers = []
     for each in (plain, graph):

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from labsupport.comparing import timeline
 from labsupport.errors import BadInput, LabError
@@ -87,7 +88,9 @@ class _Flow:
     def __init__(self, stages: Mapping[str, Callable], bound: int | None):
         self.stages, self.bound = stages, bound
         self.queues = [queue.Queue(bound or 0) for _ in range(len(stages))]
-        self.spans, self.outputs, self.failure = [], {}, None
+        self.spans: list[timeline.Span] = []
+        self.outputs: dict[int, Any] = {}
+        self.failure: Any = None
         self.inside = self.most_inside = 0
         self.lock = threading.Lock()
 
@@ -114,10 +117,10 @@ class _Flow:
                 thread.join()
         seconds = time.perf_counter() - self.begin
         if self.failure:
-            name, number, error = self.failure
+            name, number, cause = self.failure
             raise LabError(
-                f"stage {name!r} failed on item {number}: {type(error).__name__}: {error}; call it on that item alone"
-            ) from error
+                f"stage {name!r} failed on item {number}: {type(cause).__name__}: {cause}; call it on that item alone"
+            ) from cause
         if not self.outputs:
             raise BadInput("no items; give one at least")
         label = "endless queues" if self.bound is None else f"queues of {self.bound}"

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing import connection
+from typing import Any
 
 import numpy as np
 
@@ -251,7 +252,8 @@ class _Service:
         wait_s = min(0.1, self.stall_s / 4)
         if self.arrived < len(self.requests):
             wait_s = min(wait_s, max(0.0, self.arrivals_s[self.arrived] - (time.perf_counter() - self.begin)))
-        pipes = {member.pipe: member for member in living}
+        pipes: dict[Any, Any] = {member.pipe: member for member in living}
+        pipe: Any
         for pipe in connection.wait(list(pipes), wait_s):
             try:
                 self._note(pipes[pipe], *pipe.recv())

@@ -42,9 +42,8 @@ class Lane:
         free = [name for name, spec in run.inputs.items() if None in spec.shape]
         if free:
             raise BadInput(
-                f"{run.name}: the shape of {free} is free, and contexts cannot share an optimization "
-                "profile in every TensorRT; "
-                "build the engine from a graph exported with dynamic=False"
+                f"{run.name}: the shape of {free} is free, and contexts cannot share an optimization profile in every "
+                "TensorRT; build the engine from a graph exported with dynamic=False"
             )
         self.run, self.stream = run, stream or torch.cuda.Stream()
         self.context = run.trt_engine.create_execution_context()
@@ -194,7 +193,8 @@ def scaling(run, feed, *, lanes=(1, 2, 4)) -> list[dict]:
     Of a runtimes.TensorRt the lanes are contexts with CUDA graphs, of a runtimes.OnnxRuntime sessions of one thread
     each.
     """
-    rows, expected = [], run(feed)
+    rows: list[dict] = []
+    expected = run(feed)
     for count in lanes:
         if hasattr(run, "trt_engine"):
             crew = [Lane(run, feed, cuda_graph=True) for _ in range(count)]
@@ -202,8 +202,8 @@ def scaling(run, feed, *, lanes=(1, 2, 4)) -> list[dict]:
             crew[-1].infer()
             answer = crew[-1].result()
         else:
-            crew = [type(run)(run.graph) for _ in range(count)]
-            measured, answer = together(crew, feed), crew[-1](feed)
+            runs = [type(run)(run.graph) for _ in range(count)]
+            measured, answer = together(runs, feed), runs[-1](feed)
         error = max(float(np.abs(expected[name] - answer[name]).max()) for name in expected)
         rows.append(
             {"batch": measured.batch, "lanes": count, "pictures/s": round(measured.items_per_s), "max error": error}
@@ -286,10 +286,9 @@ class KernelUse:
 
     def __repr__(self) -> str:
         return (
-            f"{self.name}: {self.kernels} kernels, the median one brings {self.blocks_per_multiprocessor:.2g} "
-            "blocks per multiprocessor; "
-            f"{self.smaller_than_gpu:.0%} leave multiprocessors without a block; {self.overlapped:.0%} of the "
-            "kernel time ran beside other kernels"
+            f"{self.name}: {self.kernels} kernels, the median one brings {self.blocks_per_multiprocessor:.2g} blocks "
+            f"per multiprocessor; {self.smaller_than_gpu:.0%} leave multiprocessors without a block; "
+            f"{self.overlapped:.0%} of the kernel time ran beside other kernels"
         )
 
 

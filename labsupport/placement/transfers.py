@@ -192,10 +192,9 @@ class Overlap:
     def __repr__(self) -> str:
         return (
             f"copy in {self.copy_in_ms:.3f}, compute {self.compute_ms:.3f}, copy out {self.copy_out_ms:.3f} ms; "
-            f"serial {self.serial_ms:.3f}, "
-            f"{self.slots} slots {self.overlapped_ms:.3f} ms a batch: gain {self.gain:.2f}× of ideal "
-            f"{self.ideal_gain:.2f}× ({self.share_of_ideal:.0%} of it), "
-            f"answers {'equal' if self.same_answers else 'DIFFER'}"
+            f"serial {self.serial_ms:.3f}, {self.slots} slots {self.overlapped_ms:.3f} ms a batch: gain "
+            f"{self.gain:.2f}× of ideal {self.ideal_gain:.2f}× ({self.share_of_ideal:.0%} of it), answers "
+            f"{'equal' if self.same_answers else 'DIFFER'}"
         )
 
 
@@ -206,12 +205,14 @@ def overlap(run, feed, *, slots: int = 2, batches: int = 40, rounds: int = 5, cu
     at_least("slots", slots, 1)
     at_least("batches", batches, 2)
     lanes = [streams.Lane(run, feed, cuda_graph=cuda_graph) for _ in range(slots)]
-    parts = [_event_ms(lanes[0], part) for part in (lanes[0].upload, lanes[0].compute, lanes[0].download)]
+    lane = lanes[0]
+    upload, compute, download = (_event_ms(lane, part) for part in (lane.upload, lane.compute, lane.download))
     serial = statistics.median(_timed(lambda: in_line(lanes[0], batches), rounds)) / batches
     together = statistics.median(_timed(lambda: in_turns(lanes, batches), rounds)) / batches
     answers = [lane.result() for lane in lanes]
     same = all(np.array_equal(answers[0][name], each[name]) for each in answers for name in each)
-    return Overlap(slots, *parts, serial, together, recorded_spans(lanes, 2 * slots + 4), same)
+    spans = recorded_spans(lanes, 2 * slots + 4)
+    return Overlap(slots, upload, compute, download, serial, together, spans, same)
 
 
 def in_line(lane, batches: int) -> None:

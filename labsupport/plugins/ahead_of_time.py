@@ -84,8 +84,7 @@ def ptx(
     if scratch:
         raise BuildError(
             f"{OP_TYPE} ahead of time: Triton wants scratch memory for a row of {columns} values ({scratch}), and "
-            "TensorRT "
-            "passes none; use fewer columns, or the class: plugins.register"
+            "TensorRT passes none; use fewer columns, or the class: plugins.register"
         )
     text, dropped = without_scratch(kernel.asm["ptx"], facts.name)
     return Ptx(facts.name, text, warps * 32, facts.shared, dropped)
@@ -114,9 +113,8 @@ def without_scratch(text: str, name: str) -> tuple[str, tuple[str, ...]]:
         why = f"its code reads {read}" if read else f"it should take {len(PARAMETERS)}"
         raise BuildError(
             f"{OP_TYPE} ahead of time: the PTX of {name} declares {len(declared)} parameters and {why}; TensorRT "
-            "passes "
-            f"{', '.join(PARAMETERS)}, and no scratch memory: use Triton 3.2, which appends none, or the class: "
-            "plugins.register"
+            f"passes {', '.join(PARAMETERS)}, and no scratch memory: use Triton 3.2, which appends none, or the "
+            "class: plugins.register"
         )
     if not extra:
         return text, ()

@@ -51,8 +51,8 @@ def nvcc() -> str:
     if not found:
         raise NotAvailable(
             "nvcc, the CUDA compiler, was not found on PATH nor below CUDA_HOME; install the CUDA toolkit of your "
-            "driver's "
-            "version (https://developer.nvidia.com/cuda-downloads), or use the Triton version, which needs none"
+            "driver's version (https://developer.nvidia.com/cuda-downloads), or use the Triton version, which needs "
+            "none"
         )
     return found
 
@@ -175,8 +175,7 @@ def checked(x, gate, weight, out=None, *, device: int = 0) -> tuple[int, int]:
         if tensor.device.type != "cuda" or tensor.device.index != device:
             raise BadInput(
                 f"{OP_TYPE}: {name} is on {tensor.device} and the kernel on cuda:{device}; its address would mean "
-                "nothing there: "
-                f"{name}.to('cuda:{device}')"
+                f"nothing there: {name}.to('cuda:{device}')"
             )
         _check_layout(name, tensor, packed=name in ("weight", "out"))
     return math.prod(shape[:-1]), shape[-1]
@@ -189,8 +188,7 @@ def _check_layout(name: str, tensor, *, packed: bool) -> None:
     if (packed and not tensor.is_contiguous()) or (tensor.shape[-1] > 1 and tensor.stride(-1) != 1) or rows_apart:
         raise BadInput(
             f"{OP_TYPE}: {name} is a view with strides {tuple(tensor.stride())}; the kernel walks along rows whose "
-            "values lie side by "
-            f"side, and would read other numbers: pass {name}.contiguous()"
+            f"values lie side by side, and would read other numbers: pass {name}.contiguous()"
         )
 
 

@@ -91,8 +91,7 @@ def rewritten(graph, op_type: str, make: Callable):
         if len(made) != len(outputs) or not all(isinstance(tensor, onnx_graphsurgeon.Tensor) for tensor in made):
             raise BadInput(
                 f"make() gave {len(made)} value(s) of {sorted({type(value).__name__ for value in made})} for a node "
-                "with "
-                f"{len(outputs)} output(s); return one onnx_graphsurgeon tensor an output, in order"
+                f"with {len(outputs)} output(s); return one onnx_graphsurgeon tensor an output, in order"
             )
         node.outputs.clear()
         for old, new in zip(outputs, made):
@@ -121,8 +120,7 @@ def operator_graph(columns: int | str, *, dtype: str = "float32", epsilon: float
     if not (named or type(columns) is int and columns >= 1) or dtype not in DTYPES:
         raise BadInput(
             f"columns={columns!r}, dtype={dtype!r}; columns is a whole number of 1 or more, or a name for a free axis "
-            "(not 'rows'), "
-            f"dtype one of {list(DTYPES)}"
+            f"(not 'rows'), dtype one of {list(DTYPES)}"
         )
     kind = TensorProto.FLOAT if dtype == "float32" else TensorProto.FLOAT16
     x, gate, y = (helper.make_tensor_value_info(name, kind, ["rows", columns]) for name in ("x", "gate", "y"))
@@ -152,8 +150,7 @@ def around(graph, op_type: str, *, read: str = "read", written: str = "written")
     if len(nodes) > 1 or len(sources) > 1:
         raise BadInput(
             f"{graph.path.name} has {len(nodes)} nodes {op_type}, reading {sorted(sources)}; this cuts round one node "
-            "that reads one "
-            "tensor, whole or split: cut with plugins.part(graph, inputs=..., outputs=...)"
+            "that reads one tensor, whole or split: cut with plugins.part(graph, inputs=..., outputs=...)"
         )
     source, target = sources.pop(), nodes[0].output[0]
     shaped = with_shapes(graph, op_type, output_shape)
@@ -279,8 +276,7 @@ def _check_arguments(nodes, proto) -> None:
         if len(node.input) != len(proto.input) or len(node.output) != len(proto.output):
             raise BadInput(
                 f"node {node.name} has {len(node.input)} inputs and {len(node.output)} outputs, the body {proto.name} "
-                "has "
-                f"{len(proto.input)} and {len(proto.output)}; they are matched by position"
+                f"has {len(proto.input)} and {len(proto.output)}; they are matched by position"
             )
         known = {*proto.attribute, *(attribute.name for attribute in proto.attribute_proto)}
         lost = sorted({attribute.name for attribute in node.attribute} - known)

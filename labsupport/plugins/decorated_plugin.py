@@ -6,6 +6,9 @@ the functions, so this module does not postpone them (no ``from __future__ impor
 once TensorRT is there. Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/pluginGuide.html
 """
 
+# mypy: disable-error-code="name-defined"
+# `trtp` is an argument, and its types stand in annotations that tensorrt.plugin reads
+
 import importlib
 
 from labsupport import environment
@@ -86,8 +89,7 @@ def compiled(trtp, x, epsilon: float, tactic: int, *, half: bool):
     if not columns.is_constant:
         raise NotAvailable(
             f"{OP_TYPE} ahead of time: the last axis of x is free, and the kernel is compiled for one row length; fix "
-            "that "
-            "axis in the profile or in the graph"
+            "that axis in the profile or in the graph"
         )
     kernel = ahead_of_time.ptx(
         columns.constant_value(), dtype="float16" if half else "float32", epsilon=epsilon, warps=WARPS[tactic]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from labsupport import environment
 from labsupport.errors import BadInput, LabError, NotAvailable
@@ -31,11 +32,13 @@ class OnDevice(Base):
         environment.require("gpu")
         import torch
 
+        self._last: Any = None
+        self._feed: dict | None = None
         self.name, self.device, self._call, self._output = name + (" graph" if cuda_graph else ""), "cuda", call, output
         self.stream = stream or torch.cuda.Stream()
         self.inputs = {each: TensorSpec((None,), "any") for each in inputs}
         self.outputs = {output: TensorSpec((None,), "any")}
-        self._capture, self._feed, self._last, self._graph = cuda_graph, None, None, None
+        self._capture, self._graph = cuda_graph, None
 
     def checked(self, feed) -> dict:
         """The feed as a mapping of the function's arguments, all on the GPU. Raises BadInput."""

@@ -57,9 +57,8 @@ def headers(folder: str | os.PathLike | None = None) -> tuple[Path, int]:
                 "or of its repository"
             )
     raise NotAvailable(
-        "TensorRT's C++ headers were not found (its Python wheels bring none); take include/ from the tar archive, or "
-        "from "
-        "github.com/NVIDIA/TensorRT at the tag of your version, and set TENSORRT_INCLUDE_DIR to it"
+        "TensorRT's C++ headers were not found (its Python wheels bring none); take include/ from the tar archive, "
+        "or from github.com/NVIDIA/TensorRT at the tag of your version, and set TENSORRT_INCLUDE_DIR to it"
     )
 
 
@@ -182,8 +181,7 @@ def _check_major(major: int, what: str) -> None:
     if major != wanted:
         raise BadInput(
             f"{what}: made for TensorRT {major}, and this machine has {here.tensorrt}; a plugin of one does not fit "
-            "the "
-            f"other: build it with the headers of {wanted}"
+            f"the other: build it with the headers of {wanted}"
         )
 
 

@@ -189,8 +189,7 @@ def register(trt=None):
     if not trt.get_plugin_registry().register_creator(creator, NAMESPACE):
         raise LabError(
             f"a plugin {OP_TYPE}, version {VERSION}, is registered already, perhaps by the C++ library; restart the "
-            "kernel "
-            "to use this one"
+            "kernel to use this one"
         )
     _registered[OP_TYPE] = creator  # the registry does not keep Python objects alive
     return creator

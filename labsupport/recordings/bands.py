@@ -8,6 +8,9 @@ from pathlib import Path
 from labsupport.errors import RecordingError
 from labsupport.recordings import plans, provenance
 
+SPEEDS = frozenset(
+    {"×", "ms", "µs", "us", "s", "items/s", "GB/s", "TFLOP/s", "runs"}
+)  # units that a busy machine moves
 WHY = "why"  # beside the bands of a class: {metric: reason}
 
 
@@ -27,8 +30,11 @@ def check_recorded(root: Path | None = None) -> list[str]:
     return complaints
 
 
-def check_live(folder: Path, root: Path | None = None) -> list[str]:
-    """One line per metric just measured into `folder` that lies outside its band for this class of machine."""
+def check_live(folder: Path, root: Path | None = None, *, speeds: bool = True) -> list[str]:
+    """One line per metric just measured into `folder` that lies outside its band for this class of machine.
+
+    `speeds=False` leaves out what other work on the machine moves: times, rates and their ratios.
+    """
     from labsupport import environment
 
     bands, complaints = load(Path(root or provenance.ROOT)), []
@@ -36,6 +42,8 @@ def check_live(folder: Path, root: Path | None = None) -> list[str]:
         try:
             live = provenance.read_json(path)
             metrics = {name: provenance.check_metric(name, entry) for name, entry in live["metrics"].items()}
+            if not speeds:
+                metrics = {name: entry for name, entry in metrics.items() if entry["unit"] not in SPEEDS}
             complaints += _check(environment.machine_class(), path.stem, metrics, bands, need_band=False)
         except RecordingError as error:
             complaints.append(str(error))

@@ -101,12 +101,14 @@ def check_metric(name: str, entry) -> dict:
 
 
 def check_lab(name: str) -> str:
+    """A lab's name as it was given; RecordingError for one that no file could have."""
     if not isinstance(name, str) or not LAB_NAME.match(name):
         raise RecordingError(f"lab name {name!r} is not like '01_measuring': letters, digits and _ only")
     return name
 
 
 def read_json(path: Path):
+    """What a JSON file holds; RecordingError says what is wrong with it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -45,10 +45,8 @@ class OnnxRuntime(Base):
         ):
             raise BadInput(
                 f"{self.graph.path.name} quantizes FP16 values, and ONNX Runtime {ort.__version__} cuts off there "
-                "instead of rounding "
-                "(microsoft/onnxruntime#32452): its answers would be wrong. Run the graph as it was before "
-                "precision.cast, or install "
-                "Python 3.11 or newer, whose ONNX Runtime rounds"
+                "instead of rounding (microsoft/onnxruntime#32452): its answers would be wrong. Run the graph as it "
+                "was before precision.cast, or install Python 3.11 or newer, whose ONNX Runtime rounds"
             )
         self._options = ort.SessionOptions()
         self._options.intra_op_num_threads = threads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -34,6 +34,8 @@ class Runtime(Protocol):
 
 
 class Base:
+    """What the runtimes share: checking a feed, closing once, use as a context manager."""
+
     name: str
     device: str = "cpu"
     inputs: Mapping[str, TensorSpec]
@@ -120,7 +122,9 @@ class Replay:
     """Static buffers, and a CUDA graph per input shape, for a runtime that offers ``static`` and ``launch``."""
 
     def __init__(self, run, *, capture: bool = True):
-        self.run, self.capture, self.made, self.current = run, capture, {}, None
+        self.run, self.capture = run, capture
+        self.made: dict[tuple, dict] = {}
+        self.current: dict[str, Any] = {}
 
     @property
     def outputs(self) -> dict:

@@ -57,9 +57,11 @@ class TensorRt(Base):
         self._read_specs(trt)
         self.name = name or f"trt {self.source.precision}" + (" graph" if cuda_graph else "")
         self._graphs = Replay(self) if cuda_graph else None
-        self._bound, self._shapes, self._addresses, self._staging = None, {}, {}, {}
+        self._bound: tuple[dict, dict] | None = None
+        self._shapes, self._addresses, self._staging = {}, {}, {}
         self._ready, self._done = torch.cuda.Event(), torch.cuda.Event()
-        self._output_shapes, self._fast = None, None
+        self._output_shapes: dict[str, tuple] | None = None
+        self._fast: _Fast | None = None
 
     def _new_context(self, profile: int):
         context = self.trt_engine.create_execution_context()
@@ -221,8 +223,7 @@ class TensorRt(Base):
                 got = "nothing" if y is None else f"{y.dtype} {tuple(y.shape)} on {y.device}"
                 raise BadInput(
                     f"{self.name}: out[{name!r}] is {got}; this call writes {self._torch_types[name]} {shape} on the "
-                    "GPU: "
-                    "hand in what a former call of this batch returned"
+                    "GPU: hand in what a former call of this batch returned"
                 )
         return out
 

@@ -14,7 +14,7 @@ from labsupport.training import checkpoints
 
 
 @dataclass
-class _Kept:
+class KeptState:
     """A training's checkpoint: everything that the next epoch depends on."""
 
     path: Path
@@ -58,7 +58,7 @@ class _Kept:
 
 
 @contextmanager
-def _random_state(seed: int, device: str) -> Iterator[None]:
+def random_state(seed: int, device: str) -> Iterator[None]:
     """Dropout draws from PyTorch's global generators: seed them, and put them back afterwards."""
     gpus = [torch.cuda.current_device()] if device == "cuda" else []
     with torch.random.fork_rng(devices=gpus):

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from labsupport import data, environment
 from labsupport.data.datasets import Split
 from labsupport.errors import BadInput, LabError
 from labsupport.training import checkpoints
-from labsupport.training.kept_state import _Kept, _random_state
+from labsupport.training.kept_state import KeptState, random_state
 from labsupport.training.scoring import check_device, check_fits, check_options
 
 # (model, images (N, C, H, W), labels (N,)) → logits (N, classes) and the loss to be lowered
@@ -73,14 +74,14 @@ def fit(
     Raises BadInput for data the model cannot take, LabError when the loss is no longer a number, and for a checkpoint
     of another model, training or other images.
     """
-    check_options(
-        epochs=epochs,
-        batch_size=batch_size,
-        shift_pixels=shift_pixels,
-        seed=seed,
-        learning_rate=learning_rate,
-        checkpoint_every=checkpoint_every,
-    )
+    run = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "shift_pixels": shift_pixels,
+        "seed": seed,
+    }
+    check_options(**run, checkpoint_every=checkpoint_every)
     if checkpoint is not None and not isinstance(checkpoint, (str, Path)):
         raise BadInput(f"checkpoint={checkpoint!r:.60}; wanted the path of a file to save the training in")
     check_device(device)
@@ -92,48 +93,61 @@ def fit(
     steps = epochs * len(_orders(len(split), batch_size, torch.Generator()))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(2, steps))
     losses, accuracies = [], []
-    with _random_state(seed, device), _bar(steps, progress) as bar:
+    with random_state(seed, device), _bar(steps, progress) as bar:
         shuffler = torch.Generator().manual_seed(seed)
-        kept = checkpoint and _Kept(
-            Path(checkpoint),
-            student,
-            optimizer,
-            schedule,
-            shuffler,
-            {
-                "trained by": "training.fit",
-                "start": checkpoints.fingerprint(model),
-                "images": len(split),
-                "pixels and labels": _checksum(split),
-                "epochs": epochs,
-                "batch_size": batch_size,
-                "learning_rate": learning_rate,
-                "shift_pixels": shift_pixels,
-                "seed": seed,
-                **(facts or {}),
-            },
-        )
+        epoch_of = _Epoch(student, optimizer, schedule, shuffler, split, preprocess, objective or cross_entropy, bar)
+        described = {"trained by": "training.fit", **_of_the_start(model, split), **run, **(facts or {})}
+        kept = checkpoint and KeptState(Path(checkpoint), student, optimizer, schedule, shuffler, described)
         done = kept.resume(losses, accuracies) if kept else 0
         bar.update(done * steps // epochs)
         for epoch in range(done, epochs):
-            loss_sum, right = 0.0, 0
-            for order in _orders(len(split), batch_size, shuffler):
-                images = preprocess(_moved(split.images[order], shift_pixels, shuffler))
-                loss, correct = _step(student, optimizer, images, split.labels[order], objective or cross_entropy)
-                if not np.isfinite(loss):
-                    raise LabError(
-                        f"the loss became {loss} in epoch {epoch + 1} of {epochs}; lower learning_rate "
-                        f"(now {learning_rate:g}), or look for non-finite weights or preprocessed images"
-                    )
-                schedule.step()
-                loss_sum, right = loss_sum + loss * len(order), right + correct
-                bar.update()
-            losses.append(loss_sum / len(split))
-            accuracies.append(right / len(split))
+            loss, right = epoch_of.trained(batch_size, shift_pixels, f"epoch {epoch + 1} of {epochs}")
+            losses.append(loss)
+            accuracies.append(right)
             if kept and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs):
                 kept.save(losses, accuracies)
-            bar.set_postfix(loss=f"{losses[-1]:.3f}", accuracy=f"{accuracies[-1]:.1%}")
+            bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{right:.1%}")
     return History(student.cpu().eval(), tuple(losses), tuple(accuracies), time.perf_counter() - started)
+
+
+@dataclass
+class _Epoch:
+    """What one pass over the split needs; the same objects for every epoch."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    shuffler: torch.Generator
+    split: Split
+    preprocess: Callable[[np.ndarray], np.ndarray]
+    objective: Objective
+    bar: Any
+
+    def trained(self, batch_size: int, shift_pixels: int, name: str) -> tuple[float, float]:
+        """One pass; the mean loss and the share of images that were right on the way."""
+        split, loss_sum, right = self.split, 0.0, 0
+        for order in _orders(len(split), batch_size, self.shuffler):
+            images = self.preprocess(_moved(split.images[order], shift_pixels, self.shuffler))
+            loss, correct = _step(self.model, self.optimizer, images, split.labels[order], self.objective)
+            if not np.isfinite(loss):
+                rate = self.optimizer.defaults["lr"]
+                raise LabError(
+                    f"the loss became {loss} in {name}; lower learning_rate (now {rate:g}), or look for non-finite "
+                    "weights or preprocessed images"
+                )
+            self.schedule.step()
+            loss_sum, right = loss_sum + loss * len(order), right + correct
+            self.bar.update()
+        return loss_sum / len(split), right / len(split)
+
+
+def _of_the_start(model: nn.Module, split: Split) -> dict[str, object]:
+    """What a checkpoint must find again before the training goes on: the weights it began with, and the images."""
+    return {
+        "start": checkpoints.fingerprint(model),
+        "images": len(split),
+        "pixels and labels": _checksum(split),
+    }
 
 
 def cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -121,6 +121,7 @@ def check_fits(model: nn.Module, split: Split, preprocess: Callable[[np.ndarray]
 
 
 def check_filled(split: Split) -> None:
+    """Refuse with BadInput what is no split, and an empty one."""
     if not isinstance(split, Split):
         raise BadInput(f"a {type(split).__name__} came; wanted a split, such as dataset.train or dataset.test")
     if not len(split):
@@ -128,6 +129,7 @@ def check_filled(split: Split) -> None:
 
 
 def check_device(device: str) -> None:
+    """Refuse with BadInput an unknown device, with NotAvailable a GPU that is not there."""
     if device not in ("cpu", "cuda"):
         raise BadInput(f"device={device!r}; choose one of ['cpu', 'cuda']")
     if device == "cuda" and not torch.cuda.is_available():
@@ -135,6 +137,7 @@ def check_device(device: str) -> None:
 
 
 def check_options(**options: float) -> None:
+    """Refuse with BadInput numbers out of range, by their names."""
     for name, value in options.items():
         if name == "learning_rate":
             if not (isinstance(value, (int, float)) and 0 < value < float("inf")):

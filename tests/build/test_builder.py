@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import onnx
 import pytest
 import torch
+from faces import stand_in
 
 from labsupport import build, environment, export, models
-from labsupport.build import builder, builder_thread, engines, network, readback, timing_cache
+from labsupport.build import builder, builder_thread, engines, network, readback, recipe, timing_cache
 from labsupport.errors import BadInput, BuildError, LabError, NotAvailable, PrecisionMismatch
-from faces import stand_in
 
 pytestmark = pytest.mark.skipif(environment.machine().tensorrt is None, reason="no TensorRT: pip install tensorrt-rtx")
 needs_gpu = pytest.mark.skipif(not environment.has("engine execution"), reason="needs a GPU that TensorRT runs on")
@@ -26,7 +26,12 @@ needs_rtx = pytest.mark.skipif(environment.generation() != "rtx", reason="Tensor
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory):
     model = models.article_cnn()
-    return export.to_onnx(model, model.example_input(2), target=environment.generation(), path=tmp_path_factory.mktemp("onnx") / "cnn.onnx")
+    return export.to_onnx(
+        model,
+        model.example_input(2),
+        target=environment.generation(),
+        path=tmp_path_factory.mktemp("onnx") / "cnn.onnx",
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
@@ -81,9 +86,15 @@ def test_a_network_by_the_layer_api(monkeypatch):
         ({"hardware_compatible": "all"}, "'all' is not a level"),
         ({"profiles": {"pictures": network.Profile((1,), (1,), (1,))}}, r"profiles names \['pictures'\]"),
         ({"profiles": {"images": network.Profile((8, 1, 28, 28), (4, 1, 28, 28), (8, 1, 28, 28))}}, "min ≤ opt ≤ max"),
-        ({"profiles": {"images": network.Profile((1, 3, 28, 28), (1, 3, 28, 28), (1, 3, 28, 28))}}, "the network has .-1, 1, 28, 28"),
+        (
+            {"profiles": {"images": network.Profile((1, 3, 28, 28), (1, 3, 28, 28), (1, 3, 28, 28))}},
+            "the network has .-1, 1, 28, 28",
+        ),
         ({"io_formats": {"pictures": ("HALF", "LINEAR")}}, "io_formats names 'pictures'"),
-        ({"io_formats": {"images": ("FLOAT", "ROUND")}}, "'ROUND' is no TensorFormat of TensorRT .*choose from .*LINEAR"),
+        (
+            {"io_formats": {"images": ("FLOAT", "ROUND")}},
+            "'ROUND' is no TensorFormat of TensorRT .*choose from .*LINEAR",
+        ),
         ({"batch": 0}, "batch=0; give one whole number, 1 or more"),
         ({"batch": (1, 2)}, "or three of them"),
         ({"batch": True}, "batch=True"),
@@ -102,7 +113,9 @@ def test_impossible_options_name_the_choices(graph, options, message):
 
 def test_a_batch_that_the_graph_does_not_have_is_not_ignored(tmp_path):
     model = models.article_cnn()
-    fixed = export.to_onnx(model, model.example_input(2), target=environment.generation(), dynamic=False, path=tmp_path / "fixed.onnx")
+    fixed = export.to_onnx(
+        model, model.example_input(2), target=environment.generation(), dynamic=False, path=tmp_path / "fixed.onnx"
+    )
     with pytest.raises(BadInput, match="batch=32, but the network's batch is fixed at 2; export it with dynamic=True"):
         build.engine(fixed, batch=32)
     assert build.engine(fixed, batch=2).plan()
@@ -129,17 +142,28 @@ def test_a_mismatch_is_an_error_for_every_precision():
         readback.demand("fp32", Counter(fp16=2, fp32=1), "engine inspector", "net", "11")
     with pytest.raises(PrecisionMismatch, match="asked for int8"):
         readback.demand("int8", Counter(fp16=2), "engine inspector", "net", "8.6")
-    for precision, read in [("fp16", {"fp16": 1, "fp32": 9}), ("tf32", {"fp32": 2}), ("as-is", {"int8": 1}), ("int8", {"int8": 1, "fp16": 1})]:
+    for precision, read in [
+        ("fp16", {"fp16": 1, "fp32": 9}),
+        ("tf32", {"fp32": 2}),
+        ("as-is", {"int8": 1}),
+        ("int8", {"int8": 1, "fp16": 1}),
+    ]:
         readback.demand(precision, Counter(read), "engine inspector", "net", "11")
 
 
 def test_a_region_that_cannot_be_read_is_no_proof():
-    region = {"Name": "{ForeignNode[a...b]}", "LayerType": "Myelin", "Inputs": [{"Format/Datatype": "Row major linear FP32"}],
-              "Outputs": [{"Format/Datatype": "Row major linear FP32"}]}
+    region = {
+        "Name": "{ForeignNode[a...b]}",
+        "LayerType": "Myelin",
+        "Inputs": [{"Format/Datatype": "Row major linear FP32"}],
+        "Outputs": [{"Format/Datatype": "Row major linear FP32"}],
+    }
     narrow = {**region, "Outputs": [{"Format/Datatype": "Row major linear FP16 format"}]}
     free = {"Name": "pool", "LayerType": "CaskPooling", "Outputs": [{"Format/Datatype": "N/A due to dynamic shapes"}]}
     assert readback.read_precisions([region, narrow, free]) == {"region": 1, "fp16": 1, "unread": 1}
-    with pytest.raises(PrecisionMismatch, match="region×1. what runs inside a Myelin region cannot be read; pass strict=True"):
+    with pytest.raises(
+        PrecisionMismatch, match="region×1. what runs inside a Myelin region cannot be read; pass strict=True"
+    ):
         readback.demand("fp16", Counter(region=1), "engine inspector", "net", "8.6")
     readback.demand("fp16", Counter(region=1), "engine inspector", "net", "8.6", strict=True)
     readback.demand("fp16", Counter(region=1), "engine inspector", "net", "11")
@@ -148,9 +172,14 @@ def test_a_region_that_cannot_be_read_is_no_proof():
         readback.demand("fp16", Counter(unread=4), "engine inspector", "net", "8.6")
 
 
-@pytest.mark.parametrize("layers, calibrator, scales", [
-    (("CONVOLUTION", "ACTIVATION"), None, False), (("QUANTIZE", "DEQUANTIZE", "CONVOLUTION"), None, True),
-    (("CONVOLUTION",), object(), True)])
+@pytest.mark.parametrize(
+    "layers, calibrator, scales",
+    [
+        (("CONVOLUTION", "ACTIVATION"), None, False),
+        (("QUANTIZE", "DEQUANTIZE", "CONVOLUTION"), None, True),
+        (("CONVOLUTION",), object(), True),
+    ],
+)
 def test_as_is_allows_int8_only_where_there_are_scales(layers, calibrator, scales):
     """The 8.6 builder that may use INT8 and finds no scale anywhere gives up with a calibration failure."""
     types = [SimpleNamespace(type=SimpleNamespace(name=name)) for name in layers]
@@ -162,12 +191,25 @@ def test_as_is_allows_int8_only_where_there_are_scales(layers, calibrator, scale
 
 
 def test_precisions_are_read_from_every_inspector_schema():
-    conv86 = {"Name": "conv", "LayerType": "CaskConvolution", "Weights": {"Type": "Half", "Count": 864},
-              "Outputs": [{"Name": "y", "Format/Datatype": "Row major linear FP32"}]}
+    conv86 = {
+        "Name": "conv",
+        "LayerType": "CaskConvolution",
+        "Weights": {"Type": "Half", "Count": 864},
+        "Outputs": [{"Name": "y", "Format/Datatype": "Row major linear FP32"}],
+    }
     copy86 = {"Name": "copy", "LayerType": "Reformat", "Outputs": [{"Format/Datatype": "Channel major FP16 format"}]}
-    pool86 = {"Name": "pool", "LayerType": "CaskPooling", "Outputs": [{"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}]}
+    pool86 = {
+        "Name": "pool",
+        "LayerType": "CaskPooling",
+        "Outputs": [{"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}],
+    }
     conv11 = {"Name": "conv", "LayerType": "gemm", "Outputs": [{"Name": "y", "Format": "LINEAR", "DataType": "BF16"}]}
-    pooled = {"Name": "conv + pool", "LayerType": "CaskConvActPool", "ConvWeights": {"Type": "Int8", "Count": 9}, "Outputs": [{"Format/Datatype": "Row major linear FP32"}]}
+    pooled = {
+        "Name": "conv + pool",
+        "LayerType": "CaskConvActPool",
+        "ConvWeights": {"Type": "Int8", "Count": 9},
+        "Outputs": [{"Format/Datatype": "Row major linear FP32"}],
+    }
     again = {**conv86, "Name": "conv [profile 1]"}  # a second optimization profile lists every layer again
     read = readback.read_precisions([conv86, copy86, pool86, conv11, pooled, again, "name only"])
     assert read == {"fp16": 1, "int8": 2, "bf16": 1}
@@ -177,7 +219,10 @@ def test_an_operator_that_tensorrt_has_not(tmp_path):
     x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 4]) for n in "xy")
     node = onnx.helper.make_node("Frobnicate", ["x"], ["y"], name="odd", domain="com.example")
     opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.example", 1)]
-    odd = export.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y]), opset_imports=opsets, ir_version=8), tmp_path / "odd.onnx")
+    odd = export.save(
+        onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y]), opset_imports=opsets, ir_version=8),
+        tmp_path / "odd.onnx",
+    )
     with pytest.raises(BuildError, match=r"odd.onnx: .*odd \(Frobnicate\).*(plugin|lab 10)"):
         build.engine(odd)
 
@@ -199,7 +244,10 @@ def test_a_builder_that_gives_nothing_is_explained(graph, monkeypatch):
 @pytest.mark.parametrize(
     ("said", "hint"),
     [
-        ("Error Code 2: OutOfMemory (Requested size was 99)", "raise workspace_mib if the requested size is above it; else free GPU memory"),
+        (
+            "Error Code 2: OutOfMemory (Requested size was 99)",
+            "raise workspace_mib if the requested size is above it; else free GPU memory",
+        ),
         ("Could not find any implementation for node conv", "raise workspace_mib"),
         ("x: dynamic input is missing dimensions in profile 0", "give every free axis a range"),
         ("something else", "see the whole log"),
@@ -207,26 +255,37 @@ def test_a_builder_that_gives_nothing_is_explained(graph, monkeypatch):
     ],
 )
 def test_what_the_builder_says_is_turned_into_what_to_do(said, hint):
-    job = builder._Job(None, type("Log", (), {"errors": lambda self: [said]})(), "fp32", {}, None, None, None, True, None)
+    job = builder._Job(None, type("Log", (), {"errors": lambda self: [said]})(), build.Recipe(), True)
     assert hint in job._complaint("net") and said in job._complaint("net")
 
 
 def test_the_first_error_is_the_cause():
-    said = ["1: [myelinCache.h] Myelin error from unknown graph", "The timing cache will not be used!", "conv has no weights", "Assertion engine != nullptr failed"]
-    job = builder._Job(None, type("Log", (), {"errors": lambda self: said})(), "fp32", {}, None, None, None, True, None)
+    said = [
+        "1: [myelinCache.h] Myelin error from unknown graph",
+        "The timing cache will not be used!",
+        "conv has no weights",
+        "Assertion engine != nullptr failed",
+    ]
+    job = builder._Job(None, type("Log", (), {"errors": lambda self: said})(), build.Recipe(), True)
     assert "conv has no weights" in job._complaint("net")
 
 
 def test_no_gpu_is_said_before_the_builder_is_asked(graph, monkeypatch):
-    bare = environment.Machine(tensorrt="11.0.0.114", tensorrt_product="tensorrt", generation="11", problem="no NVIDIA driver was found")
+    bare = environment.Machine(
+        tensorrt="11.0.0.114", tensorrt_product="tensorrt", generation="11", problem="no NVIDIA driver was found"
+    )
     stand_in(monkeypatch, environment, "machine", lambda: bare)
     stand_in(monkeypatch, environment, "tensorrt", lambda: object())
-    with pytest.raises(NotAvailable, match="TensorRT 11.0.0.114 builds on the GPU it builds for; no GPU.*TensorRT-RTX builds without one"):
+    with pytest.raises(
+        NotAvailable,
+        match="TensorRT 11.0.0.114 builds on the GPU it builds for; no GPU.*TensorRT-RTX builds without one",
+    ):
         build.engine(graph, batch=4)
 
 
 def test_a_network_by_the_layer_api_is_built_anew(graph):
     """Its weights are not in its code: an engine found by the code could hold yesterday's weights."""
+
     def constant(value):
         def define(trt, network):
             import numpy as np
@@ -234,6 +293,7 @@ def test_a_network_by_the_layer_api_is_built_anew(graph):
             x = network.add_input("x", trt.DataType.FLOAT, (4, 4))
             c = network.add_constant((4, 4), np.full((4, 4), value, np.float32)).get_output(0)
             network.mark_output(network.add_elementwise(x, c, trt.ElementWiseOperation.SUM).get_output(0))
+
         return define
 
     assert not build.engine(constant(1.0), name="added").from_cache
@@ -242,22 +302,29 @@ def test_a_network_by_the_layer_api_is_built_anew(graph):
 
 def test_a_function_without_source_builds(monkeypatch):
     made = {}
-    exec(compile("def define(trt, network):\n x = network.add_input('x', trt.DataType.FLOAT, (4, 4))\n"
-                 " network.mark_output(network.add_activation(x, trt.ActivationType.RELU).get_output(0))", "<cell>", "exec"), made)
+    exec(
+        compile(
+            "def define(trt, network):\n x = network.add_input('x', trt.DataType.FLOAT, (4, 4))\n"
+            " network.mark_output(network.add_activation(x, trt.ActivationType.RELU).get_output(0))",
+            "<cell>",
+            "exec",
+        ),
+        made,
+    )
     assert build.engine(made["define"], name="no_source", configure=lambda trt, builder, network, config: None).plan()
 
 
 def test_a_function_with_a_class_inside_has_one_name_in_every_process():
     """Its code object's repr holds an address; an engine kept by it would never be found again."""
-    source = ("def configure(trt, builder, network, config):\n class Inside:\n  def step(self): return 1\n return Inside")
+    source = "def configure(trt, builder, network, config):\n class Inside:\n  def step(self): return 1\n return Inside"
     names = []
     for _ in range(2):
         made = {}
         exec(compile(source, "<cell>", "exec"), made)
-        names.append(builder._code(made["configure"]))
+        names.append(recipe.code_of(made["configure"]))
     made = {}
     exec(compile(source.replace("return 1", "return 2"), "<cell>", "exec"), made)
-    assert names[0] == names[1] != builder._code(made["configure"])
+    assert names[0] == names[1] != recipe.code_of(made["configure"])
 
 
 def test_a_hardware_level_that_a_release_lacks(monkeypatch):
@@ -394,7 +461,9 @@ def test_sidecar_says_what_it_was_built_from_and_for(graph):
 
 def test_half_graphs_build_as_they_are(tmp_path):
     model = models.article_cnn().half()
-    graph = export.to_onnx(model, model.example_input(2).half(), target=environment.generation(), path=tmp_path / "half.onnx")
+    graph = export.to_onnx(
+        model, model.example_input(2).half(), target=environment.generation(), path=tmp_path / "half.onnx"
+    )
     assert export.float_type(graph) == "fp16" and all(p.dtype == torch.half for p in model.parameters())
     assert build.engine(graph, precision="fp16", strict=True, batch=4).precisions["fp16"] > 0
 
@@ -402,6 +471,29 @@ def test_half_graphs_build_as_they_are(tmp_path):
 def test_the_logger_tells_its_last_error():
     trt, log = environment.tensorrt(), build.logger("WARNING")
     assert log.last_error() == "no reason given"
-    for severity, text in ((trt.ILogger.Severity.ERROR, "first"), (trt.ILogger.Severity.ERROR, "second"), (trt.ILogger.Severity.WARNING, "mild")):
+    for severity, text in (
+        (trt.ILogger.Severity.ERROR, "first"),
+        (trt.ILogger.Severity.ERROR, "second"),
+        (trt.ILogger.Severity.WARNING, "mild"),
+    ):
         log.log(severity, text)
     assert log.errors() == ["first", "second"] and log.last_error() == "second"
+
+
+def test_a_recipe_and_its_fields_as_arguments_find_the_same_engine(graph):
+    written = build.engine(graph, build.Recipe(batch=2, optimization_level=0), progress=False)
+    assert build.engine(graph, batch=2, optimization_level=0, progress=False).path == written.path
+    other = build.engine(graph, build.Recipe(batch=2, optimization_level=0), optimization_level=1, progress=False)
+    assert other.path != written.path  # an argument beside a recipe changes that field only
+    assert other.sidecar["options"]["batch"] == 2 and other.sidecar["options"]["optimization_level"] == 1
+
+
+def test_a_recipe_is_checked_when_it_is_written_and_cannot_be_changed(graph):
+    with pytest.raises(BadInput, match="precision='fp8' is not a precision"):
+        build.Recipe(precision="fp8")
+    with pytest.raises(AttributeError):
+        build.Recipe().precision = "fp16"
+    with pytest.raises(BadInput, match="'precison' is no option of a build; choose from: precision, strict"):
+        build.engine(graph, precison="fp16")
+    with pytest.raises(BadInput, match="recipe is a str; give build.Recipe"):
+        build.engine(graph, "fp16")

@@ -14,7 +14,14 @@ from labsupport import environment
 from labsupport.build import engines
 from labsupport.errors import EngineError, LabError, UntrustedEngine
 
-FACTS = {"name": "net", "precision": "fp16", "precisions": {"fp16": 3, "fp32": 1}, "evidence": "engine inspector", "build_s": 1.5, "layers": []}
+FACTS = {
+    "name": "net",
+    "precision": "fp16",
+    "precisions": {"fp16": 3, "fp32": 1},
+    "evidence": "engine inspector",
+    "build_s": 1.5,
+    "layers": [],
+}
 
 
 @pytest.fixture
@@ -25,10 +32,14 @@ def engine(tmp_path):
 def test_a_saved_engine_comes_back_whole(engine):
     again = engines.load(engine.path)
     assert again.plan() == b"plan bytes" * 100
-    assert repr(again).startswith("Engine(net: asked fp16, got fp16×3, fp32×1; 0.0 MiB; found in the cache, built in 1.5 s")
+    assert repr(again).startswith(
+        "Engine(net: asked fp16, got fp16×3, fp32×1; 0.0 MiB; found in the cache, built in 1.5 s"
+    )
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[:50], lambda d: b"", lambda d: d[:10] + b"X" + d[11:], lambda d: os.urandom(len(d))])
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:50], lambda d: b"", lambda d: d[:10] + b"X" + d[11:], lambda d: os.urandom(len(d))]
+)
 def test_a_damaged_engine_is_refused_before_anything_runs_it(engine, damage):
     engine.path.write_bytes(damage(engine.path.read_bytes()))
     with pytest.raises(EngineError, match="net.plan is (damaged|empty).*build it again"):
@@ -84,7 +95,9 @@ def test_a_foreign_version_or_platform_is_named(tmp_path, change, message):
 
 def test_another_gpu_is_named(tmp_path, monkeypatch):
     here = {**engines.built_for(), "compute_capability": [8, 9]}
-    saved = engines.save(b"x" * 64, tmp_path / "net.plan", {**FACTS, "built_for": {**here, "compute_capability": [9, 0]}})
+    saved = engines.save(
+        b"x" * 64, tmp_path / "net.plan", {**FACTS, "built_for": {**here, "compute_capability": [9, 0]}}
+    )
     monkeypatch.setattr(engines, "built_for", lambda capability=None: here)
     with pytest.raises(EngineError, match="compute capability 9.0, and this GPU has 8.9"):
         engines.load(saved.path)
@@ -100,7 +113,10 @@ def test_a_full_disk_leaves_the_old_engine(engine, monkeypatch):
     with pytest.raises(LabError, match="could not be written.*No space left.*LABSUPPORT_CACHE"):
         engines.save(b"new" * 100, engine.path, FACTS)
     assert engine.path.read_bytes() == before
-    assert sorted(p.name for p in engine.path.parent.iterdir() if p.is_file() and p.suffix != ".lock") == ["net.plan", "net.plan.json"]
+    assert sorted(p.name for p in engine.path.parent.iterdir() if p.is_file() and p.suffix != ".lock") == [
+        "net.plan",
+        "net.plan.json",
+    ]
 
 
 def test_a_disk_that_fills_up_at_the_sidecar_leaves_the_old_pair(engine, monkeypatch):
@@ -143,7 +159,10 @@ def test_processes_that_start_together_make_one_key(tmp_path):
     assert len(keys) == 1 and len(keys.pop()) == 32
 
 
-@pytest.mark.parametrize("change", [{"signature": 5}, {"signature": None}, {"signature": "é"}, {"precisions": 5}, {"built_for": [1]}, {"bytes": "x"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"signature": 5}, {"signature": None}, {"signature": "é"}, {"precisions": 5}, {"built_for": [1]}, {"bytes": "x"}],
+)
 @pytest.mark.parametrize("allow", [False, True])
 def test_a_sidecar_of_the_wrong_types_is_refused_in_words(engine, change, allow):
     beside = engines.sidecar_path(engine.path)

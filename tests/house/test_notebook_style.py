@@ -160,7 +160,7 @@ SEEDED = [
         "median code cell",
     ),
     (rules.code_cells_are_small, source(3, "\n".join(LONG.splitlines()[:22])), "90th percentile"),
-    (rules.setup_is_short, source(1, "\n".join(LONG.splitlines()[:11])), "first code cell and has 13 lines"),
+    (rules.setup_is_short, source(1, "\n".join(LONG.splitlines()[:13])), "first code cell and has 13 lines"),
     (rules.code_does_not_run_on_without_prose, lambda nb: nb["cells"].pop(5), "fourth code cell in a row"),
     (rules.prose_has_the_right_length, source(2, "word " * 121), "has 121 words"),
     (rules.prose_has_the_right_length, lambda nb: [cell.update(source="Too short.") for cell in nb["cells"]], "median"),

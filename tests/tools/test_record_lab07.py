@@ -236,7 +236,7 @@ def test_what_was_measured_beside_a_failure_is_kept_and_the_failure_is_told(meas
 
 
 def test_no_step_is_begun_that_would_pass_the_budget(measured, stored, monkeypatch, capsys):
-    monkeypatch.setattr(measured, "STARTED", measured.STARTED - 110)
+    monkeypatch.setattr(measured.elapsed, "STARTED", measured.elapsed.STARTED - 110)
     measured.main()
     assert "no time for resnet50_b64()" in capsys.readouterr().out
     assert "gemm.sparse24_over_dense" in stored and len(measured.steps) == 14
