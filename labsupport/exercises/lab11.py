@@ -146,7 +146,7 @@ class InTime(Exercise):
 
         lab11.in_time.check(next_frame)
     """
-    answer = "The oldest frame that can still be in time. Computing what is late, or dropping what is not, both cost answers."
+    answer = "The oldest frame that can still be in time. Late ones waste time; a dropped one that had time is lost."
 
     def judge(self, function: Any) -> str:
         import numpy as np

@@ -73,7 +73,7 @@ def _images(calibration, example):
 def use_threads(threads: int) -> None:
     """How many threads XNNPACK may use, in this whole process; before the first program is loaded, or never.
 
-    A program that is loaded holds the pool of threads, and ExecuTorch crashes when it is replaced; then it is a LabError.
+    A loaded program holds the pool of threads, and ExecuTorch crashes when it is replaced; then it is a LabError.
     """
     environment.require("executorch")
     with silently():
