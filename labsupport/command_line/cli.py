@@ -272,7 +272,7 @@ def reset(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def serve(options: argparse.Namespace, rest: list[str]) -> int:
+def triton(options: argparse.Namespace, rest: list[str]) -> int:
     """Make Triton's environment; with a repository, serve it on the loopback address until Ctrl-C."""
     from labsupport.serving import triton_server
 
@@ -286,5 +286,5 @@ def serve(options: argparse.Namespace, rest: list[str]) -> int:
 
 COMMANDS = {
     "lab": lab, "test": test, "run": run, "record": run, "doctor": doctor, "progress": progress, "reset": reset,
-    "serve": serve,
+    "serve": triton,
 }  # fmt: skip

@@ -138,9 +138,9 @@ def anything_goes(request, replicas):
     for replica in replicas:
         try:
             return replica(request)
-        except Exception:
-            continue
-    raise ConnectionError("no replica is left")
+        except Exception as error:
+            last = error
+    raise ConnectionError("no replica is left") from last
 
 
 def first_only(request, replicas):
