@@ -11,10 +11,11 @@ from labsupport.errors import LabError
 from labsupport.quiet import quietly
 
 OBJECT_STORE_MIB = 80  # the least that Ray accepts is 75
+ATTEMPTS = 3  # Ray gives its own agent 15 s to start, which a busy machine may miss
 
 
 @contextlib.contextmanager
-def ray_cluster(*, cpus: int = 4, object_store_mib: int = OBJECT_STORE_MIB):
+def ray_cluster(*, cpus: int = 2, object_store_mib: int = OBJECT_STORE_MIB):
     """Start Ray and hand out the module ``ray.serve``; Serve and Ray are shut down however the block ends.
 
     ``cpus`` is what replicas may ask for together, and need not be what the machine has. Raises NotAvailable without
@@ -24,7 +25,7 @@ def ray_cluster(*, cpus: int = 4, object_store_mib: int = OBJECT_STORE_MIB):
     environment.require("ray serve")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it would report home
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or a replica loses its CUDA_VISIBLE_DEVICES
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # 30 s are too few on a busy machine
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # Serve starts the workers that it needs
     import psutil
     import ray
     from ray import serve
@@ -36,18 +37,17 @@ def ray_cluster(*, cpus: int = 4, object_store_mib: int = OBJECT_STORE_MIB):
         logger.setLevel(logging.ERROR)
     others = set(psutil.Process().children(recursive=True))
     try:
-        try:
-            ray.init(
-                num_cpus=cpus,
-                num_gpus=0,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
-                object_store_memory=object_store_mib << 20,
-            )
-        except Exception as error:
-            raise LabError(f"Ray does not start here: {type(error).__name__}: {str(error).strip()[:300]}") from error
+        for left in reversed(range(ATTEMPTS)):
+            try:
+                _start(ray, cpus, object_store_mib)
+                break
+            except Exception as error:
+                with quietly():
+                    ray.shutdown()
+                _end(set(psutil.Process().children(recursive=True)) - others)
+                if not left:
+                    reason = f"{type(error).__name__}: {str(error).strip()[:300]}"
+                    raise LabError(f"Ray does not start here, tried {ATTEMPTS} times: {reason}") from error
         with quietly():
             serve.start(proxy_location="Disabled")  # requests come through handles: no HTTP port is opened
         yield serve
@@ -57,6 +57,18 @@ def ray_cluster(*, cpus: int = 4, object_store_mib: int = OBJECT_STORE_MIB):
                 serve.shutdown()
             ray.shutdown()
         _end(set(psutil.Process().children(recursive=True)) - others)
+
+
+def _start(ray, cpus: int, object_store_mib: int) -> None:
+    ray.init(
+        num_cpus=cpus,
+        num_gpus=0,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address="127.0.0.1",
+        object_store_memory=object_store_mib << 20,
+    )
 
 
 def _end(processes) -> None:
