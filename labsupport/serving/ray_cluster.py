@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from unittest import mock
 
 from labsupport import environment
 from labsupport.errors import LabError
@@ -60,15 +61,21 @@ def ray_cluster(*, cpus: int = 2, object_store_mib: int = OBJECT_STORE_MIB):
 
 
 def _start(ray, cpus: int, object_store_mib: int) -> None:
-    ray.init(
-        num_cpus=cpus,
-        num_gpus=0,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-        object_store_memory=object_store_mib << 20,
-    )
+    # With the packages of its dashboard Ray starts an agent that imports all of them, opens ports, and has 15 s for it;
+    # without them it takes a small one. Serve needs neither.
+    question = "ray._private.utils.get_dashboard_dependency_error"
+    known = hasattr(ray._private.utils, question.rpartition(".")[2])
+    small = mock.patch(question, lambda: ImportError("not wanted")) if known else contextlib.nullcontext()
+    with small:
+        ray.init(
+            num_cpus=cpus,
+            num_gpus=0,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+            object_store_memory=object_store_mib << 20,
+        )
 
 
 def _end(processes) -> None:
