@@ -31,14 +31,8 @@ def executorch_latency(path: str | Path, images, *, threads: int, runs: int = 10
             raise LabError(f"ExecuTorch with {threads} threads ended with {child.returncode}: {child.stderr[-300:]}")
         samples = json.loads((Path(folder) / "samples.json").read_text(encoding="utf-8"))
         answers = np.load(Path(folder) / "answers.npy")
-    return Latency(f"executorch, {threads} threads", "host", samples, len(answers), samples_machine()), answers
-
-
-def samples_machine() -> str:
-    """The machine's name as the stopwatch writes it."""
-    from labsupport import benchmarking
-
-    return benchmarking.latency(lambda feed: feed, np.zeros(1), runs=1, warmup=0).machine
+    name, here = f"executorch, {threads} threads", environment.machine()
+    return Latency(name, "host", samples, len(answers), f"{here.cpu}, {here.cores} cores"), answers
 
 
 def _main(path: str, folder: str, threads: str, runs: str) -> None:

@@ -26,6 +26,7 @@ def ray_cluster(*, cpus: int = 2, object_store_mib: int = OBJECT_STORE_MIB):
     environment.require("ray serve")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or it would report home
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or a replica loses its CUDA_VISIBLE_DEVICES
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # or it takes the network's address on Linux
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # Serve starts the workers that it needs
     import psutil
     import ray

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -67,3 +69,24 @@ class TestLoadgen:
 
         verdict = judge(submit, self.feeds, rate_per_s=200, p99_limit_ms=100, seconds=0.5)
         assert verdict.faults >= 100 and not verdict.valid
+
+
+@pytest.mark.skipif(not environment.has("ray serve"), reason="Ray Serve is not installed")
+def test_ray_listens_on_the_loopback_address_and_is_stopped_also_after_an_interrupt():
+    """In a process of its own: Ray reads its settings once."""
+    script = (
+        "import psutil\n"
+        "from labsupport import serving\n"
+        "me, foreign = psutil.Process(), set()\n"
+        "try:\n"
+        "    with serving.ray_cluster() as serve:\n"
+        "        for process in me.children(recursive=True):\n"
+        "            ports = [c.laddr for c in process.net_connections('inet') if c.status == 'LISTEN']\n"
+        "            foreign |= {port.ip for port in ports if port.ip not in ('127.0.0.1', '::1')}\n"
+        "        raise KeyboardInterrupt\n"
+        "except KeyboardInterrupt:\n"
+        "    pass\n"
+        "print('foreign:', sorted(foreign), 'left:', [p.name() for p in me.children(recursive=True)])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert "foreign: [] left: []" in done.stdout, done.stdout + done.stderr[-500:]
