@@ -70,8 +70,8 @@ class Thin(Exercise):
         "the MACs."
     )
     hints = (
-        "A depthwise convolution has `groups` equal to its channels: `nn.Conv2d(20, 20, 3, 2, 1, groups=20)`.",
-        "Stage: depthwise 3×3 with stride 2, then `nn.Conv2d(inputs, outputs, 1)`, batch norm, ReLU. Last: mean, "
+        "A depthwise convolution has `groups` equal to its channels: `Conv2d(20, 20, 3, 2, 1, groups=20)`.",
+        "Stage: depthwise 3×3 with stride 2, then `Conv2d(inputs, outputs, 1)`, batch norm, ReLU. Last: mean, "
         "linear.",
     )
     solution_source = """
@@ -80,9 +80,9 @@ class Thin(Exercise):
             mixing = torch.nn.Conv2d(inputs, outputs, 1)
             return torch.nn.Sequential(spatial, mixing, torch.nn.BatchNorm2d(outputs), torch.nn.ReLU())
 
-        stem = torch.nn.Sequential(torch.nn.Conv2d(3, 20, 3, 2, 1), torch.nn.BatchNorm2d(20), torch.nn.ReLU())
-        tail = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(80, 15))
-        lab11.thin.check(torch.nn.Sequential(stem, stage(20, 40), stage(40, 80), tail))
+        entry = torch.nn.Sequential(torch.nn.Conv2d(3, 20, 3, 2, 1), torch.nn.BatchNorm2d(20), torch.nn.ReLU())
+        reader = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(80, 15))
+        lab11.thin.check(torch.nn.Sequential(entry, stage(20, 40), stage(40, 80), reader))
     """
     answer = "Nine weights a channel look at the neighborhood; the 1×1 convolution mixes the channels."
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import subprocess
+import sys
 from unittest import mock
 
 from labsupport import environment
@@ -12,7 +14,7 @@ from labsupport.errors import LabError
 from labsupport.quiet import quietly
 
 OBJECT_STORE_MIB = 80  # the least that Ray accepts is 75
-ATTEMPTS = 3  # Ray gives its own agent 15 s to start, which a busy machine may miss
+ATTEMPTS = 4  # Ray gives its own agent 15 s to start, which a busy machine may miss
 
 
 @contextlib.contextmanager
@@ -47,7 +49,9 @@ def ray_cluster(*, cpus: int = 2, object_store_mib: int = OBJECT_STORE_MIB):
                 with quietly():
                     ray.shutdown()
                 _end(set(psutil.Process().children(recursive=True)) - others)
-                if not left:
+                if left:
+                    _warm()
+                else:
                     reason = f"{type(error).__name__}: {str(error).strip()[:300]}"
                     raise LabError(f"Ray does not start here, tried {ATTEMPTS} times: {reason}") from error
         with quietly():
@@ -77,6 +81,12 @@ def _start(ray, cpus: int, object_store_mib: int) -> None:
             _node_ip_address="127.0.0.1",
             object_store_memory=object_store_mib << 20,
         )
+
+
+def _warm() -> None:
+    """Read what Ray's agent imports, so that it comes from memory at the next attempt."""
+    command = [sys.executable, "-c", "import ray.dashboard.agent, ray._private.runtime_env.agent.main"]
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120, check=False)
 
 
 def _end(processes) -> None:
