@@ -19,9 +19,8 @@ PATIENCE_S = 5.0
 
 class Saturation(Prediction):
     question = (
-        f"A server takes one request at a time, {SERVICE_MS:g} ms each, so 125 a second at most. Requests arrive as "
-        f"a Poisson "
-        f"process. Up to how many a second do 99 of 100 get their answer within {LIMIT_MS:g} ms?"
+        "A server takes one request at a time and can do 125 a second. Requests arrive as a Poisson process. Up to how "
+        "many a second do 99 of 100 get their answer within the lab's limit, 6.25 service times?"
     )
     quantity = "requests per second at the limit"
     unit = "1/s"
