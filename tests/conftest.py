@@ -6,9 +6,24 @@ what it holds (LABSUPPORT_METRICS among it).
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
+
+# What took two seconds or more by itself, in the longest durations of a whole run: `test --fast` leaves it out.
+SLOW = re.compile(
+    r"tests/quantization/test_(modelopt_road|qat|qdq\w*)\.py|tests/tools/|tests/fusion/test_backend_corpus"
+    r"|dynamo\]|test_raw_pixels_goes_wrong|test_autocast_keeps|test_modelopt_computes|articles_network_reads"
+    r"|test_road_signs_can_be_learned|test_a_frozen_network_is_pruned|tests/command_line/test_running"
+    r"|tests/placement/test_(dispatch|transfers)|tests/house/test_(types|style|examples)|tests/serving/|tests/phone/"
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if SLOW.search(item.nodeid):
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

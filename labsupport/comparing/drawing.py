@@ -54,7 +54,7 @@ class Drawing:
 
 def draw_bars(labels, values, ranges, notes, *, unit, title="") -> Drawing:
     """Horizontal bars with their value and note written beside them; `ranges` are (low, high) or None per bar."""
-    figure, axes = _canvas(height=1.1 + 0.5 * len(labels))
+    figure, axes = canvas(height=1.1 + 0.5 * len(labels))
     places, top = np.arange(len(labels)), max([*values, *(high for _, high in filter(None, ranges))])
     for place, value, span in zip(places, values, ranges):
         style = place % len(COLOURS)
@@ -79,7 +79,7 @@ def draw_bars(labels, values, ranges, notes, *, unit, title="") -> Drawing:
 
 def draw_histogram(latencies, *, bins, title="") -> Drawing:
     """Outlined histograms over one axis in ms, medians and 99th percentiles as labelled lines."""
-    figure, axes = _canvas(height=3.0)
+    figure, axes = canvas(height=3.0)
     pooled = np.concatenate([latency.samples_ms for latency in latencies])
     edges, told = np.histogram_bin_edges(pooled, bins=bins), []
     for index, latency in enumerate(latencies):
@@ -129,7 +129,9 @@ def _written(value) -> str:
     return f"{value:.1f}" if bare else f"{value:g}"
 
 
-def _canvas(height):
+def canvas(height):
+    """A figure and its axes, drawn without pyplot, as high as asked."""
+
     # Figure, not pyplot: nothing is left open, and no backend shows the picture a second time
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from labsupport.benchmarking.measurements import Latency
-from labsupport.comparing.drawing import COLOURS, Drawing, _canvas
+from labsupport.comparing.drawing import COLOURS, Drawing, canvas
 from labsupport.comparing.tables import expanded, listed, refuse_unjudged
 from labsupport.errors import BadInput
 
@@ -95,7 +95,7 @@ def pareto(rows: Sequence[Mapping], *, limits: Limits | None = None, title: str 
     Rows as in `front`; `limits` come from `Gate.beside`.
     """
     points, best = _points(rows), front(rows)
-    figure, axes = _canvas(height=4.2)
+    figure, axes = canvas(height=4.2)
     line = sorted((p for p in points if p.name in best), key=lambda p: p.latency_ms)
     axes.step(
         [p.latency_ms for p in line], [p.accuracy for p in line], where="post", color="0.55", linewidth=1, zorder=1

@@ -58,14 +58,14 @@ def overlapped(spans: Iterable[Span]) -> float:
 
 def draw(spans: Iterable[Span], *, title: str = ""):
     """The spans as bars on one line a row, items numbered and told apart by colour and hatch (a Drawing)."""
-    from labsupport.comparing.drawing import COLOURS, HATCHES, Drawing, _canvas
+    from labsupport.comparing.drawing import COLOURS, HATCHES, Drawing, canvas
 
     spans = list(spans)
     if not spans:
         raise BadInput("no spans; measure something first")
     rows, begin = rows_of(spans), min(s.start_ms for s in spans)
     length = max(s.stop_ms for s in spans) - begin
-    figure, axes = _canvas(height=1.0 + 0.42 * len(rows))
+    figure, axes = canvas(height=1.0 + 0.42 * len(rows))
     for span in spans:
         style = span.item % len(COLOURS)
         axes.barh(

@@ -12,7 +12,7 @@ import numpy as np
 
 from labsupport.benchmarking.measurements import at_least, one_of
 from labsupport.errors import LabError
-from labsupport.placement.transfers import Transfer, _bytes
+from labsupport.placement.transfers import Transfer, size_bytes
 from labsupport.placement.workers import leave_interrupts_to_the_parent
 
 WAYS = ("pipe", "shared memory, copied in", "shared memory, written in place")
@@ -23,7 +23,7 @@ class Neighbor:
     """A second process with a pipe and a block of shared memory; use it with ``with``."""
 
     def __init__(self, mib: float):
-        self.size = _bytes(mib)
+        self.size = size_bytes(mib)
         self._block = shared_memory.SharedMemory(create=True, size=self.size)
         self.array = np.frombuffer(
             self._block.buf, np.uint8, self.size

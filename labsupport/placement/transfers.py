@@ -79,7 +79,7 @@ def pycuda_context():
 def host_buffer(kind: str, mib: float) -> np.ndarray:
     """Bytes of host memory of one of :data:`KINDS`, written once. Write-combined and mapped memory come from PyCUDA."""
     one_of("kind", kind, KINDS)
-    size = _bytes(mib)
+    size = size_bytes(mib)
     if kind == "pageable":
         return np.ones(size, np.uint8)
     if kind == "pinned":
@@ -140,7 +140,7 @@ def link(run, sizes_mib, *, runs: int = 10) -> Callable[[float], float]:
 
 
 def _crossing(device: str, mib: float) -> Callable[[], object]:
-    source = np.ones(_bytes(mib), np.uint8)
+    source = np.ones(size_bytes(mib), np.uint8)
     if device != "cuda":
         target = np.empty_like(source)
         return lambda: np.copyto(target, source)
@@ -288,7 +288,9 @@ def _timed(work: Callable, runs: int) -> tuple[float, ...]:
     return tuple(times)
 
 
-def _bytes(mib: float) -> int:
+def size_bytes(mib: float) -> int:
+    """MiB as whole bytes; BadInput for what is no size."""
+
     if isinstance(mib, bool) or not isinstance(mib, (int, float)) or not 0 < mib < math.inf:
         raise BadInput(f"mib={mib!r}; give a size above 0 MiB")
     return max(1, int(mib * 2**20))

@@ -23,7 +23,7 @@ def refused_by_parser(graph) -> tuple[str, ...]:
     from labsupport.build import network
     from labsupport.build.builder_thread import logger
 
-    graph, trt = _loaded(graph), environment.tensorrt()
+    graph, trt = graph_of(graph), environment.tensorrt()
     builder = trt.Builder(log := logger())
     definition = builder.create_network(network.flags(trt))
     parser = trt.OnnxParser(definition, log)
@@ -40,11 +40,11 @@ def with_body(graph, body):
     the place of an earlier one of its name. ONNX Runtime runs such a graph and parsers from TensorRT 9 on read it; 8.6
     does not: see :func:`inlined`. Source: https://onnx.ai/onnx/repo-docs/IR.html#functions
     """
-    graph = _loaded(graph)
+    graph = graph_of(graph)
     proto = body.to_function_proto() if hasattr(body, "to_function_proto") else body
     model = graph.model()
     users = [node for node in everywhere(model.graph.node) if node.op_type == getattr(proto, "name", "?")]
-    users = users or _nodes_of(model, getattr(proto, "name", "?"), graph)
+    users = users or nodes_called(model, getattr(proto, "name", "?"), graph)
     _check_arguments(users, proto)
     others = [
         function for function in model.functions if (function.domain, function.name) != (proto.domain, proto.name)
@@ -61,7 +61,7 @@ def inlined(graph):
     """The graph with every body put in the place of the node that called it: known operators only, for any parser."""
     from onnx import inliner
 
-    graph = _loaded(graph)
+    graph = graph_of(graph)
     model = graph.model()
     if not model.functions:
         raise BadInput(
@@ -80,9 +80,9 @@ def rewritten(graph, op_type: str, make: Callable):
     """
     import onnx_graphsurgeon
 
-    graph = _loaded(graph)
+    graph = graph_of(graph)
     model = graph.model()
-    _nodes_of(model, op_type, graph)
+    nodes_called(model, op_type, graph)
     surgeon = onnx_graphsurgeon.import_onnx(model)
     for node in [node for node in surgeon.nodes if node.op == op_type]:
         outputs = list(node.outputs)
@@ -101,9 +101,9 @@ def rewritten(graph, op_type: str, make: Callable):
 
 def in_domain(graph, op_type: str, domain: str):
     """The graph with every node of one type moved to another domain, as a runtime's own registry wants it."""
-    graph = _loaded(graph)
+    graph = graph_of(graph)
     model = graph.model()
-    for node in _nodes_of(model, op_type, graph):
+    for node in nodes_called(model, op_type, graph):
         node.domain = domain
     _import_opset(model, domain)
     return export.save(model, _beside(graph, "moved"))
@@ -140,9 +140,9 @@ def around(graph, op_type: str, *, read: str = "read", written: str = "written")
     so that no copy is made for the kernel. ``after`` begins with the graph's own inputs that it still needs and
     ``written``.
     """
-    graph = _loaded(graph)
+    graph = graph_of(graph)
     model = graph.model()
-    nodes = _nodes_of(model, op_type, graph)
+    nodes = nodes_called(model, op_type, graph)
     weights = {weight.name for weight in model.graph.initializer}
     maker = {output: node for node in model.graph.node for output in node.output}
     reads = list(dict.fromkeys(name for name in nodes[0].input if name not in weights))
@@ -207,9 +207,9 @@ def with_shapes(graph, op_type: str, rule: Callable):
     import onnx
     from onnx import helper, shape_inference
 
-    graph = _loaded(graph)
+    graph = graph_of(graph)
     model = shape_inference.infer_shapes(graph.model(), data_prop=True)
-    _nodes_of(model, op_type, graph)
+    nodes_called(model, op_type, graph)
     for node in model.graph.node:
         if node.op_type != op_type:
             continue
@@ -232,7 +232,7 @@ def part(graph, *, inputs: Iterable[str], outputs: Iterable[str], name: str = "p
     """The piece of a graph between named tensors, as a graph of its own. Raises BadInput for an unknown tensor."""
     from onnx.utils import Extractor
 
-    graph = _loaded(graph)
+    graph = graph_of(graph)
     model = graph.model()
     known = _known(model)
     for tensor in (*inputs, *outputs):
@@ -252,7 +252,9 @@ def _known(model) -> dict:
     return {**found, **{weight.name: (weight.data_type, tuple(weight.dims)) for weight in model.graph.initializer}}
 
 
-def _nodes_of(model, op_type: str, graph) -> list:
+def nodes_called(model, op_type: str, graph) -> list:
+    """The nodes of one operator type; BadInput where the graph has none."""
+
     nodes = [node for node in model.graph.node if node.op_type == op_type]
     inside = [
         node
@@ -294,7 +296,9 @@ def _import_opset(model, domain: str) -> None:
         model.opset_import.append(helper.make_opsetid(domain, 1))
 
 
-def _loaded(graph) -> export.OnnxGraph:
+def graph_of(graph) -> export.OnnxGraph:
+    """The graph itself, or the one that a file holds."""
+
     return graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from labsupport.build.builder_thread import logger
 from labsupport.errors import BadInput, BuildError
-from labsupport.plugins.custom_operators import _loaded, _nodes_of
+from labsupport.plugins.custom_operators import graph_of, nodes_called
 
 PLACEHOLDER = "Relu"  # any operator of one input that every parser knows and none optimizes away
 
@@ -19,9 +19,9 @@ def with_layers(graph, op_type: str, make: Callable) -> Callable:
     ``inputs`` are TensorRT tensors (a weight comes as a constant of the first input's rank), ``attributes`` a dict.
     Raises BadInput for a node that is not there, BuildError where the rest of the graph cannot be parsed.
     """
-    graph = _loaded(graph)
+    graph = graph_of(graph)
     model = graph.model()
-    nodes = _nodes_of(model, op_type, graph)
+    nodes = nodes_called(model, op_type, graph)
     held = _with_placeholders(model, op_type).SerializeToString()
     arrays = _arrays(model)
     kept = []  # parser and arrays own the weights, which the builder reads after this function has returned

@@ -12,7 +12,7 @@ def draw_thresholds(histogram: Histogram, *, methods: Iterable[str] = METHODS, t
     """How often each magnitude occurred, on a logarithmic axis, with the threshold of each method (a Drawing)."""
     import numpy as np
 
-    from labsupport.comparing.drawing import COLOURS, LINES, Drawing, _canvas
+    from labsupport.comparing.drawing import COLOURS, LINES, Drawing, canvas
 
     if not isinstance(histogram, Histogram) or not histogram.counts.sum():
         raise BadInput(
@@ -22,7 +22,7 @@ def draw_thresholds(histogram: Histogram, *, methods: Iterable[str] = METHODS, t
     if not methods:
         raise BadInput(f"methods is empty; name one of {list(METHODS)} at least")
     limits = {method: histogram.threshold(method) for method in methods}
-    figure, axes = _canvas(height=2.9)
+    figure, axes = canvas(height=2.9)
     counts = histogram.magnitudes
     coarse = counts.reshape(128, -1).sum(1) if len(counts) % 128 == 0 else counts
     edges = np.linspace(0, histogram.reach, len(coarse) + 1)

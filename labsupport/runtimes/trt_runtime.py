@@ -11,7 +11,7 @@ from labsupport import build, environment
 from labsupport.build import engines
 from labsupport.errors import BadInput, EngineError
 from labsupport.runtimes.protocol import Base, Replay, TensorSpec, release_gpu_memory
-from labsupport.runtimes.trt_tensors import _Fast, _narrowed, _torch_dtype
+from labsupport.runtimes.trt_tensors import RepeatedCall, narrowed, torch_dtype
 
 
 class TensorRt(Base):
@@ -61,7 +61,7 @@ class TensorRt(Base):
         self._shapes, self._addresses, self._staging = {}, {}, {}
         self._ready, self._done = torch.cuda.Event(), torch.cuda.Event()
         self._output_shapes: dict[str, tuple] | None = None
-        self._fast: _Fast | None = None
+        self._fast: RepeatedCall | None = None
 
     def _new_context(self, profile: int):
         context = self.trt_engine.create_execution_context()
@@ -88,7 +88,7 @@ class TensorRt(Base):
         self.inputs, self.outputs, self._torch_types, self._lanes = {}, {}, {}, {}
         for i in range(self.trt_engine.num_io_tensors):
             name = self.trt_engine.get_tensor_name(i)
-            dtype = _torch_dtype(trt, self.trt_engine.get_tensor_dtype(name))
+            dtype = torch_dtype(trt, self.trt_engine.get_tensor_dtype(name))
             shape = tuple(None if d == -1 else d for d in self.trt_engine.get_tensor_shape(name))
             side = self.inputs if self.trt_engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else self.outputs
             side[name] = TensorSpec(shape, str(dtype).removeprefix("torch."))
@@ -145,7 +145,7 @@ class TensorRt(Base):
         if current.cuda_stream:  # a stream of the caller's own: enqueue right there
             outputs = self._enqueue_on(current.cuda_stream, feed, out=out)
             if out is not None and len(feed) == 1 and not self._lanes:
-                self._fast = _Fast(self, *next(iter(feed.items())), out)
+                self._fast = RepeatedCall(self, *next(iter(feed.items())), out)
             return outputs
         # The default stream synchronizes everything; run on our own and order the two with events.
         # What moves or packs a tensor goes to the current stream, so before the event.
@@ -166,9 +166,7 @@ class TensorRt(Base):
                 feed if isinstance(feed, Mapping) else {next(iter(self.inputs)): feed} if len(self.inputs) == 1 else {}
             )
             if any(str(getattr(x, "dtype", "")).endswith("int64") for x in named.values()):
-                feed = {
-                    name: _narrowed(x, self.inputs[name]) if name in self.inputs else x for name, x in named.items()
-                }
+                feed = {name: narrowed(x, self.inputs[name]) if name in self.inputs else x for name, x in named.items()}
         return super().checked(feed)
 
     def _enqueue_on(self, stream: int, feed: dict, *, packed: bool = False, out=None) -> dict:

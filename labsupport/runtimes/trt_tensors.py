@@ -8,7 +8,7 @@ from labsupport.errors import BadInput, EngineError
 from labsupport.runtimes.protocol import TensorSpec
 
 
-class _Fast:
+class RepeatedCall:
     """What a repeated call needs, looked up once: on a small engine the host's work is longer than the GPU's."""
 
     __slots__ = (
@@ -35,7 +35,9 @@ class _Fast:
         self.current_stream = raw or (lambda index: torch.cuda.current_stream(index).cuda_stream)
 
 
-def _narrowed(array, spec: TensorSpec):
+def narrowed(array, spec: TensorSpec):
+    """Token ids in INT64 as the INT32 that TensorRT 8.6 reads; BadInput for values that do not fit."""
+
     if spec.dtype != "int32" or not str(array.dtype).endswith("int64"):
         return array
     if len(array) and int(abs(array).max()) >= 2**31:
@@ -45,7 +47,9 @@ def _narrowed(array, spec: TensorSpec):
     return array.astype("int32") if isinstance(array, np.ndarray) else array.int()
 
 
-def _torch_dtype(trt, dtype):
+def torch_dtype(trt, dtype):
+    """PyTorch's type for a TensorRT DataType; EngineError for one that it does not have."""
+
     import torch
 
     table = {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from labsupport import __version__
 from labsupport.command_line import doctor, installation
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -119,7 +120,7 @@ def test_requirements_are_well_formed_and_satisfiable_together(project):
 
 def test_ci_types_the_command_that_a_contributor_types():
     script = (REPOSITORY / ".ci/run").read_text(encoding="utf-8")
-    assert script.rstrip().endswith("\npython3 -m labsupport test")
+    assert script.rstrip().endswith("\npython3 -m labsupport test --all")
     workflow = (REPOSITORY / ".github/workflows/ci.yml").read_text(encoding="utf-8")
     assert "python -m labsupport test --cpu" in workflow
     assert "runs-on: [self-hosted, linux, gpu]" in workflow and "python3 -m labsupport test --gpu" in workflow
@@ -130,3 +131,19 @@ def test_what_is_made_here_is_not_committed():
     assert {".venv/", ".venv.lock", ".labcache/", ".labprogress*", "notebooks/my_work/", ".gpu/", ".scratch/"} <= set(
         ignored
     )
+
+
+def test_the_license_and_the_citation_say_what_the_package_says(project):
+    assert project["license"] == "Apache-2.0" and project["license-files"] == ["LICENSE"]
+    assert (REPOSITORY / "LICENSE").read_text(encoding="utf-8").split()[:2] == ["Apache", "License"]
+    assert not [line for line in project["classifiers"] if line.startswith("License ::")]  # refused beside `license`
+    citation = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
+    stated = dict(re.findall(r"(?m)^([a-z-]+): (.+)$", citation))
+    assert stated["license"] == project["license"] and stated["abstract"].rstrip(".") == project["description"]
+    assert stated["version"] == __version__ and f"name: {project['authors'][0]['name']}" in citation
+
+
+def test_the_classifiers_name_the_pythons_that_are_supported(project):
+    oldest, newest = doctor.SUPPORTED_PYTHON
+    named = [line.rpartition("3.")[2] for line in project["classifiers"] if "Python :: 3." in line]
+    assert named == [str(minor) for minor in range(oldest[1], newest[1] + 1)]
