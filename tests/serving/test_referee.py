@@ -82,7 +82,7 @@ def test_ray_listens_on_the_loopback_address_and_is_stopped_also_after_an_interr
         "    with serving.ray_cluster() as serve:\n"
         "        for process in me.children(recursive=True):\n"
         "            ports = [c.laddr for c in process.net_connections('inet') if c.status == 'LISTEN']\n"
-        "            foreign |= {port.ip for port in ports if port.ip not in ('127.0.0.1', '::1')}\n"
+        "            foreign |= {port.ip for port in ports if port.ip not in ('127.0.0.1', '::1', '::ffff:127.0.0.1')}\n"
         "        raise KeyboardInterrupt\n"
         "except KeyboardInterrupt:\n"
         "    pass\n"
