@@ -1,4 +1,4 @@
-"""The command line, `python3 -m labsupport lab|test|run|record|report|doctor|progress|reset`; standard library only."""
+"""The command line, `python3 -m labsupport COMMAND`; standard library only."""
 
 from __future__ import annotations
 
@@ -64,6 +64,10 @@ def parser() -> argparse.ArgumentParser:
     add("progress", "show which exercises are done")
     add("reset", "restore one lab's notebook, keeping your copy").add_argument("lab", metavar="LAB")
     add("links", "ask every address of notebooks, docs and README whether it is still there; needs a network")
+    server = add("serve", "make the environment of NVIDIA's Triton server, for lab 11b; Linux only")
+    server.add_argument("server", choices=("triton",))
+    server.add_argument("--repository", metavar="DIR", type=Path, help="also serve this model repository, until Ctrl-C")
+    server.add_argument("--port", type=port, default=0, help="port on the loopback address (default: a free one)")
     return top
 
 
@@ -302,6 +306,18 @@ def links(options: argparse.Namespace, rest: list[str]) -> int:
     return FAILED if addresses.failed(judged) else 0
 
 
+def triton(options: argparse.Namespace, rest: list[str]) -> int:
+    """Make Triton's environment; with a repository, serve it on the loopback address until Ctrl-C."""
+    from labsupport.serving import triton_server
+
+    print(f"Triton is ready in {triton_server.make_environment()}", flush=True)
+    if options.repository is None:
+        return 0
+    with triton_server.TritonServer(options.repository, port=options.port) as server:
+        print(f"{', '.join(server.models)} at http://{server.address}; Ctrl-C stops it", flush=True)
+        return server.wait()
+
+
 COMMANDS = {
     "lab": lab,
     "test": test,
@@ -312,4 +328,5 @@ COMMANDS = {
     "progress": progress,
     "reset": reset,
     "links": links,
+    "serve": triton,
 }

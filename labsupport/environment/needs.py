@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
+from labsupport.environment.folders import cache_dir
 from labsupport.environment.machines import GENERATIONS, INSTALL_CPU, INSTALL_GPU, TITLES, Machine, machine
 from labsupport.environment.packages import package_version
 from labsupport.errors import BadInput, NotAvailable
@@ -18,9 +20,26 @@ NEEDS = (
     "triton",
     "pycuda",
     "onnxruntime",
+    "executorch",
+    "litert",
+    "mediapipe",
+    "ray serve",
+    "loadgen",
+    "tritonclient",
+    "triton server",
 )
+# Packages that only some labs use: need → modules that must be there, and how to get them.
+OPTIONAL = {
+    "executorch": (("executorch", "torchao"), "python3 -m pip install --editable '.[phone]'"),
+    "litert": (("ai_edge_litert", "litert_torch", "ai_edge_quantizer"), "python3 -m pip install --editable '.[phone]'"),
+    "mediapipe": (("mediapipe",), "python3 -m pip install --no-deps mediapipe==0.10.14"),
+    "ray serve": (("ray", "starlette", "uvicorn"), "python3 -m pip install --editable '.[serving]'"),
+    "loadgen": (("mlperf_loadgen",), "python3 -m pip install --editable '.[serving]'"),
+    "tritonclient": (("tritonclient", "geventhttpclient"), "python3 -m pip install --editable '.[serving]'"),
+}
 # Oldest and newest compute capability that each generation runs engines on (its support matrix).
 CAPABILITIES = {"8.6": ((5, 0), (9, 0)), "10": ((7, 0), (12, 9)), "11": ((7, 5), (99, 0)), "rtx": ((7, 5), (99, 0))}
+TRITON_STAMP = "triton/ready.json"  # below the cache folder; `serve triton` writes it last
 RTX_REFUSES = ((9, 0), (10, 0), (10, 3))  # data-centre parts: H100, B200, B300
 
 
@@ -69,6 +88,15 @@ def _lacking(need: str, here: Machine) -> str:
         version = getattr(here, need, None) or package_version(need)
         install = INSTALL_GPU if need != "onnxruntime" else "python3 -m pip install onnxruntime"
         return "" if version else f"{need} is not installed; get it with: {install}"
+    if need in OPTIONAL:
+        modules, install = OPTIONAL[need]
+        missing = [module for module in modules if find_spec(module) is None]  # some are folders without __init__.py
+        return f"{need} lacks {', '.join(missing)}; get it with: {install}" if missing else ""
+    if need == "triton server":
+        ready = (cache_dir() / TRITON_STAMP).is_file()
+        return (
+            "" if ready else "Triton's environment was not made yet; make it with: python3 -m labsupport serve triton"
+        )
     if here.tensorrt_product is None:
         asked = os.environ.get("LABSUPPORT_TENSORRT")
         why = f"LABSUPPORT_TENSORRT asks for {asked}, which is not installed" if asked else "no TensorRT is installed"

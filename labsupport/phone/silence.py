@@ -1,0 +1,27 @@
+"""Converters that talk from C++ and in colors: run them without a word."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from importlib.util import find_spec
+from unittest import mock
+
+from labsupport.quiet import quietly
+
+
+@contextlib.contextmanager
+def silently():
+    """As ``quiet.quietly``, and neither the process's own standard error nor a notebook's rich output is written."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quietly())
+        if find_spec("rich"):
+            stack.enter_context(mock.patch("rich.jupyter.display", lambda *arguments: None))
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)

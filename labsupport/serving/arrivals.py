@@ -1,0 +1,172 @@
+"""Requests that arrive when they like, and how they fared: latency from the moment each was due."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from labsupport.errors import BadInput, LabError
+from labsupport.serving.batching import Refused
+
+
+def poisson(rate_per_s: float, requests: int, *, seed: int = 0) -> np.ndarray:
+    """Arrival times in s of a Poisson process: the gaps are exponential and know nothing of each other.
+
+    Raises BadInput for a rate or a number that is not above 0.
+    """
+    if not (isinstance(rate_per_s, (int, float)) and rate_per_s > 0 and math.isfinite(rate_per_s)):
+        raise BadInput(f"rate_per_s={rate_per_s!r}; give requests per second, above 0")
+    if isinstance(requests, bool) or not isinstance(requests, int) or requests < 1:
+        raise BadInput(f"requests={requests!r}; give a whole number, 1 or more")
+    return np.cumsum(np.random.default_rng(seed).exponential(1 / rate_per_s, size=requests))
+
+
+@dataclass(frozen=True, repr=False)
+class Load:
+    """How a load fared. ``latencies_ms`` counts from the moment a request was due; NaN where it got no answer.
+
+    ``answers`` holds what came back, None where nothing did; ``faults`` counts the errors by their name.
+    """
+
+    name: str
+    latencies_ms: tuple[float, ...]
+    answers: tuple = field(repr=False)
+    refused: int
+    faults: Counter
+    seconds: float
+    offered_per_s: float
+
+    @property
+    def lost(self) -> int:
+        """Requests that were accepted and never answered."""
+        return sum(self.faults.values())
+
+    @property
+    def answered(self) -> int:
+        return len(self.latencies_ms) - self.refused - self.lost
+
+    @property
+    def answered_per_s(self) -> float:
+        return self.answered / self.seconds
+
+    def percentile_ms(self, q: float) -> float:
+        """The latency that q percent of the answered requests stay under; NaN when none was answered."""
+        known = [ms for ms in self.latencies_ms if not math.isnan(ms)]
+        return float(np.percentile(known, q)) if known else math.nan
+
+    @property
+    def p50_ms(self) -> float:
+        return self.percentile_ms(50)
+
+    @property
+    def p99_ms(self) -> float:
+        return self.percentile_ms(99)
+
+    def within(self, limit_ms: float) -> float:
+        """Share of all requests, refused and lost ones included, that were answered within the limit."""
+        return sum(ms <= limit_ms for ms in self.latencies_ms) / len(self.latencies_ms)
+
+    def as_row(self) -> dict:
+        """Columns of a comparison."""
+        return {
+            "server": self.name,
+            "offered, 1/s": round(self.offered_per_s),
+            "answered, 1/s": round(self.answered_per_s),
+            "p50, ms": float(f"{self.p50_ms:.3g}"),
+            "p99, ms": float(f"{self.p99_ms:.3g}"),
+            "refused": self.refused,
+            "lost": self.lost,
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.name}: {self.answered} of {len(self.latencies_ms)} answered, {self.refused} refused, "
+            f"{self.lost} lost; p50 {self.p50_ms:.3g} ms, p99 {self.p99_ms:.3g} ms"
+        )
+
+
+def offer(
+    submit: Callable,
+    feeds: Sequence,
+    arrivals_s,
+    *,
+    name: str = "server",
+    patience_s: float = 30.0,
+    events: dict[int, Callable[[], object]] | None = None,
+) -> Load:
+    """Send each feed when it is due, whether or not the earlier ones were answered (an open loop), and wait for all.
+
+    ``submit(feed)`` returns a Future; Refused counts as refused, any other error as lost. ``events`` maps the number
+    of a request to what is called just before it is sent, in a thread of its own. A latency starts when the request
+    was *due*: one that waits behind a slow sender has waited. Raises BadInput, LabError after ``patience_s`` without an
+    answer.
+    """
+    due = np.asarray(arrivals_s, dtype=float)
+    if due.ndim != 1 or not len(due) or len(due) != len(feeds) or (np.diff(due) < 0).any():
+        raise BadInput(
+            f"{len(feeds)} feeds and arrivals of shape {due.shape}; give one rising time in s a feed: serving.poisson"
+        )
+    calls = _Calls(len(due))
+    begin = time.perf_counter()
+    helpers = []
+    for number, (feed, moment) in enumerate(zip(feeds, due)):
+        time.sleep(max(0.0, begin + moment - time.perf_counter()))
+        if events and number in events:
+            helpers.append(threading.Thread(target=events[number], daemon=True))
+            helpers[-1].start()
+        calls.send(number, submit, feed, begin + moment)
+    calls.wait(patience_s)
+    seconds = time.perf_counter() - begin
+    for helper in helpers:
+        helper.join(patience_s)
+    return calls.load(name, seconds, len(due) / float(due[-1]))
+
+
+class _Calls:
+    """The answers of one load, noted by whichever thread brings them."""
+
+    def __init__(self, count: int):
+        self.latencies_ms, self.answers, self.refused, self.faults = [math.nan] * count, [None] * count, 0, Counter()
+        self.open, self.changed = count, threading.Condition()
+
+    def send(self, number: int, submit: Callable, feed, due: float) -> None:
+        try:
+            future = submit(feed)
+        except Exception as error:  # refused or broken: counted below, never passed over
+            future = Future()
+            future.set_exception(error)
+        future.add_done_callback(lambda done: self.note(number, done, due))
+
+    def note(self, number: int, done: Future, due: float) -> None:
+        now = time.perf_counter()
+        error = done.exception() if not done.cancelled() else LabError("cancelled")
+        with self.changed:
+            self.open -= 1
+            if error is None:
+                self.latencies_ms[number], self.answers[number] = (now - due) * 1e3, done.result()
+            elif isinstance(error, Refused):
+                self.refused += 1
+            else:
+                self.faults[f"{type(error).__name__}: {error}"[:120]] += 1
+            self.changed.notify_all()
+
+    def wait(self, patience_s: float) -> None:
+        with self.changed:
+            while self.open:
+                before = self.open
+                if not self.changed.wait(patience_s) and self.open == before:
+                    raise LabError(
+                        f"{self.open} requests got no answer within {patience_s:g} s; is the server still there?"
+                    )
+
+    def load(self, name: str, seconds: float, offered_per_s: float) -> Load:
+        return Load(
+            name, tuple(self.latencies_ms), tuple(self.answers), self.refused, self.faults, seconds, offered_per_s
+        )

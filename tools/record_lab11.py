@@ -1,0 +1,186 @@
+"""Record lab 11b's served throughput on a GPU: `python3 tools/record_lab11.py`, about 4 minutes on an H200.
+
+A wide student reads road signs of 64×64 pixels with TensorRT in FP16. Offline is the bare engine at batch 256, copies
+from and to the host included. Served are requests of 32 pictures that arrive as a Poisson process, at rates that rise
+until the p99 leaves 50 ms, behind the lab's own scheduler and behind Ray Serve (bytes travel, the replica prepares
+them). With LABSUPPORT_METRICS set to a folder the metrics are left there; without, they go into data/recordings/.
+`--rehearse` runs the same steps with a small network in ONNX Runtime on a processor, and records nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.elapsed import say
+
+LAB = "11b_data_center"
+LIMIT_MS, PICTURES, LARGEST = 50.0, 32, 256
+SHARES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the offline throughput, offered in turn
+
+
+def trained(rehearse: bool):
+    """(network, signs): a student that is wide enough to keep a GPU busy, or a small one."""
+    from labsupport import data, distillation, training
+
+    size, width, depth = (24, 20, 1) if rehearse else (64, 256, 4)
+    signs = data.road_signs(size, per_class=40)
+    start = distillation.staged_cnn(width=width, depth=depth, size=size)
+    fit = training.fit(start, signs.train, epochs=2 if rehearse else 8, learning_rate=2e-3, device=device(rehearse))
+    say(fit)
+    return fit.model.cpu(), signs
+
+
+def device(rehearse: bool) -> str:
+    return "cpu" if rehearse else "cuda"
+
+
+def opened(path: str):
+    """A runtime for an engine's or a graph's file; each replica opens its own."""
+    from labsupport import runtimes
+
+    return runtimes.TensorRt(path) if path.endswith(".plan") else runtimes.OnnxRuntime(path)
+
+
+def sustained(name: str, submit, feeds, offline_per_s: float):
+    """(pictures per second, Load) of the highest share at which the limit held and nobody was refused or lost."""
+    from labsupport import serving
+
+    best = (0.0, None)
+    for share in SHARES:
+        rate = share * offline_per_s / PICTURES
+        count = min(len(feeds), max(300, int(rate * 4)))
+        load = serving.offer(submit, feeds[:count], serving.poisson(rate, count), name=f"{name} at {share:.0%}")
+        say(load, "-", dict(load.faults) or "no faults")
+        if load.p99_ms > LIMIT_MS or load.refused or load.lost:
+            break
+        best = (load.answered_per_s * PICTURES, load)
+    return best
+
+
+def through_scheduler(path: str, feeds, expected, offline_per_s: float):
+    """The lab's own scheduler, three replicas; floats are submitted."""
+    from labsupport import data, serving
+
+    runs = [opened(path) for _ in range(3)]
+    ready = [data.preprocess(feed) for feed in feeds[:64]]
+    feeds = [ready[n % 64] for n in range(len(feeds))]
+    replicas = [lambda images, run=run: run(images)["logits"] for run in runs]
+    with serving.Batcher(replicas, shape=ready[0].shape[1:], max_batch=LARGEST, delay_ms=5, max_waiting=2000) as server:
+        for _ in range(20):
+            judge(server.submit(ready[0]).result(), expected[0])
+        return sustained("scheduler", server.submit, feeds, offline_per_s)
+
+
+def through_ray(path: str, feeds, expected, offline_per_s: float):
+    """Ray Serve, three processes that share the GPU; bytes travel, the replica prepares them."""
+    import numpy as np
+
+    from labsupport import serving
+
+    class Signs:
+        def __init__(self, path):
+            self.run = opened(path)
+
+        async def answer(self, requests):
+            from labsupport import data
+
+            logits = self.run(data.preprocess(np.concatenate(requests)))["logits"]
+            return np.split(logits, np.cumsum([len(request) for request in requests])[:-1])
+
+    with serving.ray_cluster(cpus=8, object_store_mib=2000) as serve, ThreadPoolExecutor(256) as threads:
+
+        class Batched(Signs):
+            answer = serve.batch(Signs.answer, max_batch_size=LARGEST // PICTURES, batch_wait_timeout_s=0.005)
+
+        deployment = serve.deployment(num_replicas=3, max_ongoing_requests=128, ray_actor_options={"num_cpus": 1})(
+            Batched
+        )
+        handle = serve.run(deployment.bind(path), route_prefix=None)
+
+        def ask(feed):
+            return threads.submit(lambda: handle.answer.remote(feed).result(timeout_s=60))
+
+        for _ in range(30):
+            judge(ask(feeds[0]).result(), expected[0])
+        return sustained("Ray Serve", ask, feeds, offline_per_s)
+
+
+def judge(answer, wanted) -> None:
+    """Stop where a served answer is not the network's."""
+    from labsupport import comparing
+
+    error = comparing.relative_error(wanted, answer)
+    if error > 0.05:
+        raise SystemExit(f"a served answer is off by {error:.2g}")
+
+
+def measure(book, rehearse: bool) -> None:
+    """Offline, then behind both servers."""
+    import numpy as np
+    import torch
+
+    from labsupport import benchmarking, build, data, environment, export
+
+    model, signs = trained(rehearse)
+    graph = export.to_onnx(model, model.example_input(1))
+    path = str(graph.path)
+    if not rehearse:
+        engine = build.engine(
+            graph,
+            precision="fp16",
+            batch=(1, LARGEST, LARGEST),
+            optimization_level=2,
+            name="signs_wide",
+            progress=False,
+        )
+        say(engine)
+        path = str(engine.path)
+    pixels = np.resize(signs.train.images, (64 * PICTURES, *signs.train.images.shape[1:]))
+    feeds = [pixels[n * PICTURES : (n + 1) * PICTURES] for n in range(64)] * 80
+    with torch.inference_mode():
+        expected = [model(torch.from_numpy(data.preprocess(feeds[0]))).numpy()]
+    with opened(path) as run:
+        batch = data.preprocess(pixels[:LARGEST])
+        offline = benchmarking.throughput(run, batch, seconds=3)
+        say(offline)
+    book.record("serving.offline_per_s", offline)
+    offline_per_s = offline.as_metric()["value"]
+    served, load = through_scheduler(path, feeds, expected, offline_per_s)
+    if load:
+        book.record("serving.scheduler_over_offline", served / offline_per_s, "fraction")
+    if not environment.has("ray serve"):
+        say(environment.why_not("ray serve"))
+        return
+    served, load = through_ray(path, feeds, expected, offline_per_s)
+    if load:
+        book.record("serving.served_over_offline", served / offline_per_s, "fraction")
+        book.record("serving.ray_p99_ms", load.p99_ms, "ms", samples=len(load.latencies_ms))
+    say("done")
+
+
+class Rehearsal:
+    """A lab book that says and keeps nothing."""
+
+    def record(self, metric, value, unit=None, samples=None, spread=None):
+        """Say it."""
+        say("rehearsed:", metric, value, unit or "")
+
+
+def main() -> None:
+    """Measure, and store what there is even if the end was not reached."""
+    from labsupport import environment, recordings
+
+    if "--rehearse" in sys.argv[1:]:
+        measure(Rehearsal(), rehearse=True)
+        return
+    environment.require("engine execution")
+    with recordings.session(LAB, command="python3 tools/record_lab11.py") as book:
+        measure(book, rehearse=False)
+
+
+if __name__ == "__main__":
+    main()
