@@ -55,20 +55,24 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("labs", nargs="*", metavar="LAB", help="01, 01_measuring or a path; default: all")
         command.add_argument("--json", action="store_true", help="print the results as JSON")
         command.add_argument("--save", metavar="DIR", type=Path, help="write the executed notebooks there")
+    add("doctor", "examine this machine and its packages").add_argument("--json", action="store_true")
+    add("progress", "show which exercises are done")
+    add("reset", "restore one lab's notebook, keeping your copy").add_argument("lab", metavar="LAB")
+    add("links", "ask every address of notebooks, docs and README whether it is still there; needs a network")
+    _add_pages_and_servers(add, install)
+    return top
+
+
+def _add_pages_and_servers(add, install: argparse.ArgumentParser) -> None:
     report = add("report", "write one lab as one self-contained page of HTML", install)
     report.add_argument("lab", metavar="LAB", help="a lab whose cells are tagged for it, such as 12")
     report.add_argument("--pdf", action="store_true", help="write PDF as well (needs the package weasyprint)")
     report.add_argument("--stored", action="store_true", help="use the stored outputs instead of running the lab")
     report.add_argument("--save", metavar="DIR", type=Path, help="write the page there (default: the current folder)")
-    add("doctor", "examine this machine and its packages").add_argument("--json", action="store_true")
-    add("progress", "show which exercises are done")
-    add("reset", "restore one lab's notebook, keeping your copy").add_argument("lab", metavar="LAB")
-    add("links", "ask every address of notebooks, docs and README whether it is still there; needs a network")
     server = add("serve", "make the environment of NVIDIA's Triton server, for lab 11b; Linux only")
     server.add_argument("server", choices=("triton",))
     server.add_argument("--repository", metavar="DIR", type=Path, help="also serve this model repository, until Ctrl-C")
     server.add_argument("--port", type=port, default=0, help="port on the loopback address (default: a free one)")
-    return top
 
 
 def port(text: str) -> int:
@@ -119,14 +123,14 @@ def prepare(options: argparse.Namespace, argv: list[str], *, ready: bool = False
 
     ready: this process was started by `again`, after an installation.
     """
-    from labsupport.command_line import installation
+    from labsupport.command_line import installation, package_sets
 
     need = {"record": "run", "report": "run"}.get(options.command, options.command)
     place = installation.Installation()
     inside = Path(sys.prefix).resolve() == place.folder.resolve()
     # In `.venv` itself a changed pyproject.toml means an update; any other environment is its owner's.
     # Only `.venv` is ours to add to; in another environment, what is missing is skipped with its reason.
-    optional = tuple(installation.OPTIONAL) if getattr(options, "all", False) else ()
+    optional = tuple(package_sets.OPTIONAL) if getattr(options, "all", False) else ()
     outdated = inside and place.read_stamp() and not place.ready(options.set, optional)
     if not outdated and not installation.lacking(need) and installation.fits(options.set):
         return None

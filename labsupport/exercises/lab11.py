@@ -3,15 +3,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from typing import Any
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.lab11_stand_ins import (  # noqa: F401 - learners call lab11.sign and read lab11.LIMITS
+    LIMITS,
+    about_choice,
+    candidates_drawn,
+    convolution_shapes,
+    counted_misses,
+    demand_function,
+    oldest_in_time,
+    packages_drawn,
+    sees_all,
+    sign,
+    stream_of_frames,
+    was_tested,
+)
 
 LAB = "11_scenarios"
-LIMITS = {"KiB": 64.0, "p90_ms": 2.0, "points_lost": 1.0}  # the phone's gate, as the notebook declares it
 MACS_SHARE = 0.30
 WANTED = ((20, 12), (40, 6), (80, 3))  # channels and height after the three stages of the student
 
@@ -48,10 +59,10 @@ class ChoosePhone(Exercise):
     def judge(self, function: Any) -> str:
         import numpy as np
 
-        _demand_function(function, "choose")
+        demand_function(function, "choose")
         draws = np.random.default_rng()
         for number in range(300):
-            rows, limits = _candidates(draws, number)
+            rows, limits = candidates_drawn(draws, number)
             passed = [row for row in rows if all(row[key] <= limit for key, limit in limits.items())]
             right = min(passed, key=lambda row: row["KiB"])["name"] if passed else None
             given = [dict(row) for row in rows]
@@ -59,7 +70,7 @@ class ChoosePhone(Exercise):
             if given != rows:
                 raise Wrong("the function changed the rows that it was given; the next gate would read other numbers.")
             if got != right:
-                raise Wrong(_about_choice(got, right, rows, limits))
+                raise Wrong(about_choice(got, right, rows, limits))
         return "Declared first, a gate is a few lines of code, and nobody argues with the result."
 
 
@@ -95,7 +106,7 @@ class Thin(Exercise):
         if not isinstance(module, nn.Module):
             raise Wrong(f"that is {described(module)}; hand in a torch.nn.Module (an instance, not a class).")
         images = torch.randn(2, 3, 24, 24)
-        layers, shapes = _convolutions(module, images)
+        layers, shapes = convolution_shapes(module, images)
         with torch.inference_mode():
             answers = module.eval()(images)
         if not isinstance(answers, torch.Tensor) or tuple(answers.shape) != (2, 15):
@@ -119,7 +130,7 @@ class Thin(Exercise):
         share = macs.cost(module, images[:1]).macs / student.macs
         if share > MACS_SHARE:
             raise Wrong(f"it takes {share:.0%} of the student's MACs; {MACS_SHARE:.0%} is allowed.")
-        if not _sees_all(module, images):
+        if not sees_all(module, images):
             raise Wrong("some pixels do not change the answer: a stride without a 3×3 kernel skips them.")
         return f"{share:.0%} of the MACs. Phone networks are built of this pair; now it would have to be trained."
 
@@ -150,12 +161,12 @@ class InTime(Exercise):
     def judge(self, function: Any) -> str:
         import numpy as np
 
-        _demand_function(function, "next_frame")
+        demand_function(function, "next_frame")
         draws = np.random.default_rng()
         for _ in range(30):
-            stream = _stream(draws)
-            best, _ = _counted(_oldest_in_time, *stream)
-            count, late = _counted(function, *stream)
+            stream = stream_of_frames(draws)
+            best, _ = counted_misses(oldest_in_time, *stream)
+            count, late = counted_misses(function, *stream)
             if late:
                 raise Wrong(
                     f"{late} frames were computed that could not be done in time any more; they kept others waiting."
@@ -200,13 +211,13 @@ class Update(Exercise):
     def judge(self, function: Any) -> str:
         import secrets
 
-        _demand_function(function, "install")
+        demand_function(function, "install")
         key = secrets.token_bytes(16)
-        for name, package, result, replaced in _packages(key):
+        for name, package, result, replaced in packages_drawn(key):
             box, ran = {"version": 4, "payload": b"the engine that runs"}, []
             kept = dict(box)
             got = function(
-                box, dict(package), key, lambda payload, ran=ran, result=result: _tested(payload, ran, result)
+                box, dict(package), key, lambda payload, ran=ran, result=result: was_tested(payload, ran, result)
             )
             if box != kept:
                 raise Wrong(
@@ -222,161 +233,6 @@ class Update(Exercise):
             if ran and not package.get("honest"):
                 raise Wrong(f"{name}: its payload was run before anybody knew where it comes from.")
         return "A bad update costs a message, and the box goes on. A real fleet signs with a key that no box holds."
-
-
-def sign(key: bytes, version: int, payload: bytes) -> str:
-    """HMAC-SHA256 over version and payload, as hexadecimal digits: what the exercise on updates calls a signature."""
-    return hmac.new(key, version.to_bytes(8, "big") + payload, hashlib.sha256).hexdigest()
-
-
-def _demand_function(function: Any, name: str) -> None:
-    if not callable(function) or isinstance(function, type):
-        raise Wrong(f"that is {described(function)}; hand in the function itself: check({name}).")
-
-
-def _candidates(draws, number: int) -> tuple[list[dict], dict]:
-    import numpy as np
-
-    limits = {key: float(value * draws.uniform(0.5, 2)) for key, value in LIMITS.items()}
-    rows = []
-    for place in range(int(draws.integers(0, 7))):
-        row = {key: float(limit * draws.uniform(0.2, 1.6)) for key, limit in limits.items()}
-        row["points_lost"] -= 0.4 * limits["points_lost"] * (draws.random() < 0.3)
-        if draws.random() < 0.2:
-            row["p90_ms"] = float(np.nan)
-        if draws.random() < 0.3:
-            row["KiB"] = limits["KiB"]  # exactly at the limit
-        rows.append({"name": f"candidate {number}.{place}", **row})
-    sizes = [row["KiB"] for row in rows]
-    return (rows, limits) if len(set(sizes)) == len(sizes) else _candidates(draws, number)
-
-
-def _about_choice(got, right, rows: list[dict], limits: dict) -> str:
-    told = {row["name"]: row for row in rows}
-    if got is not None and (not isinstance(got, str) or got not in told):
-        return f"it returned {described(got)}, which is the name of no row; wanted is row['name'], or None."
-    if got is None:
-        return f"it returned None, and {told[right]} keeps {limits}."
-    missed = [key for key, limit in limits.items() if not told[got][key] <= limit]
-    if missed:
-        return f"{told[got]} misses the limit on {missed[0]}: {limits}."
-    return f"{told[got]} keeps the limits, and {told[right]} does, too, and is smaller."
-
-
-def _convolutions(module, images):
-    """(convolutions in the order in which they run, (channels, height) that each gives)."""
-    import torch
-    from torch import nn
-
-    layers, shapes = [], set()
-
-    def note(layer, inputs, output):
-        layers.append(layer)
-        shapes.add((output.shape[1], output.shape[2]))
-
-    handles = [layer.register_forward_hook(note) for layer in module.modules() if isinstance(layer, nn.Conv2d)]
-    try:
-        with torch.inference_mode():
-            module.eval()(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return layers, shapes
-
-
-def _sees_all(module, images) -> bool:
-    import torch
-
-    total = torch.zeros(24, 24)
-    for seed in range(4):
-        pixels = torch.randn(8, 3, 24, 24, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-        (slope,) = torch.autograd.grad(module.eval()(pixels).square().sum(), pixels)
-        total += slope.abs().sum((0, 1))
-    return bool((total > 0).float().mean() > 0.9)
-
-
-def _stream(draws) -> tuple:
-    """(arrivals, service, deadline, stalls) in ms: a camera, and now and then a moment in which the box does "
-    "something else."""
-    import numpy as np
-
-    period = float(draws.uniform(5, 40))
-    service, deadline = period * float(draws.uniform(0.3, 0.8)), period * float(draws.uniform(1.6, 4.0))
-    stalls = {int(number): period * float(draws.uniform(3, 9)) for number in draws.choice(180, 4, replace=False)}
-    return np.arange(200) * period, service, deadline, stalls
-
-
-def _oldest_in_time(waiting, now, service, deadline):
-    return next((place for place, arrived in enumerate(waiting) if now + service <= arrived + deadline), None)
-
-
-def _counted(choose, arrivals, service, deadline, stalls) -> tuple[int, int]:
-    """(frames in time, frames computed in vain) of a policy."""
-    now, seen, waiting, in_time, late, computed = 0.0, 0, [], 0, 0, 0
-    while seen < len(arrivals) or waiting:
-        while seen < len(arrivals) and arrivals[seen] <= now:
-            waiting.append(float(arrivals[seen]))
-            seen += 1
-        if not waiting:
-            now = float(arrivals[seen])
-            continue
-        place = choose(list(waiting), now, service, deadline)
-        place = place.item() if hasattr(place, "item") else place
-        if place is None:
-            waiting = []
-            continue
-        if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < len(waiting):
-            raise Wrong(f"with {len(waiting)} frames waiting it returned {place!r}; wanted is a place from 0, or None.")
-        arrived = waiting[place]
-        waiting = waiting[place + 1 :]
-        now += service + stalls.get(computed, 0.0) * (computed in stalls)
-        computed += 1
-        on_time = now <= arrived + deadline + 1e-9
-        in_time += on_time
-        late += not on_time and (computed - 1) not in stalls
-    return in_time, late
-
-
-def _packages(key: bytes):
-    """(what it is, package, what the self-test says, whether it replaces version 4)."""
-    import secrets
-
-    fresh = secrets.token_bytes(64)
-    good = {"version": 5, "payload": fresh, "signature": sign(key, 5, fresh), "honest": True}
-    yield "a good update", good, True, True
-    yield (
-        "a payload with one bit turned",
-        {**good, "payload": bytes([fresh[0] ^ 1]) + fresh[1:], "honest": False},
-        True,
-        False,
-    )
-    yield "an old version under a new number", {**good, "version": 6, "honest": False}, True, False
-    yield (
-        "a package signed with another key",
-        {**good, "signature": sign(b"another", 5, fresh), "honest": False},
-        True,
-        False,
-    )
-    yield "a package without a signature", {"version": 5, "payload": fresh}, True, False
-    yield "a signature that is no text", {**good, "signature": None, "honest": False}, True, False
-    yield "a signature with a letter of another alphabet", {**good, "signature": "ж" * 64, "honest": False}, True, False
-    yield "an older version, rightly signed", {**good, "version": 3, "signature": sign(key, 3, fresh)}, True, False
-    yield (
-        "the version that runs, with another payload",
-        {**good, "version": 4, "signature": sign(key, 4, fresh)},
-        True,
-        False,
-    )
-    yield "an update that fails its self-test", good, False, False
-    yield "an update whose self-test raises", good, RuntimeError("no such kernel"), False
-    yield "a later update", {**good, "version": 40, "signature": sign(key, 40, fresh)}, True, True
-
-
-def _tested(payload: bytes, ran: list, result) -> bool:
-    ran.append(payload)
-    if isinstance(result, Exception):
-        raise result
-    return result
 
 
 smaller_by = SmallerBy()

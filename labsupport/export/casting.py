@@ -192,7 +192,7 @@ class Walk:
         key = (tensor, low)
         if key not in self.made:
             self.made[key] = self.names.free(f"{tensor}.{self.suffix if low else 'fp32'}")
-            self.change(tensor, self.made[key], low)
+            self.change(tensor, self.made[key], low)  # type: ignore[attr-defined]
         return self.made[key]
 
     def cast(self, source: str, target: str, kind: int) -> None:

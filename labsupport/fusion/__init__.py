@@ -4,7 +4,7 @@ guesses.
 The parts: ``inspection`` (the calls), ``kernels`` (a plan), ``plan_schema``, ``plan_text`` and ``plan_sources``
 (inspector files), ``executed_plan`` and ``executed_nodes`` (ONNX Runtime), ``onnx_nodes`` (the graph),
 ``node_accounts`` (every node accounted for), ``layer_names``, ``layer_times``, ``region_nodes``, ``unnamed_nodes``,
-``plan_diff``; ``canvas`` and ``before_after`` draw; ``blocks`` (small networks to try it on) and ``roofline`` (what a
+``plan_diff``; ``pictures`` draws; ``blocks`` (small networks to try it on) and ``roofline`` (what a
 step costs at least).
 """
 

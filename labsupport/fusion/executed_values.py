@@ -72,12 +72,12 @@ def measured(reference: tuple, executed: tuple, unknown: Sequence[str], folder: 
     names = [tensor for node in graph.nodes for tensor in node.outputs if tensor]
     known, sizes = {}, set()
     try:
-        feed, arrays = _arrays(*reference, names, folder, None)
+        feed, arrays = _arrays(reference[0], graph, names, folder, None)
         for name, array in (*feed.items(), *arrays):
             known[name] = _digest(array)
             sizes.add(array.size)
         blocked, found = _blocked(executed[1]), {}
-        for name, array in _arrays(*executed, unknown, folder, feed)[1] if unknown else ():
+        for name, array in _arrays(executed[0], executed[1], unknown, folder, feed)[1] if unknown else ():
             views = _unblocked(array, sizes) if name in blocked else [array]
             found[name] = [digest for digest in map(_digest, views) if digest]
     except _NoData:
@@ -91,7 +91,8 @@ class _NoData(Exception):
 
 def _arrays(path: Path, graph: NodeGraph, names: Sequence[str], folder: Path, feed) -> tuple[dict, Iterator]:
     """The feed, which is drawn where none is given, and (tensor, array) of every number tensor among ``names``."""
-    chunks, room = [[]], 0
+    chunks: list[list[str]] = [[]]
+    room = 0.0
     for name in names:
         dtype, shape = graph.types.get(name, ("", ("?",)))
         size = math.prod(d if isinstance(d, int) else 64 for d in shape) * BYTES.get(dtype, 4)

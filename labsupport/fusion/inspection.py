@@ -57,7 +57,7 @@ def dump(source, *, graph=None, profile=None) -> str:
 
     content, label = content_of(source)
     plan_schema.inspected(content, label)
-    whole = dict(content) if isinstance(content, Mapping) else {"Layers": list(content)}
+    whole = dict(content) if isinstance(content, Mapping) else {"Layers": list(content)}  # type: ignore[call-overload]
     if profile is not None:
         whole["Profile"] = times_of(profile)
     if graph is not None:
@@ -93,7 +93,7 @@ def table(plan: Plan):
 
 def draw(plan: Plan, graph=None):
     """Before and after side by side: every ONNX node and the kernel it went into (a Drawing; .svg(), .save(path))."""
-    from labsupport.fusion.before_after import draw_plan
+    from labsupport.fusion.pictures.before_after import draw_plan
 
     graph = nodes_of(graph) if graph is not None else plan.graph
     if graph is None:

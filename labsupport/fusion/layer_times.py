@@ -70,7 +70,7 @@ def _tensorrt_rounds(run, feed, runs, warmup) -> list[dict[str, float]]:
     trt = environment.tensorrt()
     seen: dict[str, float] = {}
 
-    class Reporter(trt.IProfiler):
+    class Reporter(trt.IProfiler):  # type: ignore[name-defined]
         def __init__(self):
             trt.IProfiler.__init__(self)
 

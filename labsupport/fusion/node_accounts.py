@@ -110,7 +110,7 @@ def account(
         split={name: kernels for name, kernels in claims.items() if len(kernels) > 1},
         unplaced=tuple(unplaced),
         unknown=tuple(unknown),
-        **books,
+        **books,  # type: ignore[arg-type]
     )
 
 

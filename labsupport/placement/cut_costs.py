@@ -72,7 +72,7 @@ class CostModel:
             "cross_ms": (self.cross_ms, second),
         }
         scaled = {name: tuple(factor * ms for ms in each) for name, (each, factor) in times.items()}
-        return dataclasses.replace(self, **scaled, fixed_ms=second * self.fixed_ms)
+        return dataclasses.replace(self, **scaled, fixed_ms=second * self.fixed_ms)  # type: ignore[arg-type]
 
     def choose(self, objective: str = "latency") -> Cut:
         """The cut with the least predicted "latency", or the least "interval" between answers."""

@@ -187,11 +187,9 @@ def rate(
 
 
 def scaling(run, feed, *, lanes=(1, 2, 4)) -> list[dict]:
-    """Rows for comparing.table: items/s of one lane and of more at once, with the last lane's error against ``run``
-    itself.
+    """Rows for comparing.table: items/s of one lane and of more at once, with the last lane's error against ``run``.
 
-    Of a runtimes.TensorRt the lanes are contexts with CUDA graphs, of a runtimes.OnnxRuntime sessions of one thread
-    each.
+    Of a runtimes.TensorRt the lanes are contexts with CUDA graphs, of a runtimes.OnnxRuntime sessions of one thread.
     """
     rows: list[dict] = []
     expected = run(feed)

@@ -40,7 +40,7 @@ def entropy_calibrator(trt, batches, cache_path, *, graph, algorithm: str = "ent
     store = _Cache(cache_path, _identity(graph, feeds, algorithm))
     base = trt.IInt8EntropyCalibrator2 if algorithm == "entropy" else trt.IInt8MinMaxCalibrator
 
-    class Calibrator(base):
+    class Calibrator(base):  # type: ignore[misc, valid-type]
         """Hands the builder one batch at a time as device pointers, and keeps the ranges that it finds."""
 
         def __init__(self):

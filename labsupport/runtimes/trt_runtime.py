@@ -178,9 +178,7 @@ class TensorRt(Base):
             if self._shapes.get(name) != shape:
                 self._set_shape(name, shape)
             self._set_address(name, x)
-        if (
-            self._output_shapes is None
-        ):  # asked only once all inputs are set: between them they may contradict each other
+        if self._output_shapes is None:  # asked once all inputs are set: until then they may contradict each other
             self._output_shapes = {n: tuple(self.context.get_tensor_shape(n)) for n in self.outputs}
         outputs = self._new_outputs() if out is None else self._checked_outputs(out)
         for name, y in outputs.items():

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from labsupport.command_line import installation, pip_messages
-from labsupport.command_line.installation import Installation, InstallationError, choose
+from labsupport.command_line.installation import Installation, InstallationError
+from labsupport.command_line.package_sets import choose
 from labsupport.command_line.pip_messages import explain
 from labsupport.environment import hardware
 from labsupport.environment.hardware import Gpu, GpuProbe

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from labsupport.command_line import installation
+from labsupport.command_line import installation, package_sets
 from labsupport.command_line.installation import Installation
 
 
@@ -35,8 +35,8 @@ def test_extras_are_added_to_a_finished_environment_and_torch_is_named_with_them
     assert not place.ready(None, ["phone", "serving"])
     assert place.ensure(optional=["phone", "serving"]) == place.python
     assert [line.partition(" install ")[2] for line in place.commands] == [
-        f"--disable-pip-version-check executorch==1.5.1 {installation.TORCH['cpu']}",
-        f"--disable-pip-version-check ray[serve]>=2.49 tritonclient>=2.60 {installation.TORCH['cpu']}",
+        f"--disable-pip-version-check executorch==1.5.1 {package_sets.TORCH['cpu']}",
+        f"--disable-pip-version-check ray[serve]>=2.49 tritonclient>=2.60 {package_sets.TORCH['cpu']}",
     ]
     assert place.ready(None, ["serving"]) and place.read_stamp()["set"] == "cpu"
     place.commands.clear()
@@ -61,5 +61,5 @@ def test_changed_dependencies_ask_for_the_extras_again(place):
 
 def test_the_extras_of_the_project_are_the_ones_that_are_offered():
     listed = Installation().extras()
-    assert set(installation.OPTIONAL) <= set(listed)
-    assert all(listed[name] for name in installation.OPTIONAL)
+    assert set(package_sets.OPTIONAL) <= set(listed)
+    assert all(listed[name] for name in package_sets.OPTIONAL)

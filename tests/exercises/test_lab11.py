@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from labsupport.exercises import lab11
+from labsupport.exercises import lab11, lab11_stand_ins
 from labsupport.exercises.base import assert_checker, assert_complete
 
 NAMES = {"torch": torch, "hmac": hmac, "lab11": lab11}
@@ -181,7 +181,7 @@ def careful(box, package, key, works):
     version, payload, given = package["version"], package["payload"], package.get("signature")
     if not isinstance(given, str) or not given.isascii():
         return box
-    if not hmac.compare_digest(given, lab11.sign(key, version, payload)):
+    if not hmac.compare_digest(given, lab11_stand_ins.sign(key, version, payload)):
         return dict(box)
     if version <= box["version"]:
         return box
@@ -195,7 +195,7 @@ def careful(box, package, key, works):
 
 def plain_comparison(box, package, key, works):
     """Right by what it does: time-constant comparison is a habit that a verdict on results cannot see."""
-    if package.get("signature") != lab11.sign(key, package["version"], package["payload"]):
+    if package.get("signature") != lab11_stand_ins.sign(key, package["version"], package["payload"]):
         return box
     if package["version"] <= box["version"]:
         return box
@@ -212,7 +212,7 @@ def without(step):
         version, payload = package["version"], package["payload"]
         if step == "self-test first" and not works(payload):
             return box
-        if step != "signature" and package.get("signature") != lab11.sign(key, version, payload):
+        if step != "signature" and package.get("signature") != lab11_stand_ins.sign(key, version, payload):
             return box
         if step == "same version" and version < box["version"]:
             return box
@@ -242,7 +242,7 @@ def test_update():
         (without("self-test first"), "its payload was run before anybody knew"), (without("in place"), "changed the box in place"),
         (without("nothing returned"), "wanted is a dict"), (lambda box, package, key, works: box, "a good update: it was not installed"),
         (lambda box, package, key, works: True, "wanted is a dict with version and payload"),
-        (lambda box, package, key, works: box if package["signature"] != lab11.sign(key, 5, package["payload"]) else package, "KeyError|was run|installed"),
+        (lambda box, package, key, works: box if package["signature"] != lab11_stand_ins.sign(key, 5, package["payload"]) else package, "KeyError|was run|installed"),
         (b"", "hand in the function itself"),
     ], right=[careful, plain_comparison], namespace=NAMES)  # fmt: skip
 

@@ -73,7 +73,7 @@ def test_drawing_of_mobilenet_fits_a_notebook_and_keeps_the_kinds_apart(workpiec
 
     from PIL import Image
 
-    from labsupport.fusion.canvas import STYLES
+    from labsupport.fusion.pictures.canvas import STYLES
 
     run = runtimes.OnnxRuntime(workpieces["mobilenet"])
     times = fusion.profile(run, np.zeros((1, 3, 32, 32), np.float32), runs=1, warmup=0)
@@ -87,7 +87,7 @@ def test_drawing_of_mobilenet_fits_a_notebook_and_keeps_the_kinds_apart(workpiec
 
 def test_drawing_joins_kernels_through_what_does_not_run():
     """The merged matmul reaches its three copies through a no-op, and they the pointwise kernel through others."""
-    from labsupport.fusion.before_after import _links
+    from labsupport.fusion.pictures.before_after import _links
 
     plan = recorded("sibling_matmuls.fp16")
     names = {kernel.name: kernel.kind for kernel in plan.launched}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from labsupport import __version__
-from labsupport.command_line import doctor, installation
+from labsupport.command_line import doctor, installation, package_sets
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONDA_ONLY = {"python", "pip", "cuda-version"}
@@ -89,8 +89,8 @@ def test_python_versions_agree_everywhere(project):
 
 
 def test_each_set_pins_the_torch_that_the_installer_installs_first(project):
-    for name in installation.SETS:
-        assert installation.TORCH[name] in project["optional-dependencies"][name]
+    for name in package_sets.SETS:
+        assert package_sets.TORCH[name] in project["optional-dependencies"][name]
 
 
 def test_what_the_commands_need_is_what_gets_installed(project):
@@ -110,8 +110,8 @@ def test_requirements_are_well_formed_and_satisfiable_together(project):
     from packaging.requirements import Requirement
 
     extras = project["optional-dependencies"]
-    others = [line for name, lines in extras.items() if name not in installation.SETS for line in lines]
-    for name in installation.SETS:  # an environment holds one of the sets
+    others = [line for name, lines in extras.items() if name not in package_sets.SETS for line in lines]
+    for name in package_sets.SETS:  # an environment holds one of the sets
         pins: dict[str, set] = {}
         for line in (*project["dependencies"], *extras[name], *others):
             wanted = Requirement(line)

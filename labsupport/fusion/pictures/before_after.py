@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from labsupport.fusion.canvas import FONT, STYLES, Canvas, GraphDrawing, page
 from labsupport.fusion.kernels import Kernel, Plan
 from labsupport.fusion.onnx_nodes import Node, NodeGraph
+from labsupport.fusion.pictures.canvas import FONT, STYLES, Canvas, GraphDrawing, page
 
 PLAIN = ("#F2F2F2", "")
 BRIEF = {"convolution": "conv", "normalization": "norm", "reduction": "reduce", "region": "Myelin region"}
