@@ -155,7 +155,7 @@ def untouched_but_wrapped(x):
         {"a": [...]},
         lambda x: ...,
     ],
-    ids=repr,
+    ids=lambda value: re.sub(r" at 0x\w+", "", repr(value)),  # the processes of pytest-xdist compare names
 )
 def test_an_untouched_starter_is_not_attempted(starter):
     assert scale.check(starter).outcome == "not attempted"
