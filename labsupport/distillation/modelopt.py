@@ -7,6 +7,7 @@ import logging
 import warnings
 from types import ModuleType
 
+from labsupport.environment.packages import settle_distutils
 from labsupport.errors import NotAvailable
 from labsupport.quiet import quietly
 
@@ -18,6 +19,7 @@ def modelopt_distill() -> ModuleType:
     """
     try:
         with quietly():
+            settle_distutils()
             found = importlib.import_module("modelopt.torch.distill")
     except ImportError as error:
         raise NotAvailable(

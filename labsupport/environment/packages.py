@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 
 DISTRIBUTIONS = {
@@ -70,6 +72,16 @@ def tensorrt_cuda_major(product: str, version: str | None) -> int:
             except metadata.PackageNotFoundError:
                 continue
     return 11 if (version or "").startswith("8.") else 12
+
+
+def settle_distutils() -> None:
+    """Let setuptools be imported after Python's own distutils, which TensorFlow and others load.
+
+    setuptools puts its copy in the place of Python's and fails where that is loaded already; here it is told to leave it.
+    """
+    loaded = sys.modules.get("distutils")
+    if loaded is not None and "setuptools" not in getattr(loaded, "__file__", ""):
+        os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")
 
 
 def generation_of(product: str | None, version: str | None) -> str | None:

@@ -96,10 +96,10 @@ class Deadlines(Exercise):
         for _ in range(20):
             arrivals, service, deadline = stand_ins.traffic(rng)
             wanted = int((stand_ins.finished(arrivals, service) - arrivals > deadline).sum())
-            got = stand_ins.count_of(missed_frames(arrivals.copy(), service.copy(), deadline))
+            got = stand_ins.whole_count(missed_frames(arrivals.copy(), service.copy(), deadline))
             if got != wanted:
                 raise Wrong(_why_late(got, wanted, arrivals, service, deadline))
-        quiet = stand_ins.count_of(missed_frames(np.arange(5.0), np.full(5, 0.01), 0.5))
+        quiet = stand_ins.whole_count(missed_frames(np.arange(5.0), np.full(5, 0.01), 0.5))
         if quiet:
             raise Wrong(f"of 5 frames that nobody delays the function calls {quiet} late.")
         return "Waiting counts as much as working."

@@ -72,7 +72,7 @@ def finished(arrivals: Any, service: Any) -> Any:
     return np.array(ready)
 
 
-def count_of(value: Any) -> int:
+def whole_count(value: Any) -> int:
     """A whole number of frames from a Python, NumPy or torch number."""
     plain = value.item() if callable(getattr(value, "item", None)) and not getattr(value, "shape", True) else value
     if isinstance(plain, bool) or not isinstance(plain, (int, float)) or plain != int(plain):

@@ -14,7 +14,7 @@ LAB = "A_mathematics"
 CLOSE = 1e-6
 
 
-class Signs(Prediction):
+class WrongSigns(Prediction):
     question = "How many of the article's two gradients, dJ_dW and dJ_db, have the right sign?"
     quantity = "gradients with the right sign"
     within = 1.0
@@ -339,7 +339,7 @@ def _numbers(value: Any, shape: tuple, what: str):
     return array
 
 
-signs = Signs()
+signs = WrongSigns()
 cross_entropy = CrossEntropy()
 repaired = Repaired()
 layer_norm = LayerNorm()

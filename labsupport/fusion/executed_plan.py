@@ -100,7 +100,7 @@ def _by_way_of_plain(graph, original: NodeGraph, executed, optimized: NodeGraph,
     upper = executed_nodes.placement(original, between)
     unknown = [o for n in optimized.nodes for o in n.outputs if o and o not in between.producer]
     files = (plain.path, between), (executed.path, optimized)
-    values = executed_values.measured(*files, unknown, loadable.path.parent)
+    values = executed_values.values_of(*files, unknown, loadable.path.parent)
     lower = executed_nodes.placement(between, optimized, values)
     return executed_nodes.through(upper, lower, direct, original)
 

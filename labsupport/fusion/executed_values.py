@@ -63,7 +63,7 @@ class Values:
         return all(digest.weak for digest in self.executed.get(tensor, ()))
 
 
-def measured(reference: tuple, executed: tuple, unknown: Sequence[str], folder: Path) -> Values | None:
+def values_of(reference: tuple, executed: tuple, unknown: Sequence[str], folder: Path) -> Values | None:
     """Values of the tensors of two (path, NodeGraph); None where no random data run through both.
 
     ``unknown`` are those of the executed graph that matter; ``folder`` holds weights that a graph keeps apart.

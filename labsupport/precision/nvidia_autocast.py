@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from labsupport import export
+from labsupport.environment.packages import settle_distutils
 from labsupport.errors import BadInput, LabError, NotAvailable
 from labsupport.export import casting
 from labsupport.quiet import quietly
@@ -33,6 +34,7 @@ def autocast(
     folder = export.fresh_folder()
     out = export.another_file(path or folder / f"{graph.path.stem}.autocast-{to}.onnx", graph)
     try:
+        settle_distutils()
         from modelopt.onnx.autocast import convert_to_mixed_precision
         from polygraphy.logger import G_LOGGER  # AutoCast talks through it, beside the loggers of Python
     except ImportError as error:

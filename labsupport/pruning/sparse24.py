@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from labsupport.environment.packages import settle_distutils
 from labsupport.errors import BadInput, NotAvailable
 from labsupport.pruning.masks import Masked, masked, prunable
 from labsupport.quiet import quietly
@@ -118,6 +119,7 @@ def by_modelopt(model: nn.Module) -> Masked:
     prunable(model)  # refuses what has none, before Model Optimizer is loaded
     with quietly():
         try:
+            settle_distutils()
             import modelopt.torch.sparsity as mts
         except ImportError as error:
             raise NotAvailable(

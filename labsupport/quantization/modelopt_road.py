@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from labsupport import export
+from labsupport.environment.packages import settle_distutils
 from labsupport.errors import BadInput, LabError, NotAvailable
 from labsupport.quantization import calibration, qdq
 from labsupport.quiet import quietly
@@ -86,6 +87,7 @@ def quantize_module(model, images, *, format: str = "int8"):
     if any(type(module).__name__ == "TensorQuantizer" for module in model.modules()):
         raise BadInput(f"{type(model).__name__} is quantized already; hand in the FP32 network it was made from")
     with _quiet("modelopt could not quantize", type(model).__name__):
+        settle_distutils()
         import modelopt.torch.quantization as mtq
         import torch
 

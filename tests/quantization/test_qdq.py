@@ -190,8 +190,9 @@ def test_a_quantize_node_that_runs_alone_is_a_conversion(cnn):
     from labsupport import fusion
 
     graph = quantization.to_qdq(*cnn[:2])
-    names = [node.name for node in graph.model().graph.node]
-    conv, first = next(n for n in names if n == "/conv/Conv"), next(n for n in names if n.startswith("images_Quantize"))
+    nodes = graph.model().graph.node
+    conv = next(node.name for node in nodes if node.name == "/conv/Conv")
+    first = next(node.name for node in nodes if node.op_type == "QuantizeLinear" and node.input[0] == "images")
     tensor = {"Name": "t", "Dimensions": [4, 32, 26, 26], "Format/Datatype": "Row major linear FP32"}
     layers = [
         {"Name": first, "LayerType": "Reformat", "Inputs": [tensor], "Outputs": [tensor]},
