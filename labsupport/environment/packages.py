@@ -77,7 +77,7 @@ def tensorrt_cuda_major(product: str, version: str | None) -> int:
 def settle_distutils() -> None:
     """Let setuptools be imported after Python's own distutils, which TensorFlow and others load.
 
-    setuptools puts its copy in the place of Python's and fails where that is loaded already; here it is told to leave it.
+    setuptools puts its copy in the place of Python's and fails where that is loaded; here it is told to leave it.
     """
     loaded = sys.modules.get("distutils")
     if loaded is not None and "setuptools" not in getattr(loaded, "__file__", ""):
