@@ -48,7 +48,10 @@ class Converted(Exercise):
         _is_function(function, "convert")
         model, example, batches = _network()
         kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        layers, training = str(model), model.training
         graph = function(model, example)
+        if str(model) != layers or model.training != training:
+            raise Wrong("the function changed the model itself (its layers or its mode); build a new one around it.")
         graph = export.load(graph) if isinstance(graph, (str, Path)) else graph
         if not isinstance(graph, export.OnnxGraph):
             raise Wrong(
@@ -115,6 +118,11 @@ SOURCES = (
     ("an attribute of an attribute", "import tensorrt as trt\nflag = trt.BuilderFlag.{x}\ntrt.{y}.{x}", ("y",)),
     ("names in text and comments", 'import tensorrt as trt\nprint("trt.{x}")  # trt.{y}\ntrt.Runtime', ()),
     ("an import inside a function", "def f():\n    import tensorrt as {a}\n    {a}.{x}({a}.{y})", ("x", "y")),
+    (
+        "modules with a similar name",
+        "import tensorrt_llm as llm, tensorrt as {a}\nfrom tensorrt_rtx import {x}\nllm.{x}\n{a}.{y}",
+        ("y",),
+    ),
     ("an import inside a line", "import os, tensorrt as {a}, sys\n{a}.{x}", ("x",)),
 )  # fmt: skip
 
@@ -162,6 +170,8 @@ class MissingNames(Exercise):
             given = function(code, set(KNOWN))
             if isinstance(given, str) or not hasattr(given, "__iter__"):
                 raise Wrong(f"{name}: the function gave {described(given)}; wanted is a set of names.")
+            if odd := next((each for each in given if not isinstance(each, str)), None):
+                raise Wrong(f"{name}: {described(odd)} came; wanted is a set of names, each of them text.")
             given, right = set(given), {words[key] for key in wanted}
             shown = code.replace("\n", "; ")
             if given - right:

@@ -53,7 +53,16 @@ def test_converted():
             model[1].running_mean += 1
         return plain(model, example)
 
+    def appended(model, example):
+        return export.to_onnx(model.append(nn.Softmax(-1)), example)
+
+    def left_in_training(model, example):
+        graph = plain(model, example)
+        model.train()
+        return graph
+
     assert_checker(labB.converted, wrong=[
+        (appended, "changed the model itself"), (left_in_training, "changed the model itself"),
         (lambda m, e: export.to_onnx(m, e), "do not sum to 1: these are no probabilities"), (frozen, "it refuses 1 images|it refuses 7 images"),
         (lambda m, e: export.to_onnx(nn.Sequential(m, nn.Softmax(0)).eval(), e), "the softmax went over the batch"),
         (lambda m, e: export.to_onnx(nn.Sequential(m, nn.Softmax(-1), nn.Softmax(-1)).eval(), e), "the probabilities are off by"),
@@ -119,7 +128,12 @@ def test_missing_names():
     def every_attribute(code, names):
         return {n.attr for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Attribute)} - names
 
+    def by_prefix(code, names):
+        """tensorrt_llm and tensorrt_rtx are other modules."""
+        return by_tree(re.sub(r"tensorrt_\w+", "tensorrt", code), names)
+
     assert_checker(labB.missing_names, wrong=[
+        (by_prefix, "came too much"), (lambda c, n: [[each] for each in by_tree(c, n)], "each of them text|known to nobody"),
         (by_text, EITHER), (no_from, EITHER), (every_attribute, EITHER), (lambda c, n: by_tree(c, ()), "came too much"),
         (lambda c, n: set(), "known to nobody"), (by_running, "raised|known to nobody"), (lambda c, n: "x", "wanted is a set of names"), (lambda c, n: 3, "wanted is a set"),
         (no_aliases, f"{EITHER}|raised"), ({"x"}, "hand in the function itself"),
