@@ -216,13 +216,7 @@ class TopP(Exercise):
         pieces.is_function(function, "top_p")
         dice = np.random.default_rng(pieces.seed())
         for size, p in ((6, 0.5), (40, 0.9), (40, 0.05), (300, 0.99), (12, 1.0), (4, 0.75), (8, 0.5)):
-            chances = dice.dirichlet(np.full(size, 0.5))
-            if size == 4:  # two reach p exactly
-                chances = dice.permutation([0.5, 0.25, 0.125, 0.125])
-            if size == 8:  # all alike: any four of them will do
-                chances = np.full(8, 0.125)
-            if size == 6:  # the likeliest stand neither first nor in order
-                chances = np.array([0.05, 0.1, 0.25, 0.02, 0.4, 0.18])
+            chances = pieces.chances(dice, size)
             given = chances.copy()
             got = np.asarray(function(given, p), np.float64)
             if not np.array_equal(given, chances):

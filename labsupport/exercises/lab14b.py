@@ -176,13 +176,7 @@ class Split(Exercise):
                         f"the function gave {described(parts)}; wanted are two tensors, parts of up and of down."
                     )
                 first, second = map(as_tensor, parts)
-                if (
-                    first.dim() != 2
-                    or second.dim() != 2
-                    or first.shape[0] != hidden
-                    or first.shape[1] != second.shape[0]
-                    or second.shape[1] != hidden
-                ):
+                if first.dim() != 2 or first.shape[0] != hidden or second.shape != first.T.shape:
                     raise Wrong(
                         f"rank {rank} of {world}: parts of shape {tuple(first.shape)} and {tuple(second.shape)} "
                         f"do not fit between {hidden} values "

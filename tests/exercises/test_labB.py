@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -218,6 +219,20 @@ def left_running(code, seconds):
     return "ok" if child.returncode == 0 else "raised"
 
 
+def interrupted(code, seconds):
+    """An interrupt is an exception to Python code, so code that catches all goes on."""
+    with tempfile.TemporaryDirectory() as scratch:
+        away = {name: subprocess.DEVNULL for name in ("stdin", "stdout", "stderr")}
+        child = subprocess.Popen([sys.executable, "-c", code], cwd=scratch, **away)
+        RUNNING.append(child)
+        try:
+            child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGINT)
+            return "hung"
+    return "ok" if child.returncode == 0 else "raised"
+
+
 @pytest.fixture
 def in_empty_folder(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
@@ -235,7 +250,7 @@ def test_contained(in_empty_folder):
         (in_this_folder, "code that writes a file: the file stayed in the current folder"), (left_running, 'you said "hung", and it is still running'),
         (lambda c, s: "ok", "code that raises: your function says 'ok'"), (lambda c, s: by_run(c, s) == "ok", "your function says True"),
         (lambda c, s: "hung", "code that ends: your function says 'hung'"), (lambda c, s: "hung" if "while" in c else by_run(c, s), "Was it run at all"),
-        ("ok", "hand in the function itself"),
+        (interrupted, "code that catches all: you said .hung., and it is still running"), ("ok", "hand in the function itself"),
     ], right=[by_run, by_popen, by_sandbox], namespace=NAMES)  # fmt: skip
 
 
