@@ -34,14 +34,26 @@ def mixed_values(
 
 
 class Watched:
-    """A decoder that counts the tokens it is fed."""
+    """A decoder that counts the tokens it is fed, and notes the first call whose past does not hold all of them."""
 
     def __init__(self, network):
-        self._network, self.shape, self.fed = network, network.shape, 0
+        self._network, self.shape, self.fed, self.complaint = network, network.shape, 0, ""
+
+    def __getattr__(self, name):
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._network, name)
 
     def __call__(self, tokens, past_length, *past):
+        said, rows = int(past_length[0]), past[0].shape[1]
+        if not self.complaint and said != self.fed:
+            self.complaint = f"past_length said {said} where {self.fed} tokens had been fed before"
+        if not self.complaint and rows < said:
+            self.complaint = f"past_length said {said}, and the past held {rows} rows"
         self.fed += tokens.numel()
         return self._network(tokens, past_length, *past)
+
+    forward = __call__
 
 
 @functools.cache
@@ -92,6 +104,17 @@ def unchanged(before, after) -> None:
         raise Wrong("the function changed a tensor that it was given; work on a copy.")
 
 
+def chances(dice, size: int):
+    """Probabilities (size,), drawn anew but for three sizes that show a mistake each."""
+    import numpy as np
+
+    if size == 4:  # two reach 0.75 exactly
+        return dice.permutation([0.5, 0.25, 0.125, 0.125])
+    if size == 6:  # the likeliest stand neither first nor in order
+        return np.array([0.05, 0.1, 0.25, 0.02, 0.4, 0.18])
+    return np.full(8, 0.125) if size == 8 else dice.dirichlet(np.full(size, 0.5))  # all alike: any of them will do
+
+
 def check_blocks(name: str, weight, levels, step, least) -> None:
     """Refuse levels, steps and least values of a weight (5, 3 × 32) that are not within half a step of it."""
     import numpy as np
@@ -105,6 +128,8 @@ def check_blocks(name: str, weight, levels, step, least) -> None:
         raise Wrong(f"the levels are {levels.dtype}; wanted is uint8.")
     if levels.max() > 15:
         raise Wrong(f"{name}: a level is {int(levels.max())}; four bits end at 15. Sixteen levels are fifteen steps.")
+    if (step < 0).any():
+        raise Wrong(f"{name}: a step is negative. Count upward from the least value, not downward from the largest.")
     back = least[..., None].astype(np.float64) + step[..., None].astype(np.float64) * levels
     if not np.isfinite(back).all():
         raise Wrong(f"{name}: a step or a least value is no number. What is divided by 0?")

@@ -168,7 +168,7 @@ class Split(Exercise):
             x, up, down = (
                 torch.randn(shape, generator=dice) for shape in ((3, hidden), (hidden, inner), (inner, hidden))
             )
-            whole, held, total = F.gelu(x @ up) @ down, 0, torch.zeros(3, hidden)
+            whole, held, most, total = F.gelu(x @ up) @ down, 0, 0, torch.zeros(3, hidden)
             for rank in range(world):
                 parts = function(up.clone(), down.clone(), rank, world)
                 if not isinstance(parts, (tuple, list)) or len(parts) != 2:
@@ -176,18 +176,13 @@ class Split(Exercise):
                         f"the function gave {described(parts)}; wanted are two tensors, parts of up and of down."
                     )
                 first, second = map(as_tensor, parts)
-                if (
-                    first.dim() != 2
-                    or second.dim() != 2
-                    or first.shape[0] != hidden
-                    or first.shape[1] != second.shape[0]
-                    or second.shape[1] != hidden
-                ):
+                if first.dim() != 2 or first.shape[0] != hidden or second.shape != first.T.shape:
                     raise Wrong(
                         f"rank {rank} of {world}: parts of shape {tuple(first.shape)} and {tuple(second.shape)} "
                         f"do not fit between {hidden} values "
                         "and themselves; split the inner ones."
                     )
+                most = max(most, first.shape[1])
                 held += first.numel() + second.numel()
                 total = total + F.gelu(x @ first) @ second
             if not torch.allclose(total, whole, atol=1e-4):
@@ -200,6 +195,11 @@ class Split(Exercise):
                 raise Wrong(
                     f"the sum is right, and {world} processes hold {held} weights together where there are "
                     f"{up.numel() + down.numel()}."
+                )
+            if most * world > inner:
+                raise Wrong(
+                    f"the sum is right, and one of {world} processes holds {most} of {inner} inner values; an equal "
+                    f"part is {inner // world}. A device that must hold more gains nothing from the split."
                 )
         return "Each weight is held once, and the parts sum to the whole."
 

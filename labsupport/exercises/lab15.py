@@ -41,7 +41,8 @@ import tensorrt as _t
 _kinds = [network.get_layer(i).type.name for i in range(network.num_layers)]
 _limit = config.get_memory_pool_limit(_t.MemoryPoolType.WORKSPACE)
 _size = 0 if plan is None else len(bytes(plan))
-print("PROOF", {word!r}, _size, _limit, network.num_inputs, network.num_outputs, *_kinds)
+_values = 0 if plan is None else len(set(bytes(plan)))
+print("PROOF", {word!r}, _size, _values, _limit, network.num_inputs, network.num_outputs, *_kinds)
 """
 
 
@@ -222,6 +223,8 @@ class Gone(Exercise):
             if isinstance(given, str) or not hasattr(given, "__iter__"):
                 raise Wrong(f"{name}: the function gave {described(given)}; wanted is a sorted list of names.")
             given, wanted = list(given), _went(before, after)
+            if odd := next((each for each in given if not isinstance(each, str)), None):
+                raise Wrong(f"{name}: {described(odd)} is among the names; each is text, such as 'Class.member'.")
             if given == wanted:
                 continue
             if sorted(map(str, given)) == wanted:
@@ -274,7 +277,7 @@ class Seventh(Exercise):
         proof = next((line.split() for line in outcome.printed.splitlines() if line.startswith(f"PROOF {word}")), None)
         if proof is None:
             self._explain(outcome, len((AIMED if on_rtx else "").splitlines()))
-        size, limit, inputs, outputs, *kinds = proof[2:]
+        size, values, limit, inputs, outputs, *kinds = proof[2:]
         if int(limit) != WORKSPACE:
             raise Wrong(f"the workspace is limited to {int(limit):,} bytes; the old program set {WORKSPACE:,}.")
         if kinds != ["CONVOLUTION", "ACTIVATION"] or (inputs, outputs) != ("1", "1"):
@@ -283,6 +286,8 @@ class Seventh(Exercise):
             raise Wrong(
                 f"`plan` holds {size} bytes; a plan of this network has some thousands. Did the builder return None?"
             )
+        if int(values) < 16:
+            raise Wrong(f"`plan` is {values} byte value(s), again and again; keep in it what the builder returns.")
         return "The builder took it; so does every release from 8.6 on."
 
     @staticmethod

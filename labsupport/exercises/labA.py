@@ -200,6 +200,8 @@ class LayerNorm(Exercise):
             dx, dweight = _two(_called(function, g, x, weight, epsilon), "the gradients by x and by weight")
             where = f"{n} rows of {d}, epsilon {epsilon:g}"
             dx, dweight = _numbers(dx, x.shape, f"{where}: dx"), _numbers(dweight, weight.shape, f"{where}: dweight")
+            if not np.isfinite(dx).all():
+                raise Wrong(f"{where}: dx holds NaN or infinity. What is divided by 0?")
             size = np.abs(want_x).max()
             if np.abs(dx - want_x).max() > CLOSE * max(size, 1):
                 spread = np.sqrt(x.var(-1, keepdims=True) + epsilon)
@@ -215,7 +217,7 @@ class LayerNorm(Exercise):
                     f"{where}: dx is off by {np.abs(dx - want_x).max() / size:.0%}. Over which axis is "
                     "averaged, and is the weight inside the means?"
                 )
-            if np.abs(dweight - want_weight).max() > CLOSE * max(np.abs(want_weight).max(), 1):
+            if not np.abs(dweight - want_weight).max() <= CLOSE * max(np.abs(want_weight).max(), 1):
                 raise Wrong(f"{where}: dx is right, dweight is not: it is the sum over the rows of g * x_hat.")
         return "The norm of every transformer, backward."
 

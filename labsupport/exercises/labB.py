@@ -10,6 +10,7 @@ from typing import Any
 
 from labsupport.exercises.answers import as_number, described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.labB_sources import KNOWN, LOOP, SOURCES, STUBBORN
 
 LAB = "B_article_map"
 
@@ -48,7 +49,10 @@ class Converted(Exercise):
         _is_function(function, "convert")
         model, example, batches = _network()
         kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        layers, training = str(model), model.training
         graph = function(model, example)
+        if str(model) != layers or model.training != training:
+            raise Wrong("the function changed the model itself (its layers or its mode); build a new one around it.")
         graph = export.load(graph) if isinstance(graph, (str, Path)) else graph
         if not isinstance(graph, export.OnnxGraph):
             raise Wrong(
@@ -88,35 +92,6 @@ class Converted(Exercise):
             f"the probabilities are off by up to {np.abs(given - wanted).max():.2g}. Was the model in eval "
             "mode, and the softmax there once?"
         )
-
-
-# source → what it takes from tensorrt; of these the ones not in KNOWN are missing
-KNOWN = frozenset(
-    {
-        "Builder",
-        "Logger",
-        "Runtime",
-        "OnnxParser",
-        "BuilderFlag",
-        "DataType",
-        "float32",
-        "ElementWiseOperation",
-        "init_libnvinfer_plugins",
-    }
-)
-SOURCES = (
-    ("an import under another name", "import tensorrt as {a}\nb = {a}.Builder({a}.Logger())\nc = {a}.{x}(b)", ("x",)),
-    ("the plain import", "import tensorrt\nlog = tensorrt.Logger()\ntensorrt.{x}\ntensorrt.{y}()", ("x", "y")),
-    ("names imported one by one", "from tensorrt import Builder, {x}, Runtime as R\nR(None)", ("x",)),
-    ("a name imported under another name", "from tensorrt import {x} as Fine\nFine()", ("x",)),
-    ("a base class", "import tensorrt as trt\nclass Mine(trt.{x}):\n    def f(self): return trt.DataType", ("x",)),
-    ("nothing missing", "import tensorrt as trt\nbuilder = trt.Builder(trt.Logger())\ntrt.float32", ()),
-    ("names of other modules", "import numpy as np\nimport tensorrt as trt\nnp.{x}\ntrt.Builder\nother.{y}", ()),
-    ("an attribute of an attribute", "import tensorrt as trt\nflag = trt.BuilderFlag.{x}\ntrt.{y}.{x}", ("y",)),
-    ("names in text and comments", 'import tensorrt as trt\nprint("trt.{x}")  # trt.{y}\ntrt.Runtime', ()),
-    ("an import inside a function", "def f():\n    import tensorrt as {a}\n    {a}.{x}({a}.{y})", ("x", "y")),
-    ("an import inside a line", "import os, tensorrt as {a}, sys\n{a}.{x}", ("x",)),
-)  # fmt: skip
 
 
 class MissingNames(Exercise):
@@ -162,6 +137,8 @@ class MissingNames(Exercise):
             given = function(code, set(KNOWN))
             if isinstance(given, str) or not hasattr(given, "__iter__"):
                 raise Wrong(f"{name}: the function gave {described(given)}; wanted is a set of names.")
+            if odd := next((each for each in given if not isinstance(each, str)), None):
+                raise Wrong(f"{name}: {described(odd)} came; wanted is a set of names, each of them text.")
             given, right = set(given), {words[key] for key in wanted}
             shown = code.replace("\n", "; ")
             if given - right:
@@ -169,18 +146,6 @@ class MissingNames(Exercise):
             if right - given:
                 raise Wrong(f"{name}: `{shown}`: {sorted(right - given)} is taken from tensorrt and known to nobody.")
         return "Run it on appendix E with a release's listing before you install anything."
-
-
-# a sandbox may refuse the mark; the loop goes on
-LOOP = """import time
-while True:
-    try:
-        with open({mark!r}, 'a') as file:
-            file.write('x')
-    except OSError:
-        pass
-    time.sleep(0.05)
-"""
 
 
 class Contained(Exercise):
@@ -229,11 +194,12 @@ class Contained(Exercise):
                 ("code that writes a file", f"open('{word}', 'w').write('x')", "ok"),
                 ("code that loops", LOOP.format(mark=str(mark)), "hung"),
                 ("code that asks for input", "input()", "raised"),
-                ("code that catches all", "while 1:\n  try:\n    while 1: pass\n  except BaseException: pass", "hung"),
+                ("code that catches all", STUBBORN.format(mark=str(mark) + "_stubborn"), "hung"),
             )  # fmt: skip
             for name, code, wanted in cases:
                 self._one(function, name, code, wanted, word)
-            self._still(mark)
+            for name, file in (("code that loops", mark), ("code that catches all", Path(f"{mark}_stubborn"))):
+                self._still(name, file)
         return "Eleven programs, three endings, nothing left."
 
     @staticmethod
@@ -264,14 +230,14 @@ class Contained(Exercise):
             )
 
     @staticmethod
-    def _still(mark: Path) -> None:
+    def _still(name: str, mark: Path) -> None:
         import time
 
         size = mark.stat().st_size if mark.exists() else 0
         time.sleep(0.4)
         if mark.exists() and mark.stat().st_size != size:
             mark.unlink()
-            raise Wrong('code that loops: you said "hung", and it is still running. Stop the child, then wait for it.')
+            raise Wrong(f'{name}: you said "hung", and it is still running. Stop the child, then wait for it.')
 
 
 class Faster(Exercise):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from labsupport import build, environment
 from labsupport.exercises import lab14, lab14_workpieces
 from labsupport.exercises.base import assert_checker, assert_complete
-from labsupport.language import engine_cached, generation, networks
+from labsupport.language import cached, engine_cached, generation, networks
 
 NAMES = {"np": np, "torch": torch, "F": F, "build": build, "engine_cached": engine_cached}
 
@@ -133,6 +133,22 @@ def forgetful(network, prompt, most):
     return tokens
 
 
+def one_place_off(network, prompt, most):
+    """The past is kept, and its length is told one too large; often the tokens are the right ones all the same."""
+    calls = iter(range(most))
+
+    def misled(tokens, length, *past):
+        return network(tokens, length + (next(calls) > 0), *past)
+
+    misled.shape = network.shape
+    return cached_answer(misled, prompt, most)
+
+
+def by_the_helper(network, prompt, most):
+    """A twin: the lab's own session, which asks the network for its parameters."""
+    return generation.generate(cached.TorchCached(network.eval(), capacity=64), prompt, most).tokens
+
+
 def test_loop():
     def grown(network, prompt, most):
         answer = cached_answer(network, prompt, most)
@@ -143,8 +159,8 @@ def test_loop():
         (without_cache, "computed again"), (forgetful, "past_length"), (lambda n, p, m: p + cached_answer(n, p, m), "the prompt is part of it"),
         (lambda n, p, m: cached_answer(n, p, m)[:-1] or [1, 2], "new tokens were asked for"), (lambda n, p, m: [5] * m, "is right"), (grown, "changed the prompt"),
         (lambda n, p, m: "text", "wanted is a list"), (lambda n, p, m: None, "wanted is a list"), (lambda n, p, m: 1 / 0, "ZeroDivisionError"),
-        (5, "hand in the function itself"),
-    ], right=[cached_answer, with_buffers, lambda n, p, m: tuple(cached_answer(n, p, m))], namespace=NAMES)  # fmt: skip
+        (5, "hand in the function itself"), (one_place_off, "past_length"),
+    ], right=[cached_answer, by_the_helper, with_buffers, lambda n, p, m: tuple(cached_answer(n, p, m))], namespace=NAMES)  # fmt: skip
 
 
 def test_top_p():
@@ -185,10 +201,29 @@ def test_top_p():
     def from_the_front(chances, p):
         return np.where(np.cumsum(chances) - chances < p, chances, 0)
 
+    def not_a_number(chances, p):
+        kept = np.asarray(by_threshold(chances, p))
+        return np.where(kept > 0, kept, np.nan)
+
+    def all_alike(chances, p):
+        """Every token as likely as the last kept one stays, too."""
+        kept = np.asarray(by_threshold(chances, p))
+        kept = np.where(chances >= chances[kept > 0].min(), chances, 0)
+        return kept / kept.sum()
+
+    def one_beyond(chances, p):
+        """It goes on where p is reached exactly."""
+        order = np.argsort(-chances)
+        before = np.cumsum(chances[order]) - chances[order]
+        kept = np.zeros_like(chances)
+        kept[order[before <= p]] = chances[order[before <= p]]
+        return kept / kept.sum()
+
     assert_checker(lab14.top_p, wrong=[
         (one_short, "the one that crosses it stays"), (sorted_out, "the order of the input|likeliest ones are others"), (unscaled, "scale it to 1"),
         (evened, "proportions"), (zeroed, "changed the array"), (from_the_front, "stay|likeliest"), (lambda c, p: c, "tokens stay|one token too many"),
         (lambda c, p: c[c > p], "keep the order"), (lambda c, p: np.where(c == c.max(), 1.0, 0.0), "stay"), (0.9, "hand in the function itself"),
+        (not_a_number, "NaN"), (all_alike, "tokens stay"), (one_beyond, "one token too many"),
     ], right=[by_threshold, by_logits], namespace=NAMES)  # fmt: skip
 
 
@@ -222,6 +257,11 @@ def test_four_bits():
         grouped = weight.reshape(len(weight), -1, 32)
         return ((grouped - least[..., None]) / np.where(step == 0, 1, step)[..., None]).astype(np.uint8), step, least
 
+    def downward(weight):
+        """From the largest value down, with a negative step."""
+        levels, step, least = blocks(weight)
+        return 15 - levels, -step, least + 15 * step
+
     def sixteen(weight):
         levels, step, least = blocks(weight)
         grouped, step = weight.reshape(len(weight), -1, 32), step * 15 / 16
@@ -254,6 +294,7 @@ def test_four_bits():
         return answer
 
     assert_checker(lab14.four_bits, wrong=[
+        (downward, "a step is negative"),
         (symmetric, "a value is off by"), (cut, "cut off instead of rounded"), (sixteen, "four bits end at 15"), (divides, "no number"),
         (by_row, "a step of its own"), (in_place_of, "changed the array"), (lambda w: blocks(w)[0], "wanted are levels, step and least"),
         (lambda w: (blocks(w)[0].astype(np.int64), *blocks(w)[1:]), "wanted is uint8"), (lambda w: (blocks(w)[0].reshape(5, -1), *blocks(w)[1:]), "shapes"),

@@ -83,5 +83,6 @@ def test_split():
         (lambda u, d, r, w: (u, d / w), "hold .* weights together"), (lambda u, d, r, w: (u.chunk(w, 1)[r], d.chunk(w, 0)[w - 1 - r]), "the sum is off"),
         (lambda u, d, r, w: (u.chunk(w, 1)[0], d.chunk(w, 0)[0]), "the sum is off"), (lambda u, d, r, w: u, "wanted are two tensors"),
         (lambda u, d, r, w: (u, d) if r == 0 else (u[:, :1] * 0, d[:1] * 0), "hold .* weights together"), (lambda u, d, r, w: (3, 4), "wanted is a tensor"),
+        (lambda u, d, r, w: (u, d) if r == 0 else (u[:, :0], d[:0]), "equal part"),
         (lambda u, d, r, w: (u, d), "the sum is off"), (8, "hand in the function itself"),
     ], right=[by_chunks, every_other, lambda u, d, r, w: tuple(x.numpy() for x in by_chunks(u, d, r, w))], namespace=NAMES)  # fmt: skip

@@ -124,6 +124,7 @@ def test_gone():
         (lambda b, a: lost(a, b), "and it is not gone|is gone and is not among"), (lambda b, a: [n for n in sorted(b) if n not in a], "is gone and is not among"),
         (lambda b, a: lost(b, a)[::-1], "their order is not: sort them"), (lambda b, a: [], "is gone and is not among"), (lambda b, a: lost(b, a) * 2, "a name came twice"),
         (lambda b, a: "x", "a sorted list of names"), (lambda b, a: 3, "a sorted list of names"), (["x"], "hand in the function itself"),
+        (lambda b, a: [[each] for each in lost(b, a)], "each is text"), (lambda b, a: [1, *lost(b, a)], "each is text"),
     ], right=[lost, lost_by_filter, lambda b, a: tuple(lost(b, a))], namespace=NAMES)  # fmt: skip
 
 
@@ -142,6 +143,7 @@ def test_seventh():
         (MENDED.replace("relu = network.add_activation(conv.get_output(0), trt.ActivationType.RELU)", "relu = conv"), "leave the convolution and the activation"),
         ("exit()", "ended before its last line"), ("while True: pass", "the program did not end"), ("plan = (", "it still breaks in line 1: SyntaxError"),
         ("print('PROOF')\nraise SystemExit", "ended before its last line"), (MENDED + "\nplan = b'x'", "`plan` holds 1 bytes"), (lambda: 3, "text, in quotation marks"),
+        (MENDED + "\nplan = bytes(len(bytes(plan)))", "byte value"), (MENDED + "\nplan = 5000", "byte value"),
         ("import os\nos.system('true')", "refuses to start another process"),
     ]  # fmt: skip
     if environment.generation() != "8.6":

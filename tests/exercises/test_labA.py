@@ -166,7 +166,8 @@ def test_layer_norm():
         (lambda *a: norm_back(*a, axis=0), "Over which axis is averaged"), (lambda *a: norm_back(*a, inside=False), "is the weight inside the means"),
         (lambda *a: norm_back(*a, constants=True), "takes mean and spread as constants"), (lambda g, x, w, e: norm_back(g, x, w, 1e-5), "Is epsilon in the spread"),
         (lambda *a: (norm_back(*a)[0], norm_back(*a)[1] / len(a[0])), "dx is right, dweight is not"), (lambda *a: norm_back(*a)[0], "wanted are two"),
-        (lambda *a: norm_back(*a)[::-1], "dx has shape"), (lambda g, x, w, e: (g, np.inf * w), "off by"), ("text", "hand in the function itself"),
+        (lambda *a: norm_back(*a)[::-1], "dx has shape"), (lambda g, x, w, e: (g, np.inf * w), "off by"),
+        (lambda *a: (np.nan * a[1], norm_back(*a)[1]), "dx holds NaN"), (lambda *a: (norm_back(*a)[0], np.nan * a[2]), "dweight is not"), ("text", "hand in the function itself"),
     ], right=[norm_back, norm_by_torch], namespace=NAMES)  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,7 +54,16 @@ def test_converted():
             model[1].running_mean += 1
         return plain(model, example)
 
+    def appended(model, example):
+        return export.to_onnx(model.append(nn.Softmax(-1)), example)
+
+    def left_in_training(model, example):
+        graph = plain(model, example)
+        model.train()
+        return graph
+
     assert_checker(labB.converted, wrong=[
+        (appended, "changed the model itself"), (left_in_training, "changed the model itself"),
         (lambda m, e: export.to_onnx(m, e), "do not sum to 1: these are no probabilities"), (frozen, "it refuses 1 images|it refuses 7 images"),
         (lambda m, e: export.to_onnx(nn.Sequential(m, nn.Softmax(0)).eval(), e), "the softmax went over the batch"),
         (lambda m, e: export.to_onnx(nn.Sequential(m, nn.Softmax(-1), nn.Softmax(-1)).eval(), e), "the probabilities are off by"),
@@ -119,7 +129,12 @@ def test_missing_names():
     def every_attribute(code, names):
         return {n.attr for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Attribute)} - names
 
+    def by_prefix(code, names):
+        """tensorrt_llm and tensorrt_rtx are other modules."""
+        return by_tree(re.sub(r"tensorrt_\w+", "tensorrt", code), names)
+
     assert_checker(labB.missing_names, wrong=[
+        (by_prefix, "came too much"), (lambda c, n: [[each] for each in by_tree(c, n)], "each of them text|known to nobody"),
         (by_text, EITHER), (no_from, EITHER), (every_attribute, EITHER), (lambda c, n: by_tree(c, ()), "came too much"),
         (lambda c, n: set(), "known to nobody"), (by_running, "raised|known to nobody"), (lambda c, n: "x", "wanted is a set of names"), (lambda c, n: 3, "wanted is a set"),
         (no_aliases, f"{EITHER}|raised"), ({"x"}, "hand in the function itself"),
@@ -204,6 +219,20 @@ def left_running(code, seconds):
     return "ok" if child.returncode == 0 else "raised"
 
 
+def interrupted(code, seconds):
+    """An interrupt is an exception to Python code, so code that catches all goes on."""
+    with tempfile.TemporaryDirectory() as scratch:
+        away = {name: subprocess.DEVNULL for name in ("stdin", "stdout", "stderr")}
+        child = subprocess.Popen([sys.executable, "-c", code], cwd=scratch, **away)
+        RUNNING.append(child)
+        try:
+            child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGINT)
+            return "hung"
+    return "ok" if child.returncode == 0 else "raised"
+
+
 @pytest.fixture
 def in_empty_folder(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
@@ -221,7 +250,7 @@ def test_contained(in_empty_folder):
         (in_this_folder, "code that writes a file: the file stayed in the current folder"), (left_running, 'you said "hung", and it is still running'),
         (lambda c, s: "ok", "code that raises: your function says 'ok'"), (lambda c, s: by_run(c, s) == "ok", "your function says True"),
         (lambda c, s: "hung", "code that ends: your function says 'hung'"), (lambda c, s: "hung" if "while" in c else by_run(c, s), "Was it run at all"),
-        ("ok", "hand in the function itself"),
+        (interrupted, "code that catches all: you said .hung., and it is still running"), ("ok", "hand in the function itself"),
     ], right=[by_run, by_popen, by_sandbox], namespace=NAMES)  # fmt: skip
 
 
