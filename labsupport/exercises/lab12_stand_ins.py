@@ -23,12 +23,15 @@ def with_copies(rng: Any, count: int) -> tuple:
     for place in places:
         test[place] = train[rng.integers(SIZES[0])]
     others = [place for place in range(SIZES[1]) if place not in places]
-    for place, change in zip(others, ("mirror", "pixel", "mean"), strict=False):
+    changes = ("mirror", "pixel", "pixel", "pixel", "mean", "row", "row")  # pixel: one in red, in green, in blue
+    for place, change in zip(others, changes, strict=False):
         near = train[place].copy()
         if change == "mirror":
             near = near[:, ::-1].copy()
         elif change == "pixel":
-            near[5, 5, 2] ^= 1
+            near[(*rng.integers(0, 6, 2), place % 3)] ^= 1
+        elif change == "row":
+            near[rng.integers(0, 6)] ^= 1
         else:
             near = rng.permutation(near.ravel()).reshape(near.shape)
         test[place] = near
@@ -92,7 +95,9 @@ def track_of(rng: Any, faults: str, place: int) -> tuple:
     """Logits of nine frames of one sign, faulty in one way (a loud one at ``place``), and the right class."""
     import numpy as np
 
-    right, other = (int(place) for place in rng.permutation(20)[:2])
+    right, other = (int(number) for number in rng.permutation(20)[:2])
+    if place == 0:
+        right, other = 0, 1 + other % 19  # the first class has a number that counts as False
     answers = []
     for _ in range(9):
         logits = rng.standard_normal(20).astype(np.float32)
@@ -106,6 +111,9 @@ def track_of(rng: Any, faults: str, place: int) -> tuple:
     elif faults == "first and last wrong":
         for edge in (0, 8):
             answers[edge][other] += 16
+    elif faults == "three in a row wrong":
+        for hidden in range(3 * (place % 2), 3 * (place % 2) + 3):
+            answers[hidden][other] += 16
     elif faults == "large logits":
         answers = [logits * 200 for logits in answers]
     return answers, right
