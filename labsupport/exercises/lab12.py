@@ -153,14 +153,7 @@ class Vote(Exercise):
         if not callable(vote):
             raise Wrong(f"that is {described(vote)}; hand in the function itself, `vote`.")
         rng = np.random.default_rng()
-        for faults in (
-            "steady",
-            "broken frames",
-            "one loud frame",
-            "first and last wrong",
-            "three in a row wrong",
-            "large logits",
-        ):
+        for faults in stand_ins.FAULTS:
             for place in range(9):
                 answers, right = stand_ins.track_of(rng, faults, place)
                 keep = [None if one is None else one.copy() for one in answers]
@@ -195,20 +188,6 @@ class Vote(Exercise):
             raise Wrong(f"{faults}: class {got} was elected, and {right} is right{why}.")
 
 
-# how many of twenty it reads falsely, whether red and blue are exchanged, what the self-test should say
-CLASSIFIERS = (
-    (0, False, "fine"),
-    (5, False, "fine"),
-    (6, False, "broken"),
-    (0, True, "swapped"),
-    (4, True, "swapped"),
-    (5, True, "swapped"),
-    (6, True, "broken"),
-    (20, False, "broken"),
-    (9, True, "broken"),
-)
-
-
 class SelfTest(Exercise):
     question = (
         "Write `self_test(classify)`: `classify(pictures)` takes uint8 (N, 48, 48, 3) and gives N class numbers. Say "
@@ -239,7 +218,7 @@ class SelfTest(Exercise):
             raise Wrong(f"that is {described(self_test)}; hand in the function itself, `self_test`.")
         rng = np.random.default_rng()
         for _ in range(4):
-            for wrong, swapped, wanted in CLASSIFIERS:
+            for wrong, swapped, wanted in stand_ins.CLASSIFIERS:
                 got = self_test(stand_ins.classifier(rng, wrong, swapped))
                 if got != wanted:
                     order = ", red and blue exchanged" if swapped else ""

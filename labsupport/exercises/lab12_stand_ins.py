@@ -11,6 +11,26 @@ from labsupport.exercises.answers import described
 from labsupport.exercises.base import Wrong
 
 SIZES = (12, 9)  # pictures in train and in test
+FAULTS = (
+    "steady",
+    "broken frames",
+    "one loud frame",
+    "first and last wrong",
+    "three in a row wrong",
+    "large logits",
+)
+# how many of twenty it reads falsely, whether red and blue are exchanged, what the self-test should say
+CLASSIFIERS = (
+    (0, False, "fine"),
+    (5, False, "fine"),
+    (6, False, "broken"),
+    (0, True, "swapped"),
+    (4, True, "swapped"),
+    (5, True, "swapped"),
+    (6, True, "broken"),
+    (20, False, "broken"),
+    (9, True, "broken"),
+)
 
 
 def with_copies(rng: Any, count: int) -> tuple:
@@ -29,7 +49,8 @@ def with_copies(rng: Any, count: int) -> tuple:
         if change == "mirror":
             near = near[:, ::-1].copy()
         elif change == "pixel":
-            near[(*rng.integers(0, 6, 2), place % 3)] ^= 1
+            row, column = rng.integers(0, 6, 2)
+            near[row, column, place % 3] ^= 1
         elif change == "row":
             near[rng.integers(0, 6)] ^= 1
         else:
