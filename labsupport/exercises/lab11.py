@@ -14,6 +14,8 @@ from labsupport.exercises.lab11_stand_ins import (  # noqa: F401 - learners call
     convolution_shapes,
     counted_misses,
     demand_function,
+    exact_stream,
+    is_affine,
     oldest_in_time,
     packages_drawn,
     sees_all,
@@ -126,12 +128,19 @@ class Thin(Exercise):
             raise Wrong(
                 "behind the first convolution there must be two depthwise 3×3: a 1×1 alone sees no neighborhood."
             )
+        mixing = [layer for layer in layers[1:] if max(layer.kernel_size) == 1 and layer.groups == 1]
+        if len(mixing) < 2:
+            raise Wrong(
+                "the channels never meet: behind each depthwise 3×3 there must be a 1×1 convolution with groups=1."
+            )
         student = macs.cost(distillation.staged_cnn(width=20))
         share = macs.cost(module, images[:1]).macs / student.macs
         if share > MACS_SHARE:
             raise Wrong(f"it takes {share:.0%} of the student's MACs; {MACS_SHARE:.0%} is allowed.")
         if not sees_all(module, images):
             raise Wrong("some pixels do not change the answer: a stride without a 3×3 kernel skips them.")
+        if is_affine(module, images):
+            raise Wrong("the whole network is one weighted sum of the pixels: keep the ReLU behind each stage.")
         return f"{share:.0%} of the MACs. Phone networks are built of this pair; now it would have to be trained."
 
 
@@ -176,6 +185,9 @@ class InTime(Exercise):
                     f"{count} frames were in time, and {best} can be: of a burst behind a stall you dropped frames "
                     f"that still had time."
                 )
+        best, _ = counted_misses(oldest_in_time, *exact_stream())
+        if counted_misses(function, *exact_stream())[0] < best:
+            raise Wrong("a frame that is done exactly `deadline_ms` after it arrived counts, and you dropped some.")
         return "After a stall it skips what is lost and saves the rest. Computing every frame would stay late for long."
 
 

@@ -15,6 +15,7 @@ from labsupport.exercises.base import Exercise, Prediction, Wrong
 LAB = "11b_data_center"
 SERVICE_MS, LIMIT_MS = 8.0, 50.0
 PATIENCE_S = 5.0
+DEATHS = (ConnectionResetError, ConnectionRefusedError, BrokenPipeError, ConnectionAbortedError, ConnectionError)
 
 
 class Saturation(Prediction):
@@ -63,6 +64,7 @@ class Window(Exercise):
             ("two wait, and no more come", range(2), [], 8, 0.2, [0, 1], 0.15, 0.6),
             ("one comes every 0.12 s", [0], [(0.12 * k, k) for k in range(1, 6)], 8, 0.3, "in time", 0.25, 0.8),
             ("nobody waits yet", [], [(0.3, 7), (0.35, 8)], 2, 0.2, "in time", 0.3, 1.0),
+            ("the batch gets full while it waits", [0], [(0.1, 1)], 2, 1.5, "in time", 0.05, 0.8),
             ("no delay is allowed", range(3), [], 8, 0.0, None, 0.0, 0.4),
         ]
         for name, now, later, limit, delay, wanted, least, most in cases:
@@ -123,8 +125,17 @@ class Retry(Exercise):
         _demand_function(function, "send")
         for dead in (0, 1, 2, 4):
             asked, replicas = _replicas(dead, 5)
-            request = random.randrange(1000)
-            got = function(request, replicas)
+            request = random.randrange(1, 1000) if dead != 2 else 0  # an answer may be 0, too
+            there = list(replicas)
+            try:
+                got = function(request, replicas)
+            except ConnectionError as error:
+                raise Wrong(
+                    f"replica {dead} lives, and {type(error).__name__} came out. Each kind of ConnectionError means "
+                    "that one replica died, and an answer may be 0."
+                ) from None
+            if replicas != there:
+                raise Wrong("the function changed the list of replicas; the next request would miss some of them.")
             if got != request * 3:
                 raise Wrong(
                     f"with {dead} dead replicas in front the answer was {got!r}; replica {dead} gave {request * 3}."
@@ -206,7 +217,22 @@ class Admit(Exercise):
                         f"time, and {possible} can be: you turn away requests that had time ({refused} refused, "
                         f"{needless} needed)."
                     )
+        for replicas in (1, 2, 3, 4):
+            for ahead in range(10):
+                _place_fault(function, ahead, replicas)
         return "Under twice the load the server answers as many as ever, all of them in time, and says no to the rest."
+
+
+def _place_fault(function: Callable, ahead: int, replicas: int) -> None:
+    """Raise Wrong where the verdict differs just above or below the moment at which the new request is done."""
+    done_ms = (ahead // replicas + 1) * 10.0
+    for deadline_ms, in_time in ((done_ms + 1.0, True), (done_ms - 1.0, False)):
+        verdict = function(ahead, replicas, 10.0, deadline_ms)
+        if bool(verdict) != in_time:
+            raise Wrong(
+                f"with {replicas} replicas, {ahead} requests ahead and 10 ms each, a new one is done after "
+                f"{done_ms:g} ms at the latest; for a deadline of {deadline_ms:g} ms you say {bool(verdict)}."
+            )
 
 
 def _admit(ahead, replicas, service_ms, deadline_ms) -> bool:
@@ -273,7 +299,7 @@ def _replicas(dead: int, count: int) -> tuple[list, list]:
         def replica(request):
             asked.append(number)
             if number < dead:
-                raise ConnectionResetError("the process is gone")
+                raise DEATHS[number % len(DEATHS)]("the process is gone")
             return request * 3
 
         return replica

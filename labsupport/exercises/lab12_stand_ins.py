@@ -11,6 +11,26 @@ from labsupport.exercises.answers import described
 from labsupport.exercises.base import Wrong
 
 SIZES = (12, 9)  # pictures in train and in test
+FAULTS = (
+    "steady",
+    "broken frames",
+    "one loud frame",
+    "first and last wrong",
+    "three in a row wrong",
+    "large logits",
+)
+# how many of twenty it reads falsely, whether red and blue are exchanged, what the self-test should say
+CLASSIFIERS = (
+    (0, False, "fine"),
+    (5, False, "fine"),
+    (6, False, "broken"),
+    (0, True, "swapped"),
+    (4, True, "swapped"),
+    (5, True, "swapped"),
+    (6, True, "broken"),
+    (20, False, "broken"),
+    (9, True, "broken"),
+)
 
 
 def with_copies(rng: Any, count: int) -> tuple:
@@ -23,12 +43,16 @@ def with_copies(rng: Any, count: int) -> tuple:
     for place in places:
         test[place] = train[rng.integers(SIZES[0])]
     others = [place for place in range(SIZES[1]) if place not in places]
-    for place, change in zip(others, ("mirror", "pixel", "mean"), strict=False):
+    changes = ("mirror", "pixel", "pixel", "pixel", "mean", "row", "row")  # pixel: one in red, in green, in blue
+    for place, change in zip(others, changes, strict=False):
         near = train[place].copy()
         if change == "mirror":
             near = near[:, ::-1].copy()
         elif change == "pixel":
-            near[5, 5, 2] ^= 1
+            row, column = rng.integers(0, 6, 2)
+            near[row, column, place % 3] ^= 1
+        elif change == "row":
+            near[rng.integers(0, 6)] ^= 1
         else:
             near = rng.permutation(near.ravel()).reshape(near.shape)
         test[place] = near
@@ -59,7 +83,11 @@ def traffic(rng: Any) -> tuple:
     gaps[20:30], gaps[50] = 0.001, 0.9
     service = 0.015 * (0.5 + rng.random(80))
     service[rng.integers(0, 80, 4)] += 0.12
-    return 5 + np.cumsum(gaps), service, 0.04
+    arrivals, deadline = 5 + np.cumsum(gaps), 0.04
+    never_waiting = service.cumsum() + arrivals[0] - arrivals
+    if (service > deadline).sum() == (never_waiting > deadline).sum():  # two mistakes that no count tells apart
+        return traffic(rng)
+    return arrivals, service, deadline
 
 
 def finished(arrivals: Any, service: Any) -> Any:
@@ -92,7 +120,9 @@ def track_of(rng: Any, faults: str, place: int) -> tuple:
     """Logits of nine frames of one sign, faulty in one way (a loud one at ``place``), and the right class."""
     import numpy as np
 
-    right, other = (int(place) for place in rng.permutation(20)[:2])
+    right, other = (int(number) for number in rng.permutation(20)[:2])
+    if place == 0:
+        right, other = 0, 1 + other % 19  # the first class has a number that counts as False
     answers = []
     for _ in range(9):
         logits = rng.standard_normal(20).astype(np.float32)
@@ -106,6 +136,9 @@ def track_of(rng: Any, faults: str, place: int) -> tuple:
     elif faults == "first and last wrong":
         for edge in (0, 8):
             answers[edge][other] += 16
+    elif faults == "three in a row wrong":
+        for hidden in range(3 * (place % 2), 3 * (place % 2) + 3):
+            answers[hidden][other] += 16
     elif faults == "large logits":
         answers = [logits * 200 for logits in answers]
     return answers, right

@@ -74,13 +74,17 @@ def Gate():  # noqa: N802 - a class to the learner, made when torch is there
 
 
 def both_sides() -> list:
-    """Batches (3, 4) drawn anew, with means on both sides of 0, near to it and far; the last two are far."""
+    """Batches (3, 4) drawn anew, with means on both sides of 0, near to it and far; the last two are far.
+
+    The first has a mean of exactly 0, in whatever order its numbers are added.
+    """
     import torch
 
     draw = torch.Generator()
     draw.seed()
     noise = [torch.randn(3, 4, generator=draw) for _ in range(8)]
-    return [x - x.mean() + mean for x, mean in zip(noise, (0.02, -0.02, 0.2, -0.2, 0.8, -0.8, 2.0, -2.0))]
+    level = torch.tensor([[1.0, -1.0, 2.0, -2.0]]).repeat(3, 1)  # (3, 4)
+    return [level] + [x - x.mean() + mean for x, mean in zip(noise, (0.02, -0.02, 0.2, -0.2, 0.8, -0.8, 2.0, -2.0))]
 
 
 def needs_function(function: Any, name: str) -> None:
@@ -141,6 +145,8 @@ def provider_cases(draw, known: list[str], built_in: list[str]) -> list[tuple[li
         ([cpu], []),
     ]
     cases.append(([cpu], [(gpu[0], {"trt_fp16_enable": True}), cpu]))
+    misspelled = "TensorRTExecutionProvider"  # the right one has a small rt, and a session tells them apart
+    cases.append((gpu, [misspelled, cpu]))
     for _ in range(20):
         loaded = [*draw.sample([name for name in known if name != cpu], draw.randint(0, 3)), cpu]
         wanted = draw.sample(known, draw.randint(1, 5))

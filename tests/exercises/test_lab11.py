@@ -255,3 +255,53 @@ def test_the_right_answers_hold_however_the_cases_are_drawn(seed):
         (lab11.update, careful),
     ):
         assert exercise.check(answer).right
+
+
+def _choose_by(keeps):
+    def choose(rows, limits):
+        kept = [row for row in rows if keeps(row, limits)]
+        return min(kept, key=lambda row: row["KiB"])["name"] if kept else None
+
+    return choose
+
+
+@pytest.mark.parametrize(
+    "keeps",
+    [
+        lambda row, limits: all(abs(row[key]) <= limit for key, limit in limits.items()),  # a gain is no loss
+        lambda row, limits: all(row[key] <= limits[key] for key in ("KiB", "p90_ms", "points_lost")),  # three typed
+    ],
+)
+def test_choose_phone_reads_signs_and_every_limit(keeps):
+    assert lab11.choose_phone.check(_choose_by(keeps)).outcome == "wrong"
+
+
+def test_a_frame_that_is_done_at_its_deadline_counts():
+    def strict(waiting, now, service, deadline):
+        return next((i for i, arrived in enumerate(waiting) if now + service < arrived + deadline), None)
+
+    assert "exactly" in lab11.in_time.check(strict).message
+
+
+def _thin_of(*pairs):
+    entry = nn.Sequential(nn.Conv2d(3, 20, 3, 2, 1), nn.BatchNorm2d(20), nn.ReLU())
+    return nn.Sequential(entry, *pairs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(80, 15))
+
+
+def _depthwise(inputs, outputs, groups=1):
+    spatial = nn.Conv2d(inputs, inputs, 3, 2, 1, groups=inputs)
+    return nn.Sequential(spatial, nn.Conv2d(inputs, outputs, 1, groups=groups), nn.ReLU())
+
+
+def test_thin_mixes_its_channels():
+    unmixed = (nn.Conv2d(20, 40, 3, 2, 1, groups=20), nn.ReLU(), nn.Conv2d(40, 80, 3, 2, 1, groups=40), nn.ReLU())
+    grouped = (_depthwise(20, 40, groups=20), _depthwise(40, 80, groups=40))
+    for module in (_thin_of(*unmixed), _thin_of(*grouped)):
+        assert "never meet" in lab11.thin.check(module).message
+    assert lab11.thin.check(_thin_of(_depthwise(20, 40), _depthwise(40, 80))).right
+
+
+def test_thin_keeps_its_relu():
+    pairs = (*_depthwise(20, 40)[:2], *_depthwise(40, 80)[:2])
+    tail = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(80, 15))
+    assert "ReLU" in lab11.thin.check(nn.Sequential(nn.Conv2d(3, 20, 3, 2, 1), *pairs, *tail)).message

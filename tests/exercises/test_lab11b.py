@@ -239,3 +239,47 @@ def test_admit():
 def test_the_right_answers_hold_however_the_cases_are_drawn(seed):
     for exercise, answer in ((lab11b.retry, recursive), (lab11b.admit, in_rounds), (lab11b.admit, by_capacity)):
         assert exercise.check(answer).right
+
+
+def test_a_batch_that_gets_full_leaves_at_once():
+    def sleeps(waiting, limit, delay_s):
+        batch = [waiting.get()]
+        if waiting.qsize() < limit - 1:
+            time.sleep(delay_s)
+        while len(batch) < limit and not waiting.empty():
+            batch.append(waiting.get_nowait())
+        return batch
+
+    assert "leaves at once" in lab11b.window.check(sleeps).message
+
+
+def _sender(died=ConnectionError, wants=lambda answer: True, take=iter):
+    def send(request, replicas):
+        for replica in take(replicas):
+            try:
+                answer = replica(request)
+            except died:
+                continue
+            if wants(answer):
+                return answer
+        raise ConnectionError("no replica is left")
+
+    return send
+
+
+def _popped(replicas):
+    while replicas:
+        yield replicas.pop(0)
+
+
+def test_retry_knows_each_death_an_answer_of_0_and_a_list_that_is_not_its_own():
+    assert lab11b.retry.check(_sender()).right
+    assert "Each kind" in lab11b.retry.check(_sender(died=ConnectionResetError)).message
+    assert "may be 0" in lab11b.retry.check(_sender(wants=bool)).message
+    assert "changed the list" in lab11b.retry.check(_sender(take=_popped)).message
+
+
+def test_admit_counts_whole_rounds_every_time():
+    for _ in range(5):
+        verdict = lab11b.admit.check(lambda ahead, replicas, ms, deadline: (ahead / replicas + 1) * ms <= deadline)
+        assert verdict.outcome == "wrong"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from labsupport import data, export, precision, quantization
+from labsupport import data, export, precision, quantization, training
 from labsupport.comparing import requirements
 from labsupport.exercises import lab12, lab12_versions
 from labsupport.exercises import lab12_stand_ins as stand_ins
@@ -418,3 +418,54 @@ def test_what_cannot_be_measured_is_told_apart(reader):
     ]:
         verdict = lab12.own_version.check(*answers)
         assert verdict.outcome == "wrong" and re.search(pattern, verdict.message), verdict
+
+
+@pytest.mark.parametrize("part", [np.s_[..., 2], np.s_[..., 0], np.s_[-1], np.s_[1::2]])
+def test_a_leak_is_judged_by_all_pixels(part):
+    def shared(train, test):
+        return [i for i, one in enumerate(test) if any(np.array_equal(one[part], other[part]) for other in train)]
+
+    assert any(lab12.leak.check(shared).outcome == "wrong" for _ in range(5))
+
+
+def test_a_frame_at_its_deadline_is_not_late():
+    def missed_frames(arrivals_s, service_s, deadline_s):
+        return int((stand_ins.finished(arrivals_s, service_s) - arrivals_s >= deadline_s).sum())
+
+    assert "exactly at its deadline" in lab12.deadlines.check(missed_frames).message
+
+
+def _best_of(answers):
+    return [int(one.argmax()) for one in answers if one is not None]
+
+
+def test_a_vote_hears_all_frames_and_knows_class_0():
+    def first_three(answers):
+        best = _best_of(answers)[:3]
+        return max(best, key=best.count) if best else None
+
+    def without_0(answers):
+        best = _best_of(answers)
+        return (max(best, key=best.count) or None) if best else None
+
+    assert "three in a row" in lab12.vote.check(first_three).message
+    for _ in range(10):
+        assert "None" in lab12.vote.check(without_0).message
+
+
+@pytest.mark.parametrize("least", [12, 16])
+def test_a_self_test_has_one_limit_for_both_orders(least):
+    def self_test(classify):
+        pictures, labels = lab12.golden()
+        if (classify(pictures) == labels).sum() >= 15:
+            return "fine"
+        return "swapped" if (classify(pictures[..., ::-1].copy()) == labels).sum() >= least else "broken"
+
+    assert "red and blue exchanged" in lab12.self_test.check(self_test).message
+
+
+def test_a_version_is_not_measured_beside_a_network_that_reads_nothing(reader, monkeypatch):
+    monkeypatch.setattr(lab12, "PER_CLASS", 1)
+    monkeypatch.setattr(training, "accuracy", lambda run, split: 0.1 if run.name == "PyTorch, eager" else 0.98)
+    verdict = lab12.own_version.check(export.to_onnx(reader, reader.example_input()), reader)
+    assert "hand in the trained one" in verdict.message

@@ -278,3 +278,37 @@ def test_both_ways():
         (lambda x: x, "hand in a torch.nn.Module"), (torch.nn.Module, "hand in a torch.nn.Module"),
         (module(lambda self, x: torch.where(x.mean() >= 1, 2 * x, -x)), "otherwise"), (module(lambda self, x: 1 / 0), "ZeroDivisionError"),
     ], right=[module(lambda self, x: torch.where(x.mean() > 0, 2 * x, -x)), module(by_sign)], namespace={"torch": torch})  # fmt: skip
+
+
+def test_the_number_of_outputs_is_the_kernels_own():
+    def to_nhwc(kernel, shape):
+        return kernel.reshape(10, *shape).transpose(2, 3, 1, 0).reshape(-1, 10)
+
+    def seven(kernel, shape):
+        return kernel.reshape(7, *shape).transpose(2, 3, 1, 0).reshape(-1, 7)
+
+    assert {lab13.to_nhwc.check(each).outcome for each in (to_nhwc, seven)} == {"wrong"}
+
+
+def test_a_misspelled_provider_is_not_there():
+    def not_there(session, wanted):
+        loaded = {name.lower() for name in session.get_providers()}
+        names = [entry if isinstance(entry, str) else entry[0] for entry in wanted]
+        return [name for name in names if name.lower() not in loaded]
+
+    assert "TensorRTExecutionProvider" in lab13.not_there.check(not_there).message
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        lambda x: torch.where(x.mean() >= 0, 2 * x, -x),
+        lambda x: x * (0.5 + 1.5 * torch.sign(x.mean())),
+    ],
+)
+def test_a_mean_of_exactly_0_is_negated(gate):
+    class Both(torch.nn.Module):
+        def forward(self, x):
+            return gate(x)
+
+    assert "mean 0" in lab13.both_ways.check(Both()).message
