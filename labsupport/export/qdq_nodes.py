@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from labsupport.export import surgery
+from labsupport.export import onnx_graph, surgery
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what is worth eight bits
 PRODUCTS = ("Gemm", "MatMul")
@@ -75,7 +75,8 @@ def _layer_behind(tensor: str, maker: Mapping, weights: set[str]):
 
 def clip_early(model, ranges: dict) -> None:
     """What only a ReLU or a Clip reads is worth no more codes than what the ReLU or Clip lets pass."""
-    readers = Counter(name for node in model.graph.node for name in node.input)
+    readers = Counter(name for node in onnx_graph.everywhere(model.graph.node) for name in node.input)
+    readers.update(value.name for value in model.graph.output)  # the caller reads the tensor as it is
     for node in model.graph.node:
         if (
             node.op_type in ("Relu", "Clip")
@@ -83,6 +84,30 @@ def clip_early(model, ranges: dict) -> None:
             and {node.input[0], node.output[0]} <= set(ranges)
         ):
             ranges[node.input[0]] = ranges[node.output[0]]
+
+
+def watched_by_branches(model) -> set[str]:
+    """ReLUs and Clips whose input a branch reads as well: ONNX Runtime's quantizer, which looks into no branch, would
+    take them, and that tensor, out.
+    """
+    inner = onnx_graph.everywhere(node for each in model.graph.node for g in onnx_graph.bodies(each) for node in g.node)
+    read = {name for node in inner for name in node.input}
+    return {node.name for node in model.graph.node if node.op_type in ("Relu", "Clip") and node.input[0] in read}
+
+
+def fold_beta(model) -> None:
+    """Put the factor of a Gemm's constant bias into the bias: ONNX Runtime's quantizer sets it to 1 and drops it."""
+    from onnx import numpy_helper
+
+    weights = {weight.name: weight for weight in model.graph.initializer}
+    free = surgery.Names(model).free
+    for node in model.graph.node:
+        beta = next((a for a in node.attribute if node.op_type == "Gemm" and a.name == "beta"), None)
+        if beta is not None and beta.f != 1 and len(node.input) > 2 and node.input[2] in weights:
+            bias = numpy_helper.to_array(weights[node.input[2]])
+            folded = numpy_helper.from_array((bias * beta.f).astype(bias.dtype), free(f"{node.input[2]}_times_beta"))
+            model.graph.initializer.append(folded)
+            node.input[2], beta.f = folded.name, 1.0
 
 
 def only_layers_read_codes(model) -> None:
