@@ -134,8 +134,8 @@ def to_qdq(
     histograms = {name: h for name, h in known.histograms.items() if name in there}
     ranges = {name: h.range(method, percentile=percentile, format=format) for name, h in histograms.items()}
     qdq_nodes.clip_early(model, ranges)
-    qdq_nodes.fold_beta(model)
-    kept |= _masked(model, known.masked) | qdq_nodes.watched_by_branches(model)
+    qdq_nodes.plain_biases(model)
+    kept |= _masked(model, known.masked) | qdq_nodes.stays_wide(model)
     made = _quantized(model, ranges, target, kept, per_channel, reduce_range)
     if target == "tensorrt":
         qdq_nodes.only_layers_read_codes(made)

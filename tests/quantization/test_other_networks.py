@@ -97,3 +97,37 @@ def test_nodes_of_one_name_are_told_apart(tmp_path, target):
     )
     quantized = quantization.to_qdq(graph, [feed], target=target, method="max")
     assert off(apart, quantized, feed)["y"] < 0.03 and quantization.layers(graph) == ("same_2",)
+
+
+@pytest.mark.parametrize("target", quantization.TARGETS)
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (1, 8), (8,), (32, 1), (32, 8)])
+def test_a_bias_of_any_shape_is_added(tmp_path, target, shape):
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["h"], "one", beta=2.0),
+        helper.make_node("MatMul", ["h", "v"], ["y"], "two"),
+    ]
+    weights = [weight("w", 16, 8), weight("v", 8, 4), weight("b", *shape)]
+    graph = saved(tmp_path, nodes, [value("x", [32, 16])], [value("y", [32, 4])], weights)
+    feed = {"x": rows()}
+    quantized = quantization.to_qdq(graph, [feed], target=target, method="max")
+    assert off(graph, quantized, feed)["y"] < 0.03
+    assert quantization.placement(quantized).quantized == (("two",) if shape[:1] == (32,) else ("one", "two"))
+
+
+@pytest.mark.parametrize("borders", [("one", "three"), ("minus", "minus_half"), ("", "most"), ("minus", "three")])
+def test_a_clip_is_kept_where_codes_do_not_clip(tmp_path, borders):
+    numbers = {"one": 1, "three": 3, "minus": -1, "minus_half": -0.5}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], "one"),
+        helper.make_node("ReduceMax", ["x"], ["top"], "top", keepdims=0),
+        helper.make_node("Mul", ["top", "half"], ["most"], "most"),
+        helper.make_node("Clip", ["h", *borders], ["r"], "clip"),
+        helper.make_node("MatMul", ["r", "v"], ["y"], "two"),
+        helper.make_node("Neg", ["most"], ["z"], "neg"),
+    ]
+    weights = [weight("w", 16, 8), weight("v", 8, 4), numpy_helper.from_array(np.float32(0.25), "half")]
+    weights += [numpy_helper.from_array(np.float32(number), name) for name, number in numbers.items()]
+    graph = saved(tmp_path, nodes, [value("x", ["n", 16])], [value("y", ["n", 4]), value("z", [])], weights)
+    small, large = {"x": rows() / 4}, {"x": rows()}
+    quantized = quantization.to_qdq(graph, [small, large], target="onnxruntime", method="max")
+    assert off(graph, quantized, small)["y"] < 0.05 and off(graph, quantized, large)["y"] < 0.05
