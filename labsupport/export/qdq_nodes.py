@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 
-from labsupport.export import surgery
+from labsupport.export import onnx_graph, surgery
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what is worth eight bits
 PRODUCTS = ("Gemm", "MatMul")
@@ -75,7 +76,8 @@ def _layer_behind(tensor: str, maker: Mapping, weights: set[str]):
 
 def clip_early(model, ranges: dict) -> None:
     """What only a ReLU or a Clip reads is worth no more codes than what the ReLU or Clip lets pass."""
-    readers = Counter(name for node in model.graph.node for name in node.input)
+    readers = Counter(name for node in onnx_graph.everywhere(model.graph.node) for name in node.input)
+    readers.update(value.name for value in model.graph.output)  # the caller reads the tensor as it is
     for node in model.graph.node:
         if (
             node.op_type in ("Relu", "Clip")
@@ -83,6 +85,52 @@ def clip_early(model, ranges: dict) -> None:
             and {node.input[0], node.output[0]} <= set(ranges)
         ):
             ranges[node.input[0]] = ranges[node.output[0]]
+
+
+def stays_wide(model) -> set[str]:
+    """Nodes that ONNX Runtime's quantizer would get wrong: ReLUs and Clips that it would take out though a branch reads
+    their input, or their borders are computed or leave zero outside; products whose bias differs from row to row.
+    """
+    from onnx import numpy_helper
+
+    inner = onnx_graph.everywhere(node for each in model.graph.node for g in onnx_graph.bodies(each) for node in g.node)
+    read = {name for node in inner for name in node.input}
+    weights = {weight.name: weight for weight in model.graph.initializer}
+    found = {node.name for node in model.graph.node if node.op_type in ("Relu", "Clip") and node.input[0] in read}
+    for node in model.graph.node:
+        if node.op_type == "Clip":
+            for name, side in zip(node.input[1:], (-1, 1)):
+                if name and (name not in weights or side * numpy_helper.to_array(weights[name]).item() < 0):
+                    found.add(node.name)
+        elif node.op_type == "Gemm" and len(node.input) > 2 and node.input[2] in weights:
+            rows = list(weights[node.input[2]].dims)[:-1]
+            found |= {node.name} if math.prod(rows) > 1 else set()
+    return found
+
+
+def plain_biases(model) -> None:
+    """Make the constant bias of each Gemm one number a column, its factor in it: ONNX Runtime's quantizer sets the
+    factor to 1 and drops it, and stumbles over a bias of one number.
+    """
+    import numpy as np
+    from onnx import numpy_helper
+
+    weights = {weight.name: weight for weight in model.graph.initializer}
+    free = surgery.Names(model).free
+    for node in model.graph.node:
+        if node.op_type != "Gemm" or len(node.input) < 3 or not {*node.input[1:3]} <= set(weights):
+            continue
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        beta = attributes["beta"].f if "beta" in attributes else 1.0
+        columns = weights[node.input[1]].dims[0 if "transB" in attributes and attributes["transB"].i else 1]
+        bias = numpy_helper.to_array(weights[node.input[2]])
+        if bias.size not in (1, columns) or beta == 1 and bias.shape == (columns,):
+            continue
+        plain = np.ascontiguousarray(np.broadcast_to((bias * beta).ravel(), columns).astype(bias.dtype))
+        node.input[2] = free(f"{node.input[2]}_plain")
+        model.graph.initializer.append(numpy_helper.from_array(plain, node.input[2]))
+        if "beta" in attributes:
+            attributes["beta"].f = 1.0
 
 
 def only_layers_read_codes(model) -> None:

@@ -70,12 +70,16 @@ def numbered(model) -> tuple[dict[str, str], Callable[[str], str]]:
 
 
 def named(model):
-    """Give unnamed nodes a name: by it they are left out of a change, and found again in what came of it."""
-    names = None
+    """Give every node a name of its own: by it it is left out of a change, and found again in what came of it.
+
+    Of several nodes with one name, which ONNX's checker lets pass and ONNX Runtime does not, the first keeps it.
+    """
+    names, seen = None, set()
     for place, node in enumerate(model.graph.node):
-        if not node.name:
+        if not node.name or node.name in seen:
             names = names or Names(model)
-            node.name = names.free(f"{node.op_type}_{place}")
+            node.name = names.free(node.name or f"{node.op_type}_{place}")
+        seen.add(node.name)
     return model
 
 
@@ -95,6 +99,23 @@ def plain(model):
         model = change(model).model
     model.ir_version = max(model.ir_version, 4)  # the first in which a weight need not be an input
     return named(ir.to_proto(model))
+
+
+def sort_nodes(model):
+    """Put each node behind those whose results it, or a branch of it, reads; in place, else in the order there is."""
+    nodes = list(model.graph.node)
+    maker = {name: place for place, node in enumerate(nodes) for name in node.output if name}
+    order, todo = {}, list(reversed(range(len(nodes))))
+    while todo:
+        place = todo[-1]
+        reads = {maker[n] for node in everywhere([nodes[place]]) for n in node.input if n in maker}
+        before = [] if place in order else sorted((p for p in reads if p not in order and p != place), reverse=True)
+        todo += before
+        if not before:
+            order[todo.pop()] = True
+    del model.graph.node[:]
+    model.graph.node.extend(nodes[place] for place in order)
+    return model
 
 
 def inferred(model, *, data_prop: bool = False):
@@ -197,7 +218,28 @@ def fix_batch(model, batch: int) -> tuple[list[str], list[int]]:
                 axis.dim_value = batch
     if free:
         _redeclare(model)
+        _check_reshapes(model, batch)
     return list(free), fixed
+
+
+def _check_reshapes(model, batch: int) -> None:
+    """Refuse a network in which a constant shape froze another batch. Raises BadInput naming the Reshape."""
+    known = inferred(model, data_prop=True).graph
+    shapes = {weight.name: list(weight.dims) for weight in model.graph.initializer}
+    for value in (*known.value_info, *known.input, *known.output):
+        axes = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(axis.HasField("dim_value") for axis in axes):
+            shapes.setdefault(value.name, [axis.dim_value for axis in axes])
+    for node in model.graph.node:
+        if node.op_type != "Reshape":
+            continue
+        came, wanted = shapes.get(node.input[0]), shapes.get(node.output[0])
+        if came and wanted and math.prod(came) != math.prod(wanted):
+            raise BadInput(
+                f"the network does not run with a batch of {batch}: {node.name or 'the Reshape'} that writes "
+                f"{node.output[0]!r} makes {wanted} of {came}, so its batch is a constant; export it with "
+                "x.flatten(1) or x.shape[0] as it is"
+            )
 
 
 def _redeclare(model) -> None:

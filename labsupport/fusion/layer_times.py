@@ -129,13 +129,14 @@ def _named(path: Path):
     """A graph with a name for every node, and names for the nodes of branches and bodies that tell them apart."""
     import onnx
 
-    model = onnx.load(str(path), load_external_data=False)
+    model, number = onnx.load(str(path), load_external_data=False), 0
     for node, named in zip(model.graph.node, nodes_of(model).nodes, strict=True):
         node.name = named.name
         bodies = [body for a in node.attribute for body in ([a.g] if a.HasField("g") else a.graphs)]
         while bodies:
-            for inner in bodies.pop().node:
-                inner.name = INSIDE + inner.name
+            for inner in bodies.pop().node:  # ONNX Runtime asks for unique names everywhere, and "" is one
+                number += 1
+                inner.name = f"{INSIDE}{number} {inner.name}"
                 bodies += [body for a in inner.attribute for body in ([a.g] if a.HasField("g") else a.graphs)]
     return model
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from labsupport import export
 from labsupport.errors import BadInput
+from labsupport.export import onnx_graph, surgery
 from labsupport.fusion.onnx_nodes import nodes_of
 
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "uint8": 1, "int8": 1, "bool": 1, "int32": 4, "int64": 8, "double": 8}
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "double": 8, "bool": 1, "complex64": 8, "complex128": 16}
+BYTES |= {f"{sign}int{bits}": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)}
 # A cut just before one of these would tear apart what every runtime computes in one kernel, or rename the same bytes.
 STICKS = (
     "Relu LeakyRelu Clip Sigmoid HardSwish BatchNormalization Flatten Reshape Squeeze Unsqueeze Identity Cast"
@@ -60,8 +62,6 @@ def split(graph, at) -> tuple:
     ``at`` is a Cut or a tensor's name. Raises BadInput for a name that is not in the graph, and for a tensor beside
     which another one is needed, which is a cut through two wires.
     """
-    import onnx
-
     name = getattr(at, "name", at)
     nodes, constants = steps(graph)
     if name in nodes.inputs:
@@ -82,10 +82,42 @@ def split(graph, at) -> tuple:
         )
     folder, parts = export.fresh_folder(), []
     for part, ends in (("head", (list(nodes.inputs), [name])), ("tail", ([name], list(nodes.outputs)))):
-        path = folder / f"{graph.path.stem}.{part}.onnx"
-        onnx.utils.extract_model(str(graph.path), str(path), *ends)
-        parts.append(export.load(path))
+        parts.append(export.save(_part(graph, *ends), folder / f"{graph.path.stem}.{part}.onnx"))
     return tuple(parts)
+
+
+def _part(graph, inputs: list[str], outputs: list[str]):
+    """The model between these tensors, with all that its nodes and their branches read.
+
+    onnx.utils.extract_model overlooks what only a branch reads, and weights that IR 3 lists among the inputs.
+    """
+    import onnx
+
+    model = graph.model()
+    known = surgery.values_of(model)
+    unknown = [name for name in (*inputs, *outputs) if name not in known]
+    if unknown:
+        raise BadInput(f"{graph.path.name}: ONNX cannot tell the type of {unknown[0]!r}, so no part can end in it")
+    maker = {name: place for place, node in enumerate(model.graph.node) for name in node.output if name}
+    todo, kept = list(outputs), set()
+    while todo:
+        name = todo.pop()
+        if name not in inputs and (place := maker.get(name)) is not None and place not in kept:
+            kept.add(place)
+            todo += [read for node in onnx_graph.everywhere([model.graph.node[place]]) for read in node.input]
+    nodes = [model.graph.node[place] for place in sorted(kept)]
+    read = {name for node in onnx_graph.everywhere(nodes) for name in node.input} | set(outputs)
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    part.ir_version = max(model.ir_version, 4)  # the first in which a weight need not be an input
+    for field in ("node", "input", "output", "value_info", "initializer", "sparse_initializer"):
+        part.graph.ClearField(field)
+    part.graph.node.extend(nodes)
+    part.graph.input.extend(known[name] for name in inputs)
+    part.graph.output.extend(known[name] for name in outputs)
+    part.graph.initializer.extend(weight for weight in model.graph.initializer if weight.name in read)
+    part.graph.sparse_initializer.extend(w for w in model.graph.sparse_initializer if w.values.name in read)
+    return part
 
 
 def short(name: str) -> str:
@@ -112,12 +144,23 @@ def _alive(nodes, constants, place: int) -> list[str]:
     return [name for name in made if name in needed and name not in constants]
 
 
+def _is_scalar(graph, name: str) -> bool:
+    """Whether a tensor is one number; a tensor of unknown rank has no shape either."""
+    value = surgery.values_of(graph.model()).get(name)
+    return value is not None and value.type.tensor_type.HasField("shape")
+
+
 def _cut(graph, nodes, name: str, after: int) -> Cut:
     known = {**dict(graph.inputs), **dict(graph.outputs)}.get(name)
     dtype, shape = (known[1], known[0]) if known else nodes.types.get(name, ("", ()))
-    if not shape or any(not isinstance(axis, int) for axis in shape):
+    if dtype not in BYTES:
+        raise BadInput(
+            f"{name!r} holds {dtype or 'values whose type ONNX cannot tell'}, so its bytes are unknown; cuts are found "
+            "in networks of number tensors"
+        )
+    if any(not isinstance(axis, int) for axis in shape) or not shape and not _is_scalar(graph, name):
         raise BadInput(
             f"the shape of {name!r} is {tuple(shape)}, not fixed, so its bytes are unknown; export the "
             "graph with dynamic=False"
         )
-    return Cut(name, tuple(shape), math.prod(shape) * BYTES.get(dtype, 4) / 2**20, after)
+    return Cut(name, tuple(shape), math.prod(shape) * BYTES[dtype] / 2**20, after)

@@ -156,6 +156,8 @@ def shrink(
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise BadInput(f"round_to={round_to!r}; wanted is a whole number, such as 8: widths become its multiples")
     example = example if example is not None else example_of(model)
+    if not cost(model, example).macs:
+        raise BadInput(f"{type(model).__name__} multiplies nothing, so it has no MACs to take away")
     protected = [keep] if isinstance(keep, str) else list(keep or ())
     for name in protected:
         layer(model, name)
@@ -236,8 +238,8 @@ def _as_it_came(thin: nn.Module, model: nn.Module) -> nn.Module:
 
 
 def _last(model: nn.Module) -> list[str]:
-    """The layer that names the classes."""
-    return [[name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]]
+    """The layer that names the classes, as a list; an empty one for a network of other layers."""
+    return [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1:]
 
 
 def _widths(model: nn.Module) -> dict[str, int]:

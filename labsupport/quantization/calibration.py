@@ -275,7 +275,13 @@ def _session(graph, tensors):
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     # Constant folding takes nodes away whose outputs are wanted here, and ONNX Runtime 1.23 stops at that.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's own types
+        raise LabError(
+            f"ONNX Runtime cannot load {graph.path.name} with its inner tensors shown: "
+            f"{onnx_graph.first_line(error)}; look at the node that it names"
+        ) from error
     for part in file.parent.iterdir():
         part.unlink()
     return session

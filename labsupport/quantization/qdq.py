@@ -134,7 +134,8 @@ def to_qdq(
     histograms = {name: h for name, h in known.histograms.items() if name in there}
     ranges = {name: h.range(method, percentile=percentile, format=format) for name, h in histograms.items()}
     qdq_nodes.clip_early(model, ranges)
-    kept |= _masked(model, known.masked)
+    qdq_nodes.plain_biases(model)
+    kept |= _masked(model, known.masked) | qdq_nodes.stays_wide(model)
     made = _quantized(model, ranges, target, kept, per_channel, reduce_range)
     if target == "tensorrt":
         qdq_nodes.only_layers_read_codes(made)
@@ -190,7 +191,9 @@ def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel:
         quantizer.quantize_model()
         quantizer.model.topological_sort()
     surgery.renamed(model, back)
-    return surgery.renamed(quantizer.model.model, back)
+    made = surgery.renamed(quantizer.model.model, back)
+    # Its own sorting overlooks what branches read.
+    return surgery.sort_nodes(made) if any(map(onnx_graph.bodies, made.graph.node)) else made
 
 
 def _override(pair: tuple[float, float], symmetric: bool) -> dict:

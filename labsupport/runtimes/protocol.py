@@ -111,8 +111,11 @@ def _check_array(runtime: str, name: str, array, spec: TensorSpec) -> None:
 def _check_values(runtime: str, name: str, array) -> None:
     if "float" not in str(array.dtype):
         return
-    finite = bool(np.isfinite(array).all()) if isinstance(array, np.ndarray) else bool(array.isfinite().all())
-    if not finite:
+    if isinstance(array, np.ndarray):
+        sound = bool((np.isfinite(array) | np.isneginf(array)).all())
+    else:
+        sound = bool((array.isfinite() | array.isneginf()).all())
+    if not sound:  # −inf is what the masks of attention hold, and the answer is finite
         raise BadInput(
             f"{runtime}: input {name!r} holds NaN or infinity; look at the preprocessing, the answer would be NaN too"
         )

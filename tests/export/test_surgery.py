@@ -126,3 +126,23 @@ def test_inner_tensors_are_shown_with_their_values(pairs):
         export.exposed(pairs, ["h", "nobody"])
     with pytest.raises(BadInput, match="is the graph that came in"):
         export.exposed(pairs, ["h"], path=pairs.path)
+
+
+def test_a_batch_that_a_constant_shape_froze_is_refused_by_the_name_of_its_node(tmp_path):
+    nodes = [
+        helper.make_node("Tanh", ["x"], ["h"], "tanh"),
+        helper.make_node("Reshape", ["h", "rows"], ["y"], "frozen"),
+    ]
+    rows = numpy_helper.from_array(np.array([4, 6]), "rows")
+    graph = saved(tmp_path, nodes, [value("x", ["n", 2, 3])], [value("y", ["n", 6])], [rows])
+    assert export.at_batch(graph, 4).outputs["y"][0] == (4, 6)
+    for call in (lambda: export.at_batch(graph, 3), lambda: footprint.lifetimes(graph, batch=3)):
+        with pytest.raises(BadInput, match=r"batch of 3: frozen that writes 'y' makes \[4, 6\] of \[3, 2, 3\]"):
+            call()
+
+
+def test_nodes_of_one_name_get_names_of_their_own(tmp_path):
+    nodes = [helper.make_node("Tanh", [a], [b], "same") for a, b in ("xa", "ab", "by")]
+    graph = saved(tmp_path, nodes, [value("x", ["n"])], [value("y", ["n"])])
+    assert [node.name for node in surgery.named(graph.model()).graph.node] == ["same", "same_2", "same_3"]
+    assert np.isfinite(runtimes.OnnxRuntime(export.cast(graph))(np.ones(3, np.float32))["y"]).all()

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 from plan_samples import onnx_file
 
-from labsupport import benchmarking, fusion, runtimes
+from labsupport import benchmarking, export, fusion, runtimes
 from labsupport.errors import BadInput
 from labsupport.fusion import layer_times
 
@@ -78,3 +78,18 @@ def test_a_profile_is_of_what_is_executed_and_warm_ups_do_not_count(tmp_path, mo
 def test_times_that_are_none_are_refused(ms):
     with pytest.raises(BadInput, match="gives 'a' the time .* expected milliseconds, 0 or more and below"):
         layer_times.times_of({"a": ms})
+
+
+def test_branches_of_nodes_without_names_can_be_timed(tmp_path):
+    bodies = {
+        branch: helper.make_graph([helper.make_node(op, ["x", "x"], [branch])], branch, [], [value(branch, [32, 32])])
+        for branch, op in (("then_branch", "MatMul"), ("else_branch", "Add"))
+    }
+    nodes = [helper.make_node("If", ["c"], ["y"], "if", **bodies)]
+    inputs = [value("x", [32, 32]), value("c", [], TensorProto.BOOL)]
+    graph = helper.make_graph(nodes, "g", inputs, [value("y", [32, 32])])
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(tmp_path / "c.onnx"))
+    run = runtimes.OnnxRuntime(export.load(tmp_path / "c.onnx"))
+    feed = {"x": np.ones((32, 32), np.float32), "c": np.array(True)}
+    assert list(fusion.profile(run, feed, runs=2, warmup=1)) == ["if"]

@@ -254,3 +254,15 @@ def test_nonsense_is_named(network):
         pruning.slice_pair(None, norm, second, [0])
     with pytest.raises(errors.BadInput, match="wanted are the numbers of channels"):
         pruning.drop_channels(network, "conv1", [[1], [2, 3]])
+
+
+@pytest.mark.parametrize(("kind", "axes"), [(nn.Conv1d, 1), (nn.Conv3d, 3)])
+def test_networks_of_other_convolutions_shrink_too(kind, axes):
+    network, x = nn.Sequential(kind(3, 8, 3), nn.ReLU(), kind(8, 4, 1)), torch.randn(2, 3, *[6] * axes)
+    slim = pruning.shrink(network, macs=0.6, round_to=2, example=x)
+    assert slim.model(x).shape == network(x).shape and slim.after.macs <= 0.6 * slim.before.macs
+
+
+def test_a_network_without_products_is_refused():
+    with pytest.raises(errors.BadInput, match="Sequential multiplies nothing, so it has no MACs to take away"):
+        pruning.shrink(nn.Sequential(nn.ReLU()), example=torch.randn(2, 3))

@@ -67,6 +67,22 @@ def test_a_wrong_feed_is_told_what_was_wanted(run, expected, spoil, message):
     run(expected[0].numpy())  # and the runtime still works
 
 
+def test_minus_infinity_is_what_a_mask_holds(tmp_path):
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in ("s", "mask", "y")]
+    nodes = [helper.make_node("Add", ["s", "mask"], ["m"], "add"), helper.make_node("Softmax", ["m"], ["y"], "softmax")]
+    graph = helper.make_graph(nodes, "g", ends[:2], ends[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    made = export.save(model, tmp_path / "mask.onnx")
+    mask = np.array([[0, -np.inf, 0], [-np.inf, 0, -np.inf]], np.float32)
+    answer = runtimes.OnnxRuntime(made)({"s": np.zeros((2, 3), np.float32), "mask": mask})["y"]
+    np.testing.assert_allclose(answer, [[0.5, 0, 0.5], [0, 1, 0]])
+    for array in (-mask, torch.from_numpy(-mask)):
+        with pytest.raises(BadInput, match="'mask' holds NaN or infinity"):
+            runtimes.OnnxRuntime(made)({"s": np.zeros((2, 3), np.float32), "mask": array})
+
+
 def test_a_closed_runtime_says_so(run, expected):
     run.close()
     run.close()
