@@ -75,12 +75,12 @@ def tensorrt_cuda_major(product: str, version: str | None) -> int:
 
 
 def settle_distutils() -> None:
-    """Let setuptools be imported after Python's own distutils, which TensorFlow and others load.
+    """Let setuptools be imported late, beside what other packages have loaded.
 
-    setuptools puts its copy in the place of Python's and fails where that is loaded; here it is told to leave it.
+    It puts its copy of distutils in the place of Python's, and fails where something stands in the way (TensorFlow and
+    others load Python's first). Where Python still has one of its own, setuptools is told to leave it.
     """
-    loaded = sys.modules.get("distutils")
-    if loaded is not None and "setuptools" not in getattr(loaded, "__file__", ""):
+    if sys.version_info < (3, 12) and "setuptools" not in sys.modules:
         os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")
 
 
