@@ -63,7 +63,7 @@ def python(
     _check(code, seconds)
     job = {"code": code, "modules": dict(modules or {}), "given": dict(given or {}),
            "stand_ins": {name: list(lacks) for name, lacks in (stand_ins or {}).items()},
-           "seconds": seconds, "most_bytes": MOST_FILE_BYTES}  # fmt: skip
+           "seconds": seconds, "most_bytes": MOST_FILE_BYTES, "folders": _package_folders()}  # fmt: skip
     return _run([sys.executable, "-I", "-B", "-u", "-X", "utf8", "-c", CHILD], job, seconds)
 
 
@@ -138,6 +138,13 @@ def _read(report: Path, code: int, printed: str, files: tuple[str, ...], from_py
     return Outcome("raised", f"exit code {code}", last[:200], None, printed, files)
 
 
+def _package_folders() -> list[str]:
+    """Folders beside site-packages that this process imports from, which an isolated child does not look into."""
+    here = Path(__file__).resolve().parents[2]  # a listing knows nothing of this workbook
+    named = (Path(name) for name in os.environ.get("PYTHONPATH", "").split(os.pathsep) if name)
+    return [str(folder) for folder in named if folder.is_dir() and folder.resolve() != here]
+
+
 def _variables(scratch: Path) -> dict[str, str]:
     """What a child needs of this environment, its home and temporary files in the scratch folder."""
     kept = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL", "CUDA_VISIBLE_DEVICES", "VIRTUAL_ENV")
@@ -176,6 +183,7 @@ import json, os, sys, types
 
 with open(sys.argv[1], encoding="utf-8") as file:
     job = json.load(file)
+sys.path += [folder for folder in job["folders"] if folder not in sys.path]
 report = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT)
 scratch = os.path.realpath(os.getcwd())
 refusals = []
@@ -188,8 +196,7 @@ except (ImportError, ValueError, OSError):
     pass
 
 class StandIn(types.ModuleType):
-    """Has every name but those that the real module is known to lack; calls, with-blocks and loops over it do "
-    "nothing."""
+    """Has every name but those that the real module is known to lack; what is done with it does nothing."""
 
     def __init__(self, name, lacks):
         super().__init__(name)

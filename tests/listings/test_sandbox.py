@@ -205,3 +205,12 @@ def test_the_child_is_this_python():
         Path(sys.executable).name,
         "python",
     )
+
+
+def test_packages_that_pythonpath_names_are_there_and_this_workbook_is_not(tmp_path, monkeypatch):
+    (tmp_path / "beside_site.py").write_text("answer = 42")
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(sandbox.__file__).parents[2]), "nowhere"])
+    )
+    assert sandbox.python("import beside_site; print(beside_site.answer)").printed.strip() == "42"
+    assert str(Path(sandbox.__file__).parents[2]) not in sandbox._package_folders()
