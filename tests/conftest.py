@@ -33,6 +33,11 @@ def apart(tmp_path, monkeypatch):
     monkeypatch.setenv("LABSUPPORT_KEYS", str(tmp_path / "keys"))
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    if sys.version_info < (
+        3,
+        12,
+    ):  # as environment.packages.settle_distutils, for tests that import modelopt themselves
+        monkeypatch.setenv("SETUPTOOLS_USE_DISTUTILS", "stdlib")
     for variable in ("LABSUPPORT_READY", "LABSUPPORT_METRICS"):  # the command that runs these tests sets them
         monkeypatch.delenv(variable, raising=False)
     if "torch" in sys.modules:
