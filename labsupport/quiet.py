@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import warnings
 
 
@@ -25,3 +26,21 @@ def quietly():
             yield
     finally:
         logging.disable(was)
+
+
+@contextlib.contextmanager
+def natively(*descriptors: int):
+    """What native code writes inside to these descriptors of the process, past Python's streams, is dropped.
+
+    1 is the standard output, 2 the standard error; both lead where they led before afterward.
+    """
+    kept, nowhere = [os.dup(number) for number in descriptors], os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in descriptors:
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        for number, copy in zip(descriptors, kept):
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(nowhere)

@@ -4,14 +4,13 @@ fails.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 from pathlib import Path
 
 from labsupport.errors import BadInput, LabError, NotAvailable
 from labsupport.export.onnx_graph import OnnxGraph, fresh_folder, load
-from labsupport.quiet import quietly
+from labsupport.quiet import natively, quietly
 
 BACKENDS = ("tensorflow", "torch")
 INSTALL = (
@@ -43,7 +42,7 @@ def keras_here():
         )
     os.environ["KERAS_BACKEND"] = wanted
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with quietly(), _native_quiet():
+    with quietly(), natively(2):
         import keras
 
         if keras.backend.backend() == "tensorflow":
@@ -78,19 +77,6 @@ def from_keras(model, *, path: str | Path | None = None, opset: int = OPSET) -> 
             f"ONNX lacks what {name} computes, so Keras ({backend}) could not export it: {said}. "
             "Write that layer with other operations, or keep it outside of the network"
         ) from error
-
-
-@contextlib.contextmanager
-def _native_quiet():
-    """Without what libraries write to the process's own stderr while they load, before they listen to any setting."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _exported(keras, model, path: Path, opset: int) -> OnnxGraph:

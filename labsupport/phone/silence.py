@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from importlib.util import find_spec
 from unittest import mock
 
-from labsupport.quiet import quietly
+from labsupport.quiet import natively, quietly
 
 
 @contextlib.contextmanager
@@ -17,11 +16,5 @@ def silently():
         stack.enter_context(quietly())
         if find_spec("rich"):
             stack.enter_context(mock.patch("rich.jupyter.display", lambda *arguments: None))
-        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            os.close(nowhere)
+        stack.enter_context(natively(2))
+        yield

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 
 import pytest
 
+from labsupport import quiet
 from labsupport.quiet import quietly
 
 
@@ -35,3 +37,16 @@ def test_an_error_comes_through_and_logging_is_on_again():
     with pytest.raises(ZeroDivisionError), quietly():
         1 / 0
     assert logging.root.manager.disable == logging.NOTSET
+
+
+def test_native_output_is_dropped_and_comes_back(capfd):
+    with pytest.raises(KeyError), quiet.natively(1, 2):
+        os.write(1, b"from C")
+        os.write(2, b"from C++")
+        raise KeyError
+    os.write(1, b"after")
+    os.write(2, b"wards")
+    with quiet.natively(2):
+        os.write(1, b", heard")
+        os.write(2, b", dropped")
+    assert capfd.readouterr() == ("after, heard", "wards")
