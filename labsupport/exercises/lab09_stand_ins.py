@@ -1,4 +1,4 @@
-"""What lab 09's exercises are about and judged with: an edge box, a run in a line, batches, workers that die."""
+"""What labs 09, 09b and 09c judge their exercises with: an edge box, a run in a line, batches, workers that die."""
 
 from __future__ import annotations
 
@@ -126,3 +126,39 @@ def returned(work: Callable, what: str):
     if "error" in box_of:
         raise box_of["error"]
     return box_of["value"]
+
+
+def cut_graphs() -> list[list[tuple[list[str], list[str]]]]:
+    """Graphs to be cut, as (inputs, outputs) of each node in its order; the last node makes the graph's output."""
+    chain = [(["frame"], ["a"]), (["a"], ["b"]), (["b"], ["c"]), (["c"], ["scores"])]
+    residual = [(["frame"], ["a"]), (["a"], ["b"]), (["a", "b"], ["c"]), (["c"], ["d"]), (["c", "d"], ["scores"])]
+    branches = [(["frame"], ["a"]), (["a"], ["b"]), (["a"], ["c"]), (["b", "c"], ["d"]), (["d"], ["scores"])]
+    again = [(["frame"], ["a"]), (["a"], ["b"]), (["frame", "b"], ["c"]), (["c"], ["scores"])]
+    split = [(["frame"], ["a", "b"]), (["a", "b"], ["c"]), (["c"], ["scores"])]
+    unread = [(["frame"], ["a"]), (["a"], ["spare"]), (["a"], ["b"]), (["b"], ["scores"])]
+    return [chain, residual, branches, again, split, unread]
+
+
+def clean_cuts(nodes) -> list[str]:
+    """Where one tensor carries everything on, in order."""
+    known, clean = {"frame"}, []
+    for place, (_, outputs) in enumerate(nodes[:-1]):
+        known |= set(outputs)
+        needed = known & {name for inputs, _ in nodes[place + 1 :] for name in inputs}
+        if len(outputs) == 1 and needed == set(outputs):
+            clean += outputs
+    return clean
+
+
+def fair_shares(items: int, rates) -> list[int]:
+    """Whole numbers of items with which the slowest is done as early as possible."""
+    given = [0] * len(rates)
+    for _ in range(items):
+        done = [(count + 1) / rate for count, rate in zip(given, rates)]
+        given[done.index(min(done))] += 1
+    return given
+
+
+def most_s(given, rates) -> float:
+    """When the last one is done."""
+    return max(count / rate for count, rate in zip(given, rates))

@@ -1,8 +1,7 @@
-"""Processors, load, DLA, several GPUs, and the tools that record them."""
+"""DLA, auxiliary streams, several GPUs, and the tools that record them."""
 
 from __future__ import annotations
 
-import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,22 +10,9 @@ from faces import stand_in
 
 from labsupport import environment, placement
 from labsupport.errors import BadInput, LabError, NotAvailable
-from labsupport.placement import cluster, utilization
+from labsupport.placement import cluster
 
 # --- who is there -----------------------------------------------------------------------------------------------
-
-
-def test_processors_without_a_gpu(monkeypatch):
-    stand_in(monkeypatch, environment, "has", lambda *needs: False)
-    assert placement.processors().gpus == 0 and "no GPU" in repr(placement.processors())
-
-
-def test_processors_are_read_aloud():
-    assert (
-        repr(placement.Processors(16, 2, 132, 3, 0))
-        == "16 CPU cores, 2 GPUs of 132 multiprocessors and 3 copy engines, no DLA cores"
-    )
-    assert repr(placement.Processors(8, 1, None, None, 2)) == "8 CPU cores, 1 GPU, 2 DLA cores"
 
 
 class Config:
@@ -66,59 +52,6 @@ def test_auxiliary_streams_are_configured():
     assert config.max_aux_streams == 3
     with pytest.raises(BadInput, match="streams=-1"):
         placement.auxiliary(-1)
-
-
-def test_watch_measures_the_load():
-    with placement.Watch(every_s=0.01) as watch:
-        threading.Event().wait(0.05)
-    assert watch.load.seconds >= 0.05 and len(watch.load.cpu_percent) >= 1
-    assert watch.load.cores_busy == pytest.approx(sum(watch.load.cpu_percent) / 100) and "cores busy" in repr(
-        watch.load
-    )
-    with pytest.raises(BadInput, match="every_s=0"):
-        placement.Watch(every_s=0)
-
-
-def test_watch_reads_the_gpu(monkeypatch):
-    monkeypatch.setattr(utilization, "_gpu_reader", lambda: lambda: 40.0)
-    with placement.Watch(every_s=0.005) as watch:
-        threading.Event().wait(0.05)
-    assert watch.load.gpu_percent == 40 and watch.load.samples >= 1 and "GPU 40 % of the time" in repr(watch.load)
-
-
-def test_a_reading_that_looks_back_before_the_block_is_left_out():
-    assert utilization._of_the_block([(0.1, 0.0), (0.9, 20.0), (1.0, 60.0), (1.4, 80.0)]) == [60.0, 80.0]
-    assert utilization._of_the_block([(0.1, 10.0), (0.5, 30.0)]) == [10.0, 30.0] and utilization._of_the_block([]) == []
-
-
-def test_a_watch_may_be_used_again(monkeypatch):
-    readings = iter([10.0, 10.0, 90.0])
-    monkeypatch.setattr(utilization, "_gpu_reader", lambda: lambda: next(readings, 90.0))
-    watch = placement.Watch(every_s=0.01)
-    for _ in range(2):
-        with watch:
-            threading.Event().wait(0.2)
-    assert watch.load.gpu_percent == 90 and watch.load.samples > 1
-
-
-def test_a_gpu_without_a_utilization_counter_is_not_read(monkeypatch):
-    import sys
-    from types import SimpleNamespace
-
-    from labsupport.benchmarking import memory_meter as memory
-
-    class NVMLError(Exception):
-        pass
-
-    def refuses(handle):
-        raise NVMLError("Not Supported")
-
-    stand_in(monkeypatch, environment, "has", lambda *needs: True)
-    monkeypatch.setattr(memory, "nvml_device", lambda: (1, ""))
-    monkeypatch.setitem(
-        sys.modules, "pynvml", SimpleNamespace(NVMLError=NVMLError, nvmlDeviceGetUtilizationRates=refuses)
-    )
-    assert utilization._gpu_reader() is None
 
 
 # --- several GPUs -----------------------------------------------------------------------------------------------
