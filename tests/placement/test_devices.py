@@ -254,7 +254,7 @@ def test_the_gpu_tool_records_a_ratio_per_number_of_gpus(monkeypatch, tmp_path, 
     monkeypatch.setattr(cluster, "devices", lambda: tuple(map(str, range(gpus))))
     monkeypatch.setattr(cluster, "GpuWorkers", FakeWorkers)
     record.main()
-    metrics = json.loads((tmp_path / "09_placement.json").read_text(encoding="utf-8"))["metrics"]
+    metrics = json.loads((tmp_path / "09c_cuts.json").read_text(encoding="utf-8"))["metrics"]
     assert {name: metrics[name]["value"] for name in expected} == pytest.approx(expected)
     assert ("two_gpus.throughput_over_one" in metrics) == (gpus > 1) and metrics["one_gpu.host_fed_rate"][
         "value"
@@ -281,7 +281,7 @@ def test_the_gpu_tool_keeps_what_it_has_when_it_is_ended(monkeypatch, tmp_path, 
     monkeypatch.setattr(cluster, "GpuWorkers", Ended)
     with pytest.raises(SystemExit):
         record.main()
-    whole = json.loads(next(stored.glob("*/09_placement.json")).read_text(encoding="utf-8"))
+    whole = json.loads(next(stored.glob("*/09c_cuts.json")).read_text(encoding="utf-8"))
     assert set(whole["metrics"]) == {"one_gpu.host_fed_rate", "two_gpus.throughput_over_one"}
     assert whole["command"] == "CUDA_VISIBLE_DEVICES=0,1 python3 tools/record_lab09_gpus.py" and whole["machine"]
 
@@ -304,10 +304,10 @@ def test_the_cut_tool_tells_a_slower_core_from_a_wrong_model(tmp_path, monkeypat
         }
         for place, ms, whole in ((0, 6.0, 8.0), (1, 10.0, 16.0))
     )  # the core is half as fast the second time
-    record, book = tool("record_lab09"), recordings.lab("09_placement")
+    record, book = tool("record_lab09"), recordings.lab("09c_cuts")
     record.record(book, model, [frame])
     record.record(book, model, [frame, middle])
-    metrics = json.loads((tmp_path / "09_placement.json").read_text(encoding="utf-8"))["metrics"]
+    metrics = json.loads((tmp_path / "09c_cuts.json").read_text(encoding="utf-8"))["metrics"]
     values = {name.removeprefix("placement."): entry["value"] for name, entry in metrics.items()}
     assert values["cost_model_worst_error"] == pytest.approx(0.4) and values["cost_model_error"] == pytest.approx(0.2)
     assert values["cost_model_worst_error_same_speed"] == values["cost_model_error_same_speed"] == 0
@@ -367,8 +367,8 @@ def test_the_cut_tool_measures_every_cut(monkeypatch, tmp_path, capsys):
         "against",
         lambda graph, chosen, best, *rest: paired.append((chosen, best)) or {"value": 0.9, "unit": "fraction"},
     )
-    record.cuts_of_the_camera(recordings.lab("09_placement"), record.elapsed.seconds())
-    metrics = json.loads((tmp_path / "09_placement.json").read_text(encoding="utf-8"))["metrics"]
+    record.cuts_of_the_camera(recordings.lab("09c_cuts"), record.elapsed.seconds())
+    metrics = json.loads((tmp_path / "09c_cuts.json").read_text(encoding="utf-8"))["metrics"]
     share = metrics["placement.chosen_cut_over_best"]  # where another cut came out quicker, both are timed in turns
     assert (share["value"], share["samples"]) == ((0.9, None) if paired else (1, 13)) and all(
         chosen != best for chosen, best in paired
