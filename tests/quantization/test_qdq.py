@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from labsupport import build, comparing, data, environment, export, models, quantization, runtimes, training
+from labsupport import build, comparing, environment, export, models, quantization, runtimes
 from labsupport.errors import BadInput, BuildError, LabError
 from labsupport.quantization import conversion_cost as conversions
 
@@ -322,28 +322,8 @@ def test_sensitivity_finds_the_layer_that_was_made_sensitive(cnn):
         "error",
         "added error",
     ]
-    whole = error(quantization.to_qdq(graph, batches))
-    mixed = quantization.choose_mixed(
-        graph, batches, error, budget=whole / 2, measure="error", ranking=ranking, progress=False
-    )
-    assert mixed.wide == (ranking.worst.layer,) and mixed.cost <= whole / 2 and len(mixed.quantized) == 2
-    assert quantization.placement(mixed.graph).wide == mixed.wide and [n for n, _ in mixed.steps] == [0, 1]
-    assert repr(mixed).startswith("Mixed(2 of 3 layers in INT8")
-    with pytest.raises(LabError, match="no mix holds the budget of 0: with 2 of 3 layers wide"):
-        quantization.choose_mixed(graph, batches, error, budget=0, measure="error", ranking=ranking, progress=False)
     only = quantization.sensitivity(graph, batches, error, layers=[ranking[2].layer], measure="error", progress=False)
     assert len(only) == 1 and only[0] == ranking[2]
-
-
-def test_accuracy_is_a_measure_and_a_wide_budget_keeps_nothing_wide(cnn):
-    graph, batches, _ = cnn
-    test = data.mnist().test.take(100)
-
-    def accuracy(candidate):
-        return training.accuracy(runtimes.OnnxRuntime(candidate), test)
-
-    mixed = quantization.choose_mixed(graph, batches, accuracy, budget=0.05, target="onnxruntime", progress=False)
-    assert mixed.wide == () and mixed.baseline - mixed.value == pytest.approx(mixed.cost) and mixed.cost <= 0.05
 
 
 @pytest.mark.parametrize(
@@ -360,15 +340,3 @@ def test_impossible_scans_are_named(cnn, options, message):
     options = {"evaluate": lambda graph: 1.0, **options}
     with pytest.raises(BadInput, match=message):
         quantization.sensitivity(*cnn[:2], progress=False, **options)
-
-
-def test_impossible_budgets_are_named(cnn):
-    flat = quantization.sensitivity(*cnn[:2], lambda graph: 1.0, progress=False)
-    for options, message in [
-        ({"budget": -1}, "budget=-1; give the accuracy that may be lost"),
-        ({"budget": "1%"}, "budget='1%'"),
-        ({"budget": 1, "measure": "error"}, "the ranking is by accuracy, the budget by error"),
-        ({"budget": 1, "ranking": quantization.Sensitivity((), 1.0, "accuracy")}, "holds none of the layers"),
-    ]:
-        with pytest.raises(BadInput, match=message):
-            quantization.choose_mixed(*cnn[:2], lambda graph: 1.0, progress=False, **{"ranking": flat, **options})
