@@ -266,11 +266,3 @@ def test_what_nobody_can_count_is_refused():
     for example in (torch.randn(()), torch.randn(0, 4), 3):
         with pytest.raises(BadInput, match=r"wanted is a tensor \(N, …\) of one item or more"):
             pruning.cost(nn.Linear(4, 4), example)
-
-
-def test_a_norms_scale_counts_by_its_size():
-    network = Net(lambda s, x: s.n(s.a(x)), a=conv(3, 4), n=nn.BatchNorm2d(4))
-    network.example_input = lambda: torch.randn(2, 3, 8, 8)
-    with torch.no_grad():
-        network.n.weight.copy_(torch.tensor([-2.0, 0.5, 1.0, -0.25]))
-    assert pruning.channel_importance(network, "a", "batchnorm").tolist() == [2.0, 0.5, 1.0, 0.25]
