@@ -6,7 +6,7 @@ images, with other seeds: the sweeps from which the settings come. Each figure i
 again with each further seed; what the time does not suffice for is left out, the least telling first.
 
 The students learn on the processor's cores, one on each: networks as small as these leave a GPU waiting. On two cores
-everything takes twelve minutes and more: `--seconds 1800`. `--small` tries every step on few images and records nothing.
+everything takes half an hour: `--seconds 1800`. `--small` tries every step on few images and records nothing.
 """
 
 from __future__ import annotations
