@@ -10,7 +10,6 @@ import torch
 
 from labsupport import build, comparing, environment, export, models, quantization, runtimes
 from labsupport.errors import BadInput, BuildError, LabError
-from labsupport.quantization import conversion_cost as conversions
 
 NETWORKS = ("article CNN", "ResNet-18", "MobileNetV2", "encoder")
 LAYERS = dict(zip(NETWORKS, (3, 21, 53, 16)))
@@ -183,7 +182,6 @@ def test_conversions_are_kernels_without_a_layer():
         plan = fusion.xray(recordings.load_plan(name))
         found = quantization.conversions(plan)
         assert len(found) == count and all(kernel.launches and not kernel.nodes for kernel in found)
-    assert 0 < conversions.share(plan) < 0.5
 
 
 def test_a_quantize_node_that_runs_alone_is_a_conversion(cnn):
@@ -199,7 +197,7 @@ def test_a_quantize_node_that_runs_alone_is_a_conversion(cnn):
         {"Name": conv, "LayerType": "CaskConvolution", "Inputs": [tensor], "Outputs": [tensor]},
     ]
     plan = fusion.xray({"Layers": layers}, graph=graph)
-    assert [kernel.nodes for kernel in quantization.conversions(plan)] == [(first,)] and conversions.share(plan) is None
+    assert [kernel.nodes for kernel in quantization.conversions(plan)] == [(first,)]
     with pytest.raises(BadInput, match="read without its ONNX graph, so a conversion cannot be told"):
         quantization.conversions(fusion.xray({"Layers": layers}))
     with pytest.raises(BadInput, match="wants a plan, and a OnnxGraph came"):
