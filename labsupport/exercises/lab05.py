@@ -26,6 +26,7 @@ CLOSE = 0.01
 class WideNodes(Prediction):
     question = "How many of the network's 29 computing nodes must stay FP32, so that the rest can be FP16?"
     quantity = "nodes that must stay FP32"
+    least = 0
     within = 1.5
 
 

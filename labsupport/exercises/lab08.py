@@ -43,6 +43,7 @@ class Gain(Prediction):
     quantity = "the gain by distillation"
     unit = "points"
     within = 1.5
+    least = -100
 
 
 class Factor(Exercise):

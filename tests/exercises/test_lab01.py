@@ -259,15 +259,6 @@ def test_honest_row():
     )
 
 
-def test_clock_gap_compares_a_prediction_with_the_measurement():
-    gap = lab01.ClockGap()
-    assert repr(gap.predict(...)).startswith("Not attempted yet: How many times more")
-    assert gap.compare(1000.0).outcome == "not attempted"
-    gap.predict(500)
-    assert gap.compare(1000.0).right
-    assert "100 times too low" in gap.compare(50_000.0).message
-
-
 @pytest.mark.parametrize("name", ["clock_gap", "spot_the_clock", "right_statistic", "batch_for_budget", "honest_row"])
 def test_the_notebook_finds_the_exercise_by_its_name(name):
     assert getattr(lab01, name).name == name and getattr(lab01, name).lab == "01_measuring"

@@ -18,14 +18,6 @@ def test_the_lab_holds_six_exercises_with_hints_and_solutions():
     assert_complete(lab08, ["gain", "factor", "same_gradient", "hears", "smaller", "front"])
 
 
-def test_the_prediction_is_held_against_the_gain():
-    assert lab08.gain.compare(5.0).outcome == "not attempted"
-    lab08.gain.predict(4)
-    assert lab08.gain.compare(5.0).right
-    lab08.gain.predict(1)
-    assert lab08.gain.compare(5.0).outcome == "wrong"
-
-
 def test_factor():
     assert_checker(
         lab08.factor,

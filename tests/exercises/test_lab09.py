@@ -23,14 +23,6 @@ def namespace() -> dict:
     return {"cuts": cuts, "timeline": timeline}
 
 
-def test_the_tail_is_predicted_and_compared(monkeypatch):
-    monkeypatch.setattr(lab09.tail, "_guess", None)
-    assert lab09.tail.check(4.0).outcome == "not attempted"
-    lab09.tail.predict(3)
-    assert lab09.tail.compare(5.0).right
-    assert not lab09.tail.compare(30.0).right
-
-
 def test_lookahead():
     def solution(load, infer, batches):
         with ThreadPoolExecutor(1) as reader:
