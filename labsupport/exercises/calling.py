@@ -26,7 +26,7 @@ class Interrupted(Exception):
 def needs_function(value: Any, name: str) -> None:
     """Refuse what cannot be called."""
     if not callable(value):
-        raise Wrong(f"that is {described(value)}; hand in the function `{name}` itself, without calling it.")
+        raise Wrong(f"that is {described(value)}; hand in the function itself, `{name}`, without calling it.")
 
 
 def returned(work: Callable, what: str, seconds: float = PATIENCE_S) -> Any:
