@@ -24,8 +24,8 @@ class Interrupted(Exception):
 
 
 def needs_function(value: Any, name: str) -> None:
-    """Refuse what cannot be called."""
-    if not callable(value):
+    """Refuse what cannot be called, and a class."""
+    if not callable(value) or isinstance(value, type):
         raise Wrong(f"that is {described(value)}; hand in the function itself, `{name}`, without calling it.")
 
 
