@@ -1,17 +1,24 @@
 """Exercises of lab 08: points gained, a shrinking gradient, losses that pull alike, a teacher that is heard, a
-student, a front.
+gain that is proven, a front.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
-from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.calling import needs_function, yes_or_no
+from labsupport.exercises.lab08_stand_ins import (
+    LEARNED,
+    STEPS,
+    class_of_two,
+    drawn_duels,
+    look_at_loss,
+    share_not_learned,
+)
 
-LAB = "08_distillation"
+LAB, CHECK_S = "08_distillation", 120.0
 
 # five losses between two batches of logits; `suspect` gives the function
 SUSPECTS = {
@@ -32,7 +39,6 @@ CANDIDATES = {
     "E": (0.93, 1.2),
     "F": (0.85, 0.5),
 }
-FEWER = 10  # times fewer parameters than the teacher
 
 
 class Gain(Prediction):
@@ -136,14 +142,13 @@ class SameGradient(Exercise):
 
 class Hears(Exercise):
     question = (
-        "Write `step(student, teacher, images, labels)` that returns a loss which the teacher takes part in and that "
-        "leaves the teacher as it is. Hand in the function."
+        "Write `step(student, teacher, images, labels)` that returns a loss. Whoever lowers it makes the student give "
+        "each image the chances that the teacher gives it, those of the wrong classes, too; the teacher stays as it "
+        "is. Hand in the function."
     )
     hints = (
-        (
-            "The article's loop computes two losses that never meet. Where does what the teacher answers enter the "
-            "student's?"
-        ),
+        "The article's loop computes two losses that never meet. Where does what the teacher answers enter the "
+        "student's?",
         "`with torch.no_grad(): answers = teacher(images)`, then a loss of `student(images)`, `answers` and `labels`.",
     )
     solution_source = """
@@ -159,9 +164,9 @@ class Hears(Exercise):
     def judge(self, step: Any) -> str:
         from labsupport import distillation
 
-        if not callable(step):
-            raise Wrong(f"that is {described(step)}; hand in the function itself, without calling it.")
-        student, teacher, images, labels = _class_of_two()
+        needs_function(step, "step")
+        student, teacher, images, labels = class_of_two()
+        look_at_loss(step, student, teacher, images, labels)
         found = distillation.audit(step, student, teacher, images, labels)
         if not found.asked:
             raise Wrong("the teacher is never asked: `teacher(images)` does not occur.")
@@ -176,60 +181,56 @@ class Hears(Exercise):
             raise Wrong(
                 f"{found.complaints[0]}. Ask it inside `with torch.no_grad():` and step no optimizer of its own."
             )
-        return "The loss and the student's gradient depend on what the teacher says, and not one of its bits moved."
+        left = share_not_learned(step)
+        if not left < LEARNED:
+            why = "Is the sign right?" if not left < 1000 else "Do both answer the same images?"
+            raise Wrong(
+                f"a student that lowered this loss {STEPS} times does not give the teacher's chances to the classes "
+                f"that the labels do not name. {why} Did logits go in, no probabilities, and all of them?"
+            )
+        return (
+            "The loss and the student's gradient depend on what the teacher says, and not one of its bits moved. A "
+            f"small student lowered it {STEPS} times and knows the teacher's chances to {left:.1%}."
+        )
 
 
-class Smaller(Exercise):
+class Proven(Exercise):
     question = (
-        f"Make a student with at most a {FEWER}th of the teacher's parameters (289,391) that could learn from it, and "
-        "hand in the model."
+        "Write `proven(alone, taught)`: from the accuracies of the same seeds, alone and with the teacher, whether the "
+        "gain is proven: its mean over the seeds above twice its standard error, from three seeds or more. True or "
+        "False."
     )
     hints = (
-        (
-            "`distillation.staged_cnn(width=...)`: almost all parameters are in convolutions. How do they grow with "
-            "the width?"
-        ),
-        (
-            "With the square of it. The student of this lab has width 20 and 38,035 parameters; "
-            "`distillation.parameters` counts."
-        ),
+        "Each seed gives one gain, taught minus alone: what a seed does to both is gone from it. The mean's standard "
+        "error is the standard deviation of the gains, divided by the root of their number.",
+        "`gains = np.subtract(taught, alone)`, then `gains.mean()` and `gains.std(ddof=1) / len(gains) ** 0.5`. One "
+        "seed has no spread, and a teacher that harms proves no gain.",
     )
-    solution_source = "lab08.smaller.check(distillation.staged_cnn(width=16))"
-    answer = "Width 16 has 24,671 parameters: four fifths of the width, two thirds of the weights."
+    solution_source = """
+        import numpy as np
 
-    def judge(self, model: Any) -> str:
-        import torch
-        from torch import nn
+        def proven(alone, taught):
+            gains = np.subtract(taught, alone)
+            if len(gains) < 3:
+                return False
+            return gains.mean() > 2 * gains.std(ddof=1) / len(gains) ** 0.5
 
-        from labsupport import distillation
+        lab08.proven.check(proven)
+    """
+    answer = (
+        "Paired by seed, a small gain can be proven although the seeds differ widely, and a large one cannot where one "
+        "seed made it."
+    )
 
-        if not isinstance(model, nn.Module):
-            raise Wrong(f"that is {described(model)}; hand in the network.")
-        teacher = distillation.staged_cnn(width=32, depth=2)
-        distillation.check_pair(model, distillation.freeze(teacher), teacher.example_input(2))
-        mine, theirs = distillation.parameters(model), distillation.parameters(teacher)
-        if mine == theirs:
-            raise Wrong("that is as large as the teacher itself.")
-        if mine * FEWER > theirs:
-            raise Wrong(
-                f"{mine:,} parameters are {theirs / mine:.1f} times fewer than the teacher's; wanted are {FEWER} times."
-            )
-        if not any(
-            isinstance(part, (nn.ReLU, nn.Hardswish, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.Tanh))
-            for part in model.modules()
-        ):
-            with torch.no_grad():
-                asked = copy.deepcopy(model).cpu().float().eval()  # the learner's own stays in its mode
-                x = teacher.example_input(2)
-                mixed = asked((x[:1] + x[1:]) / 2) - asked(x).mean(dim=0, keepdim=True)
-            if float(mixed.abs().max()) < 1e-4:
-                raise Wrong(
-                    "that network is linear, and has little to learn with; put an activation between its layers."
-                )
-        return (
-            f"{mine:,} parameters, {theirs / mine:.1f} times fewer, and it answers for the same 15 classes. Try "
-            "it in the duel above."
-        )
+    def judge(self, proven: Callable) -> str:
+        needs_function(proven, "proven")
+        cases = drawn_duels()
+        for name, alone, taught, right in cases:
+            said = yes_or_no(proven(list(alone), list(taught)), "proven")
+            if said != right:
+                gains = ", ".join(f"{100 * (after - before):+.1f}" for before, after in zip(alone, taught, strict=True))
+                raise Wrong(f"{name}: the gains are {gains[:80]} points, and it says {said}.")
+        return f"{len(cases)} duels, told apart by gain and spread. Three seeds are few, and one is none."
 
 
 class Front(Exercise):
@@ -295,27 +296,9 @@ def suspect(name: str) -> Callable:
     }[name]
 
 
-def _class_of_two():
-    """A student, a frozen teacher whose answers differ from image to image, six images and their labels."""
-    import torch
-
-    from labsupport import distillation
-
-    teacher = distillation.staged_cnn(classes=5, width=4)
-    with torch.no_grad():
-        teacher.head.weight *= 50
-    labels = torch.arange(6) % 5
-    return (
-        distillation.staged_cnn(classes=5, width=2).train(),
-        distillation.freeze(teacher),
-        teacher.example_input(6),
-        labels,
-    )
-
-
 gain = Gain()
 factor = Factor()
 same_gradient = SameGradient()
 hears = Hears()
-smaller = Smaller()
+proven = Proven()
 front = Front()

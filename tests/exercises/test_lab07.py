@@ -80,7 +80,7 @@ def test_across_flatten():
             (in_place, "the model that was handed in is changed"),
             (sharing_the_end, "the model's own out.weight, no copy"),
             (of_one_size, "channels of 49 pixels are"),
-            (lambda model, keep: None, "Is `return` missing"),
+            (lambda model, keep: None, "`return` missing"),
             (lambda model: model, "raised TypeError"),
             (7, "hand in the function itself"),
         ],
