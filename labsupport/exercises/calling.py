@@ -29,11 +29,12 @@ def needs_function(value: Any, name: str) -> None:
         raise Wrong(f"that is {described(value)}; hand in the function itself, `{name}`, without calling it.")
 
 
-def returned(work: Callable, what: str, seconds: float = PATIENCE_S) -> Any:
+def returned(work: Callable, what: str, seconds: float | None = None) -> Any:
     """What ``work`` returns or raises, from a thread of its own; Wrong if it has not come back after ``seconds``.
 
-    A loop in C that never lets go of the interpreter cannot be stopped so.
+    None is ``PATIENCE_S``. A loop in C that never lets go of the interpreter cannot be stopped so.
     """
+    seconds = PATIENCE_S if seconds is None else seconds
     box: dict[str, Any] = {}
 
     def call() -> None:

@@ -73,7 +73,7 @@ def test_stays():
         (forgets_the_last_block, "stay.|too short a block"), (lambda o, s, m: ["fft"], "they are whole numbers from 0"),
         (lambda o, s, m: "fft", "wanted is a list of positions"), (lambda o, s, m: [True], "whole numbers"),
         (lambda o, s, m: by_groups(o, s, m) * 2, "is named twice"), (lambda o, s, m: None, "wanted is a list of positions"),
-        ([2, 3], "hand in the function itself: check.stays."), (lambda o, s, m: o.index("nothing"), "ValueError"),
+        ([2, 3], "hand in the function itself, `stays`"), (lambda o, s, m: o.index("nothing"), "ValueError"),
         (lambda o, s, m: {i: 1 for i in by_groups(o, s, m)}, "wanted is a list of positions"),
     ], right=[by_groups, by_hand, lambda o, s, m: deque(reversed(by_groups(o, s, m)))], namespace={})  # fmt: skip
 
