@@ -82,7 +82,8 @@ def fast_and_eager():
     def fast(feed):
         """Nearly the same, as a narrower format answers."""
         exact = eager(feed)["logits"]
-        return {"logits": (exact + off * np.sin(37 * exact)).astype(np.float32)}
+        growing = np.linspace(0.1, 1, len(exact))[:, None]  # no single image tells the largest error
+        return {"logits": (exact + off * growing * np.sin(37 * exact)).astype(np.float32)}
 
     exact, near = eager(images), fast(images)
     errors = {"max error": comparing.max_error(exact, near), "relative error": comparing.relative_error(exact, near)}
