@@ -38,8 +38,11 @@ def is_untouched(value: Any, depth: int = 2, *, leftover: bool = False) -> bool:
     if isinstance(value, (list, tuple, set, dict)):
         items = itertools.islice(value.values() if isinstance(value, dict) else value, 1000)
         return depth > 0 and any(is_untouched(item, depth - 1, leftover=leftover) for item in items)
-    if isinstance(getattr(value, "__wrapped__", None), FunctionType):
-        value = inspect.unwrap(value)
+    try:
+        if isinstance(getattr(value, "__wrapped__", None), FunctionType):
+            value = inspect.unwrap(value)
+    except Exception:  # a learner's object may fail at whatever it is asked
+        return False
     if isinstance(value, FunctionType):
         return _is_learners(value) and (_is_empty(value) or _holds_ellipsis(value, leftover))
     kind = value if isinstance(value, type) else type(value)

@@ -71,7 +71,7 @@ def check_same_answer(reference, network, slips: dict | None = None) -> None:
             with torch.inference_mode():
                 why = [text for text, slip in (slips or {}).items() if comparing.max_error(slip(example), got) < CLOSE]
             raise Wrong(
-                f"the block now computes something else, up to {error:.1f} away; keep its first output unchanged. "
+                f"the block now computes something else, up to {error:.2g} away; keep its first output unchanged. "
                 f"{' '.join(why)}".strip()
             )
 
