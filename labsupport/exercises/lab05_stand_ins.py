@@ -9,7 +9,7 @@ from labsupport.exercises.answers import Wrong
 
 CLOSE = 0.01
 NAMES = {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32", "single": "fp32"}
-NAMES |= {"tensorfloat32": "tf32", "e4m3": "fp8_e4m3", "e5m2": "fp8_e5m2", "e2m1": "fp4_e2m1"}
+NAMES |= {"tensorfloat32": "tf32", "tensorfloat_32": "tf32", "e4m3": "fp8_e4m3", "e5m2": "fp8_e5m2", "e2m1": "fp4_e2m1"}
 NAMES |= {"float8_e4m3fn": "fp8_e4m3", "float8_e4m3": "fp8_e4m3", "float8_e5m2": "fp8_e5m2"}
 NAMES |= {"fp8_e4m3fn": "fp8_e4m3", "e4m3fn": "fp8_e4m3", "float4_e2m1fn": "fp4_e2m1"}
 

@@ -127,6 +127,8 @@ class ClipIt(Exercise):
         most = float(abs(values).max())
         if limit <= 0:
             raise Wrong("a threshold is a magnitude, so above 0.")
+        if limit < 1e-3 * most:
+            raise Wrong(f"{limit:.3g} clips nearly every value; the largest is {most:.3g}.")
         noise = quantization.measured_noise(values, quantization.scale_of(low=-limit, high=limit, format="int4"))
         best = _least_error()
         if limit >= 0.95 * most:

@@ -190,7 +190,7 @@ class Hears(Exercise):
             )
         return (
             "The loss and the student's gradient depend on what the teacher says, and not one of its bits moved. A "
-            f"small student lowered it {STEPS} times and knows the teacher's chances to {left:.1%}."
+            f"small student lowered it {STEPS} times and knows the teacher's chances to {max(left, 0):.1%}."
         )
 
 
