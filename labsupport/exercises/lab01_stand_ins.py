@@ -72,6 +72,7 @@ def fast_and_eager():
 
     rng = np.random.default_rng()
     images = rng.standard_normal((32, 1, 28, 28), dtype=np.float32)
+    images[:, 0, 0, 0] = np.linspace(0.1, 1, 32)
     weight = rng.standard_normal((784, 10), dtype=np.float32)
     off = rng.uniform(1e-3, 1e-2)
 
@@ -82,7 +83,7 @@ def fast_and_eager():
     def fast(feed):
         """Nearly the same, as a narrower format answers."""
         exact = eager(feed)["logits"]
-        growing = np.linspace(0.1, 1, len(exact))[:, None]  # no single image tells the largest error
+        growing = np.asarray(feed).reshape(len(feed), -1)[:, :1]  # no few images tell the largest error
         return {"logits": (exact + off * growing * np.sin(37 * exact)).astype(np.float32)}
 
     exact, near = eager(images), fast(images)

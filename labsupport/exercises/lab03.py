@@ -126,7 +126,7 @@ class Forbids(Exercise):
     )
 
     def judge(self, names: list) -> str:
-        unknown = [name for name in names if name not in CHANGES]
+        unknown = [name for name in names if not isinstance(name, str) or name not in CHANGES]
         if unknown:
             raise Wrong(f"{unknown[0]!r} is no change; the names are {list(CHANGES)}.")
         forbidden = {name for name in CHANGES if not runs_as_one(name)}

@@ -131,6 +131,8 @@ def judge_deaths(serve_all: Callable, table: dict[int, int], survivor: int) -> N
     if given != requests or workers != crew:
         whose = "requests" if given != requests else "workers"
         raise Wrong(f"the list of {whose} that was handed in has changed; work on a copy, the caller needs it.")
+    if len(got) > len(requests):
+        raise Wrong(f"serve_all gave {len(got)} answers to {len(requests)} requests.")
     if len(got) != len(requests) or any(each is None for each in got):
         raise Wrong(
             f"{sum(each is not None for each in got)} of {len(requests)} requests were answered; the ones "
