@@ -7,12 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
-from labsupport.exercises.calling import needs_function, yes_or_no
+from labsupport.exercises.calling import items, needs_function, yes_or_no
 from labsupport.exercises.lab08_stand_ins import (
     LEARNED,
     STEPS,
     class_of_two,
+    drawn_candidates,
     drawn_duels,
     look_at_loss,
     share_not_learned,
@@ -235,40 +237,54 @@ class Proven(Exercise):
 
 class Front(Exercise):
     question = (
-        "`lab08.CANDIDATES` holds (accuracy, latency) of six candidates. Which of them are on the Pareto front, "
-        "beaten by no other in both? Hand in a list of names."
+        "Write `front(candidates)`: from a dict of name to (accuracy, ms), such as `lab08.CANDIDATES`, the names on "
+        "the Pareto front. Another beats a candidate if it is no worse in both and better in one. Hand in the function."
     )
     hints = (
         "Go from the fastest to the slowest and keep a candidate only if it is more accurate than all you kept.",
-        "Three remain. Of two equally fast ones the more accurate beats the other, and the other way round.",
+        "Of two equally fast ones the more accurate beats the other, and the other way round; two that are equal in "
+        "both beat nobody, and both stay.",
     )
     solution_source = """
-        def beaten(one):
-            accuracy, ms = lab08.CANDIDATES[one]
-            return any(a >= accuracy and m <= ms and (a, m) != (accuracy, ms) for a, m in lab08.CANDIDATES.values())
+        def front(candidates):
+            def beaten(accuracy, ms):
+                return any(a >= accuracy and m <= ms and (a, m) != (accuracy, ms) for a, m in candidates.values())
 
-        lab08.front.check([name for name in lab08.CANDIDATES if not beaten(name)])
+            return [name for name, pair in candidates.items() if not beaten(*pair)]
+
+        lab08.front.check(front)
     """
-    answer = "A, E and D. B is as accurate as E and slower, F as fast as D and worse, C loses to B and E in both."
+    answer = "In `lab08.CANDIDATES`: A, E and D. B is as accurate as E and slower, F as fast as D and worse."
 
-    def judge(self, names: list) -> str:
-        unknown = [name for name in names if not isinstance(name, str) or name not in CANDIDATES]
-        if unknown:
-            raise Wrong(f"{unknown[0]!r} is no candidate; the names are {list(CANDIDATES)}.")
-        for name in names:
-            accuracy, ms = CANDIDATES[name]
-            for other, (their_accuracy, their_ms) in CANDIDATES.items():
-                if their_accuracy >= accuracy and their_ms <= ms and other != name:
-                    raise Wrong(
-                        f"{name} is beaten by {other}: accuracy {their_accuracy} against {accuracy}, {their_ms} ms "
-                        f"against {ms} ms."
-                    )
-        if len(set(names)) < 3:
-            raise Wrong("those are on it, and more are: a slow one stays if nothing as fast or faster is as accurate.")
+    def judge(self, front: Callable) -> str:
+        needs_function(front, "front")
+        for candidates in (CANDIDATES, *(drawn_candidates() for _ in range(5))):
+            found = items(front(dict(candidates)), "front")
+            if unknown := [name for name in found if not isinstance(name, str) or name not in candidates]:
+                raise Wrong(f"front gave {described(unknown[0])}, and the candidates are {list(candidates)}.")
+            _judge_front(candidates, set(found))
         return (
-            "Whoever is not on the front costs time or accuracy for nothing; which of the three to take, only a "
+            "Whoever is not on the front costs time or accuracy for nothing; which of the others to take, only a "
             "gate can say."
         )
+
+
+def _judge_front(candidates: dict, found: set[str]) -> None:
+    for name, (accuracy, ms) in candidates.items():
+        beats = [
+            other
+            for other, (theirs, their_ms) in candidates.items()
+            if theirs >= accuracy and their_ms <= ms and (theirs, their_ms) != (accuracy, ms)
+        ]
+        if beats and name in found:
+            theirs, their_ms = candidates[beats[0]]
+            raise Wrong(
+                f"{name} is beaten by {beats[0]}: accuracy {theirs} against {accuracy}, {their_ms} ms against {ms} ms."
+            )
+        if not beats and name not in found:
+            twin = any(pair == (accuracy, ms) for other, pair in candidates.items() if other != name)
+            why = " It has a twin that is equal in both, and equals beat nobody." if twin else ""
+            raise Wrong(f"{name}, accuracy {accuracy} in {ms} ms, is beaten by no other, and is missing.{why}")
 
 
 def suspect(name: str) -> Callable:

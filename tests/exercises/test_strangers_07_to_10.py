@@ -128,6 +128,14 @@ def by_torch(alone, taught):
     return len(gains) >= 3 and gains.mean() > 2 * gains.std() / len(gains) ** 0.5
 
 
+def on_front(c):
+    pairs = np.array(list(c.values()))
+    worse = [
+        ((pairs[:, 0] >= a) & (pairs[:, 1] <= m) & ((pairs[:, 0] > a) | (pairs[:, 1] < m))).any() for a, m in pairs
+    ]
+    return [name for name, beaten in zip(c, worse) if not beaten]
+
+
 def by_futures(load, infer, batches):
     """Each batch is a future that a thread fills."""
 
@@ -314,7 +322,10 @@ WRONG = {
         lambda a, t: by_scipy_like(t, a), lambda a, t: not by_scipy_like(a, t), lambda a, t: by_scipy_like(a, t) or len(a) < 3, lambda a, t: "True",
         lambda a: True, lambda a, t: by_scipy_like(sorted(a), sorted(t[:-1])), lambda a, t: all(y > x for x, y in zip(a, t)) and len(a) > 2,
     ],
-    "lab08.front": [["A"], list("ABCDEF"), ["A", "D", "F"], "AED", [1], ["a", "e", "d"], ["A", "B", "D"], {"A": 1}],
+    "lab08.front": [
+        lambda c: sorted(c), lambda c: [min(c, key=lambda name: c[name][1])], lambda c: "AED", lambda c: on_front(c)[1:], lambda c: on_front({n: (-a, -m) for n, (a, m) in c.items()}),
+        lambda c: on_front({n: (a, -m) for n, (a, m) in c.items()}), lambda c: dict.fromkeys(c), lambda c: [[name] for name in on_front(c)], ["A"], lambda c: list(c.values()), lambda: ["A"],
+    ],
     "lab09.lookahead": [
         all_at_once, deaf, lambda load, infer, batches: [infer(load(b)) for b in batches], lambda load, infer, batches: by_futures(load, infer, batches[1:]),
         lambda load, infer, batches: dict(enumerate(swallowing(load, infer, batches))), lambda load, infer, batches: sorted(swallowing(load, infer, batches)),
@@ -371,7 +382,10 @@ RIGHT = {
         functools.partial(lambda scale, s, t, x, y: scale * distillation.soft_loss(s(x), t(x), temperature=2.0), 7.0), hears(lambda s, t, y: F.smooth_l1_loss(s, t)),
     ],
     "lab08.proven": [by_scipy_like, by_torch, lambda a, t: bool(by_torch(a, t)), lambda a, t: np.bool_(by_scipy_like(a, t)), functools.partial(by_scipy_like), lambda alone, taught: print(len(alone)) or by_torch(alone, taught)],
-    "lab08.front": [["A", "E", "D"], {"A", "D", "E"}, np.array(["D", "E", "A"]), (name for name in "AED"), ("E", "D", "A"), ["A", "E", "D", "D"]],
+    "lab08.front": [
+        lambda c: on_front(c), lambda c: set(on_front(c)), lambda c: np.array(on_front(c)), lambda c: iter(on_front(c)), lambda c: tuple(on_front(c))[::-1],
+        lambda c: {name: c[name] for name in on_front(c)}, lambda c: (c.clear(), on_front(dict(kept)))[1] if (kept := dict(c)) else [],
+    ],
     "lab09.lookahead": [by_futures, by_asyncio, by_iterator, swallowing, lambda load, infer, batches: collections.deque(by_futures(load, infer, batches)), functools.partial(by_futures)],
     "lab09.cuts": [Several(["crop", "stage2"]), Several([np.str_("crop"), "stage2"]), Several([lab09.box().choose("latency").name, lab09.box().choose("interval").name])] * 2,
     "lab09.dispatcher": [
