@@ -80,7 +80,7 @@ def _holds_ellipsis(function: FunctionType, leftover: bool) -> bool:
     if tree is None:
         return Ellipsis in function.__code__.co_consts
     # `x[..., 0]` and `tuple[int, ...]` are finished code; a `...` alone in a line may be what the starter left behind
-    parts = [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
+    parts: list[ast.AST] = [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
     parts += [node for node in ast.walk(tree) if isinstance(node, (ast.Compare, ast.ExceptHandler, ast.arguments))]
     if not leftover and not _only_ellipsis(tree):
         parts += [node for node in ast.walk(tree) if isinstance(node, ast.Expr)]

@@ -123,7 +123,7 @@ class HalfPrecision(Exercise):
 
 class FullBatch(Exercise):
     question = (
-        "Write `measure(run)`: it measures the network `run` on all 500 test digits in one call, at least 30 calls, "
+        "Write `latency_of(run)`: it measures the network `run` on all 500 test digits in one call, at least 30 calls, "
         "and returns what benchmarking.latency returns. Hand in the function, and `optimized`."
     )
     hints = (
@@ -131,23 +131,23 @@ class FullBatch(Exercise):
         "benchmarking.latency(run, images, runs=...) returns the whole result; return that, not its median.",
     )
     solution_source = """
-        def measure(run):
+        def latency_of(run):
             return benchmarking.latency(run, images, runs=40)
 
-        lab00.full_batch.check(measure, optimized)
+        lab00.full_batch.check(latency_of, optimized)
     """
     answer = "The call takes longer, but five hundred digits share its fixed cost, so each of them is cheaper."
 
-    def judge(self, measure: Callable, optimized: Any) -> str:
+    def judge(self, latency_of: Callable, optimized: Any) -> str:
         from labsupport.benchmarking.measurements import earned
 
-        needs_function(measure, "measure")
+        needs_function(latency_of, "latency_of")
         if not callable(optimized) or str(getattr(optimized, "name", "")).startswith("torch"):
-            raise Wrong("the second answer is the network to be measured: check(measure, optimized).")
+            raise Wrong("the second answer is the network to be measured: check(latency_of, optimized).")
         run = Watched(optimized)
-        measured = measure(run)
+        measured = latency_of(run)
         if measured is None:
-            raise Wrong("measure gave None. Did it forget its `return`?")
+            raise Wrong("latency_of gave None. Did it forget its `return`?")
         run.judge(measured, items=TEST_DIGITS, least=FEWEST_RUNS)
         rate = earned(measured.items_per_s, measured.items_per_s * measured.spread)
         return (

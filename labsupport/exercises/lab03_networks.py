@@ -58,10 +58,10 @@ def check_same_answer(reference, network, slips: dict | None = None) -> None:
             expected = reference(example)
             try:
                 got = _first(network(example))
-            except RuntimeError as error:
+            except RuntimeError as fault:
                 if size[0] == 2:
                     raise
-                raise Wrong(f"it answers for pictures (2, 64, 16, 16) and fails for {size}: {error}") from None
+                raise Wrong(f"it answers for pictures (2, 64, 16, 16) and fails for {size}: {fault}") from None
         if not isinstance(got, torch.Tensor):
             raise Wrong(f"forward gave {described(got)}. Did it forget its `return`?")
         if got.shape != expected.shape:

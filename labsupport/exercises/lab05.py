@@ -9,7 +9,7 @@ from typing import Any
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
 from labsupport.exercises.calling import needs_function
-from labsupport.exercises.lab05_stand_ins import bf16_cases, block, feed_forward, format_of, judge_half
+from labsupport.exercises.lab05_stand_ins import bf16_cases, feed_forward, feed_forward_module, format_of, judge_half
 
 LAB, CHECK_S = "05_precision", 120.0
 
@@ -239,9 +239,9 @@ class KeepWide(Exercise):
 
 class Rescaled(Exercise):
     question = (
-        "Write `rescaled(block)`: a copy of the feed-forward block, `lab05.block()`, that computes the same and does "
-        "not overflow when all of it is FP16, `.half()`. No node may stay FP32: change weights and biases. Hand in the "
-        "function."
+        "Write `rescaled(block)`: a copy of the feed-forward block, `lab05.feed_forward_module()`, that computes the "
+        "same and does not overflow when all of it is FP16, `.half()`. No node may stay FP32: change weights and "
+        "biases. Hand in the function."
     )
     hints = (
         "The block is x + down(relu(up(norm(x)))²). The square overflows; what is relu(y / s)² for s above 0?",
@@ -270,7 +270,7 @@ class Rescaled(Exercise):
         needs_function(rescaled, "rescaled")
         errors = []
         for loud in (12.0, random.uniform(20.0, 60.0)):
-            given = block(loud, seed=random.randrange(10**6))
+            given = feed_forward_module(loud, seed=random.randrange(10**6))
             before = copy.deepcopy(given.state_dict())
             tame = rescaled(given)
             if tame is None:

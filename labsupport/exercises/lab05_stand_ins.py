@@ -47,7 +47,7 @@ def bf16_cases(plain) -> dict:
     }
 
 
-def block(loud: float = 12.0, seed: int = 0):
+def feed_forward_module(loud: float = 12.0, seed: int = 0):
     """The feed-forward block as a torch module: LayerNorm, a product `up`, squared ReLU (Primer, arXiv:2109.08668), a
     product `down`, and the sum with its input; ``loud`` is the spread of the weights of `up`.
     """
@@ -86,7 +86,7 @@ def feed_forward():
 
     tokens = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
     path = export.fresh_folder() / "feed_forward.onnx"
-    return export.to_onnx(block(), tokens, path=path, dynamic=False), tokens.numpy()
+    return export.to_onnx(feed_forward_module(), tokens, path=path, dynamic=False), tokens.numpy()
 
 
 def judge_half(given, tame, tokens) -> float:

@@ -237,7 +237,7 @@ class Proven(Exercise):
 
 class Front(Exercise):
     question = (
-        "Write `front(candidates)`: from a dict of name to (accuracy, ms), such as `lab08.CANDIDATES`, the names on "
+        "Write `on_front(candidates)`: from a dict of name to (accuracy, ms), such as `lab08.CANDIDATES`, the names on "
         "the Pareto front. Another beats a candidate if it is no worse in both and better in one. Hand in the function."
     )
     hints = (
@@ -246,22 +246,22 @@ class Front(Exercise):
         "both beat nobody, and both stay.",
     )
     solution_source = """
-        def front(candidates):
+        def on_front(candidates):
             def beaten(accuracy, ms):
                 return any(a >= accuracy and m <= ms and (a, m) != (accuracy, ms) for a, m in candidates.values())
 
             return [name for name, pair in candidates.items() if not beaten(*pair)]
 
-        lab08.front.check(front)
+        lab08.front.check(on_front)
     """
     answer = "In `lab08.CANDIDATES`: A, E and D. B is as accurate as E and slower, F as fast as D and worse."
 
-    def judge(self, front: Callable) -> str:
-        needs_function(front, "front")
+    def judge(self, on_front: Callable) -> str:
+        needs_function(on_front, "on_front")
         for candidates in (CANDIDATES, *(drawn_candidates() for _ in range(5))):
-            found = items(front(dict(candidates)), "front")
+            found = items(on_front(dict(candidates)), "on_front")
             if unknown := [name for name in found if not isinstance(name, str) or name not in candidates]:
-                raise Wrong(f"front gave {described(unknown[0])}, and the candidates are {list(candidates)}.")
+                raise Wrong(f"on_front gave {described(unknown[0])}, and the candidates are {list(candidates)}.")
             _judge_front(candidates, set(found))
         return (
             "Whoever is not on the front costs time or accuracy for nothing; which of the others to take, only a "

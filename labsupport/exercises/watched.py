@@ -70,7 +70,7 @@ def _arrays(feed: Any) -> list:
 
 
 def _items(feed: Any) -> int:
-    shape = getattr(_arrays(feed)[0], "shape", ())
+    shape: tuple = getattr(_arrays(feed)[0], "shape", ())
     return int(shape[0]) if len(shape) else 1
 
 

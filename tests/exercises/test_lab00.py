@@ -97,7 +97,7 @@ def test_full_batch():
         lab00.full_batch,
         (..., run),
         wrong=[
-            ((8.0, run), "the function itself, `measure`"),
+            ((8.0, run), "the function itself, `latency_of`"),
             ((timed(), 500), "the network to be measured"),
             ((timed(), runtimes_torch()), "the network to be measured"),
             ((lambda run: benchmarking.latency(run, IMAGES).median_ms, run), "whole Latency"),

@@ -254,7 +254,7 @@ def test_rescaled():
             (lambda block: Clamped(block), "computes something else"),
             (lambda block: None, "`return`"),
             (lambda block: block.state_dict(), "wanted is the block with other weights"),
-            (lab05.block(), "raised"),
+            (lab05.feed_forward_module(), "raised"),
         ],
         right=[scaled(16), scaled(200), by_state_dict],
         namespace={"copy": copy, "torch": torch},

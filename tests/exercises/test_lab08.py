@@ -257,5 +257,5 @@ def test_lists_in_lists_are_no_names():
 
 def test_no_solution_overwrites_what_later_cells_of_the_notebook_need():
     for exercise in of(lab08).values():
-        shared = shared_names(exercise.solution_source, "08_distillation", starters={"proven", "front"})
+        shared = shared_names(exercise.solution_source, "08_distillation", starters={"proven", "on_front"})
         assert not shared, f"the solution of {exercise.name} binds {shared}"
