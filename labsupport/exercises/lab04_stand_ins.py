@@ -85,10 +85,11 @@ def random_schedule(seed: int):
     from labsupport import footprint
 
     draw, steps = random.Random(seed), []
+    sizes = draw.sample(range(1, 400), 24)  # no two alike: which of two comes first is not the question here
     for step in range(24):
         earlier = [name for name, _, _ in steps[-5:]]
         reads = draw.sample(earlier, min(len(earlier), draw.choice((1, 1, 2)))) or ["images"]
-        steps.append((f"t{step}", draw.randrange(1, 200) / 8, reads))
+        steps.append((f"t{step}", sizes[step] / 8, reads))
     return footprint.schedule(steps)
 
 
