@@ -237,8 +237,9 @@ class Proven(Exercise):
 
 class Front(Exercise):
     question = (
-        "Write `on_front(candidates)`: from a dict of name to (accuracy, ms), such as `lab08.CANDIDATES`, the names on "
-        "the Pareto front. Another beats a candidate if it is no worse in both and better in one. Hand in the function."
+        "Write `on_front(candidates)`: from a dict of name to (accuracy, latency), such as `lab08.CANDIDATES`, the "
+        "names on the Pareto front. Another beats a candidate if it is no worse in both and better in one. Hand in the "
+        "function."
     )
     hints = (
         "Go from the fastest to the slowest and keep a candidate only if it is more accurate than all you kept.",
