@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 from labsupport.errors import BadInput, LabError
-from labsupport.export import onnx_graph, surgery
+from labsupport.export import large_constants, onnx_graph, surgery
 from labsupport.export.qdq_nodes import QDQ
 
 LOW = ("fp16", "bf16")
@@ -120,10 +121,30 @@ class Walk:
             raise BadInput(
                 f"{self.graph.path.name} has no FP32 tensor, so there is nothing to cast; its precision is its own"
             )
+        self._keep_inside()
         self.is_low: set[str] = set()
         self.made: dict[tuple[str, bool], str] = {}
         self.nodes: list = []
         self.new_weights: list = []
+
+    def _keep_inside(self) -> None:
+        """Clamp the masks, and keep the nodes wide, whose constants the low type does not hold, and say so."""
+        self.bounds, wide = large_constants.outside(self.model, self.dtype, self.scales)
+        nodes = {node.name: node for node in self.model.graph.node}
+        told = {name: why for name, why in wide.items() if name not in self.wide and self.narrows(nodes[name])}
+        self.wide |= wide.keys()
+        if told:
+            name, why = next(iter(told.items()))
+            more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+            warnings.warn(
+                f"{self.graph.path.name}: {name} ({nodes[name].op_type}) stays FP32{more}, because {self.suffix} does "
+                f"not hold {why}; a reader that gets its result in {self.suffix} may overflow: name it in keep_wide",
+                stacklevel=5,
+            )
+        weights = {weight.name for weight in self.model.graph.initializer}
+        readers = large_constants.Readers(self.model)
+        given = (value.name for value in self.model.graph.input)
+        self.given_masks = {name for name in given if name in self.floats and readers.joins(name, weights)}
 
     def narrow_places(self, node) -> tuple[set[int], set[int]]:
         """Which inputs and outputs of a node, by place, take the low type: none of them where it is to stay FP32.
@@ -171,6 +192,8 @@ class Walk:
         key = (name, True)
         if key not in self.made:
             exact = onnx.numpy_helper.to_array(self.weights[name])
+            if name in self.bounds:
+                exact = large_constants.clamped(exact, self.bounds[name])
             with np.errstate(over="ignore"):
                 values = exact.astype(self.dtype)
             if name in self.scales and not (values.all() and np.isfinite(values.astype(np.float32)).all()):
@@ -224,8 +247,17 @@ class Typed(Walk):
     """Types as strongly typed TensorRT reads them: narrow weights and tensors, Cast nodes where the type changes."""
 
     def change(self, tensor, target, low):
+        import numpy as np
         import onnx
 
+        if low and tensor in self.given_masks:  # −1e9 would be −inf, and a softmax of nothing but −inf is NaN
+            limit, inside = large_constants.most(self.dtype) / 2, self.names.free(f"{tensor}.inside")
+            ends = [self.names.free(f"{inside}/{side}") for side in ("least", "most")]
+            for end, number in zip(ends, (-limit, limit)):
+                self.new_weights.append(onnx.numpy_helper.from_array(np.array(number, np.float32), end))
+            name = self.names.free(f"{inside}/Clip")
+            self.nodes.append(onnx.helper.make_node("Clip", [tensor, *ends], [inside], name=name))
+            tensor = inside
         self.cast(tensor, target, self.low if low else onnx.TensorProto.FLOAT)
 
     def walk(self, keep_io: bool) -> Typed:
@@ -275,6 +307,7 @@ class Typed(Walk):
             if typed and attribute.i == onnx.TensorProto.FLOAT:
                 attribute.i = self.low
             if node.op_type == "ConstantOfShape" and attribute.name == "value":
-                attribute.t.CopyFrom(
-                    onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(attribute.t).astype(self.dtype))
-                )
+                number = onnx.numpy_helper.to_array(attribute.t)
+                if node.output[0] in self.bounds:
+                    number = large_constants.clamped(number, self.bounds[node.output[0]])
+                attribute.t.CopyFrom(onnx.numpy_helper.from_array(number.astype(self.dtype)))

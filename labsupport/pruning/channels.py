@@ -170,6 +170,7 @@ def shrink(
         fixed = dependencies.fixed_layers(graded, example, round_to)
         best, complaint = _search(model, graded, [*protected, *fixed], **options)
     if best is None:
+        complaint = complaint or dependencies.recomputed(model)
         raise BadInput(
             f"{macs:.0%} of the MACs cannot be reached with widths of at least {round_to}; "
             f"raise macs, or lower round_to{': ' * bool(complaint)}{complaint}"
