@@ -139,7 +139,7 @@ class Walk:
             warnings.warn(
                 f"{self.graph.path.name}: {name} ({nodes[name].op_type}) stays FP32{more}, because {self.suffix} does "
                 f"not hold {why}; a reader that gets its result in {self.suffix} may overflow: name it in keep_wide",
-                stacklevel=5,
+                stacklevel=4,
             )
         weights = {weight.name for weight in self.model.graph.initializer}
         readers = large_constants.Readers(self.model)

@@ -157,7 +157,9 @@ def _check(model, path: Path) -> None:
         onnx.checker.check_model(str(path))
     except Exception as error:
         said = " ".join(str(error).split())[:200]
-        raise BadInput(f"{path.name} is not a valid ONNX network: {said}; export it again or repair that node") from error
+        raise BadInput(
+            f"{path.name} is not a valid ONNX network: {said}; export it again or repair that node"
+        ) from error
 
 
 def _check_names(model, path: Path) -> None:

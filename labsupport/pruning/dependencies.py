@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils import _pytree
 
 from labsupport.errors import BadInput, NotAvailable
 from labsupport.pruning.macs import example_of
-from labsupport.pruning.masks import layer
+from labsupport.pruning.masks import copied, layer, recomputed
 
 NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
 WIDE = (nn.Linear, nn.modules.conv._ConvNd)  # layers with a number of output channels
@@ -64,10 +63,10 @@ def norm_after(model: nn.Module, name: str) -> nn.Module:
 
 def traceable(model: nn.Module) -> nn.Module:
     """A copy that torch-pruning can follow: it reads the graph of gradients, which a frozen network has none of."""
-    copied = copy.deepcopy(model)
-    for parameter in copied.parameters():
+    model = copied(model)
+    for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    return copied
+    return model
 
 
 def group_of(model: nn.Module, name: str, channels: list[int], example: Tensor | None):
@@ -185,32 +184,6 @@ def drop(thin: nn.Module, name: str, channels: list[int], example: Tensor) -> st
     except Exception as error:  # torch-pruning's own assertions
         return f"torch-pruning cannot follow them ({said(error)})"
     return twin.complaint(thin, example)
-
-
-def recomputed(model: nn.Module, members=None) -> str:
-    """Which layers' weights are no parameters but computed at each call, and what to do about it; "" where none are.
-
-    ``members`` are the modules to look at; left out, all of the network's.
-    """
-    removers = []
-    for name, module in model.named_modules():
-        looked_at = isinstance(module, WIDE) and (members is None or module in members)
-        if looked_at and "weight" not in module._parameters:
-            hooks = {type(hook).__name__: hook for hook in module._forward_pre_hooks.values()}
-            remover = f"torch.nn.utils.prune.remove({name}, 'weight')"
-            if parametrize.is_parametrized(module, "weight"):
-                remover = f"torch.nn.utils.parametrize.remove_parametrizations({name}, 'weight')"
-            elif {"WeightNorm", "SpectralNorm"} & hooks.keys():
-                kind = "weight_norm" if "WeightNorm" in hooks else "spectral_norm"
-                remover = f"torch.nn.utils.remove_{kind}({name})"
-            removers.append((name, remover))
-    if not removers:
-        return ""
-    more = f" (and {len(removers) - 1} more)" if len(removers) > 1 else ""
-    return (
-        f"the weight of {removers[0][0]}{more} is computed anew at each call (weight_norm, spectral_norm, a mask …), so "
-        f"no channel can be taken out of it; make it a plain weight first: {removers[0][1]}"
-    )
 
 
 def said(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What no eight-bit scale fits: tensors that hold a mask, tables of uneven rows, and weights with two kinds of readers."""
+"""What no eight-bit scale fits: tensors that hold a mask, tables of uneven rows, weights with two kinds of readers."""
 
 from __future__ import annotations
 

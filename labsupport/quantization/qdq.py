@@ -61,7 +61,11 @@ def placement(graph) -> Placement:
             narrow = [_is_decoded(name, makers) for name in node.input[:2]]
             low["quantized" if all(narrow) else "wide"].append(node.name or node.output[0])
     ops = Counter(node.op_type for node, _ in found)
-    adds = [node for node, makers in found if node.op_type == "Add" and any(_is_decoded(name, makers) for name in node.input)]
+    adds = [
+        node
+        for node, makers in found
+        if node.op_type == "Add" and any(_is_decoded(name, makers) for name in node.input)
+    ]
     return Placement(
         ops["QuantizeLinear"], ops["DequantizeLinear"], tuple(low["quantized"]), tuple(low["wide"]), len(adds)
     )
@@ -120,8 +124,8 @@ def to_qdq(
     the shortcut of each residual add, nowhere else, so that add and ReLU fuse into the convolution and pooling stays
     between one pair. ``target="onnxruntime"``: unsigned activations with a zero point, signed weights, every operator
     that has a CPU kernel. Weights that constants make (behind Transpose, Cast …) count as weights, scales per channel;
-    what reads or writes a mask (−inf, −1e9 …) stays FP32, for a scale that holds it leaves the scores no codes. ``method``: "max", "percentile",
-    "entropy", "mse". ``exclude`` names layers that stay FP32.
+    what reads or writes a mask (−inf, −1e9 …) stays FP32, for a scale that holds it leaves the scores no codes.
+    ``method``: "max", "percentile", "entropy", "mse". ``exclude`` names layers that stay FP32.
     ``residual`` says which residual adds read codes for TensorRT: "convolutions" those that a convolution takes in;
     "shortcut" also those after a matrix product, on the side that goes round it; "both" the product's side as well, so
     that a transformer's products write one byte a number. ``reduce_range`` gives weights 7 bits, for CPUs without VNNI,
