@@ -115,7 +115,10 @@ class Walk:
         listed = surgery.values_of(self.model)
         self.floats = {n for n, v in listed.items() if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
         self.floats |= set(self.weights)
-        self.containers = {n for n, v in listed.items() if v.type.WhichOneof("value") not in ("tensor_type", None)}
+        # Sequences and the like have no type to change, and of an unknown type nobody can say whether it may.
+        tensors = {n for n, v in listed.items() if v.type.HasField("tensor_type") and v.type.tensor_type.elem_type}
+        written = {name for node in self.model.graph.node for name in node.output if name}
+        self.untyped = (written | set(listed)) - tensors
         self.opsets = {o.domain: o.version for o in self.model.opset_import}
         if not self.floats:
             raise BadInput(
@@ -153,7 +156,7 @@ class Walk:
         """
         touched = [t for t in (*node.input, *node.output) if t in self.floats]
         wide = node.name in self.wide or node.op_type in ALWAYS_WIDE
-        if wide or not touched or self.containers & {*node.input, *node.output}:
+        if wide or not touched or self.untyped & {*node.input, *node.output}:
             return set(), set()
         ins, outs = ({i for i, t in enumerate(ts) if t in self.floats} for ts in (node.input, node.output))
         schema = self._schema(node)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from labsupport.errors import BadInput, LabError
+from labsupport.export.sparse_weights import dense
 
 LARGEST_INSIDE = 2**30  # bytes of weights that a file of at most 2 GB takes in
 
@@ -60,10 +61,10 @@ class OnnxGraph:
         return [self.path, *(self.path.parent / name for name in sorted(beside))]
 
     def model(self):
-        """The graph as an ``onnx.ModelProto``, for surgery."""
+        """The graph as an ``onnx.ModelProto``, for surgery; its sparse weights are written out with their zeros."""
         import onnx
 
-        return onnx.load(str(self.path))
+        return dense(onnx.load(str(self.path)))
 
     def __repr__(self) -> str:
         ops = ", ".join(f"{op}×{n}" if n > 1 else op for op, n in self.ops.items())

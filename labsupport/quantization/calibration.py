@@ -210,6 +210,8 @@ def feeds(graph, batches) -> Iterator[dict[str, np.ndarray]]:
             f"the calibration data are a {type(batches).__name__}; pass a list of arrays (N, …), or of mappings by "
             "input name"
         )
+    if not graph.inputs:
+        raise BadInput(f"{graph.path.name} has no inputs: all of it is constant, and nothing is there to calibrate")
     first: dict[str, object] = {}
     varies: dict[str, bool] = {}
     for place, batch in enumerate(batches):

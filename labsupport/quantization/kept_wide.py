@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from labsupport.errors import BadInput
 from labsupport.export import large_constants, surgery
 from labsupport.export.qdq_nodes import LAYERS
 from labsupport.quantization.calibration import Histogram
@@ -35,6 +36,21 @@ def masked(model, histograms: Mapping[str, Histogram], infinite: Iterable[str]) 
     found = {node.name for node in model.graph.node if apart & {*node.input, *node.output}}
     # A mask that no calibration item used is one all the same.
     return found | {node.name for nodes in large_constants.masks(model, LARGE).values() for node in nodes}
+
+
+def check_weights(model, name: str) -> None:
+    """Refuse a layer whose weight holds NaN. Raises BadInput."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    weights = {weight.name: weight for weight in model.graph.initializer}
+    for node in model.graph.node:
+        for read in (r for r in node.input[:2] if node.op_type in LAYERS and r in weights):
+            if np.isnan(numpy_helper.to_array(weights[read])).any():
+                raise BadInput(
+                    f"{name}: the weight {read!r} of {node.name} ({node.op_type}) holds NaN; train it again, or export "
+                    "a checkpoint that is sound"
+                )
 
 
 def lookups(model) -> set[str]:

@@ -52,7 +52,10 @@ def placement(graph) -> Placement:
 
     Layers inside branches, loop bodies and local functions count as well; one without a name goes by its output.
     """
-    model = _loaded(graph).model()
+    return _placement(_loaded(graph).model())
+
+
+def _placement(model) -> Placement:
     scopes = [_with_makers(nodes, {}) for nodes in (model.graph.node, *(f.node for f in model.functions))]
     found = [each for scope in scopes for each in scope]
     low: dict[str, list[str]] = {"quantized": [], "wide": []}
@@ -136,8 +139,12 @@ def to_qdq(
     _check_choice("target", target, TARGETS)
     _check_choice("method", method, calibration.METHODS)
     _check_choice("residual", residual, RESIDUAL)
+    out = Path(path) if path else export.fresh_folder() / f"{graph.path.stem}.{target}.int8.onnx"
+    if out.resolve() == graph.path.resolve():
+        raise BadInput(f"path={out.name!r} is the graph being quantized; give the new one a name of its own")
     model = _plain(graph)
     kept = _kept_wide(model, exclude, {node.name for node in graph.model().graph.node})
+    kept_wide.check_weights(model, graph.path.name)
     known = batches if isinstance(batches, Calibration) else calibrate(graph, batches, target=target)
     if known.sha256 != graph.sha256:
         raise BadInput(
@@ -158,17 +165,15 @@ def to_qdq(
     if target == "tensorrt":
         qdq_nodes.only_layers_read_codes(made)
         qdq_nodes.quantize_shortcuts(made, qdq_nodes.shortcuts(model, kept, residual), ranges)
-    out = Path(path) if path else export.fresh_folder() / f"{graph.path.stem}.{target}.int8.onnx"
-    if out.resolve() == graph.path.resolve():
-        raise BadInput(f"path={out.name!r} is the graph being quantized; give the new one a name of its own")
-    saved = export.save(made, out)
-    placed = placement(saved)
+    placed = _placement(made)
     if not placed.nodes or not placed.quantized:
+        wide = [name for name in placed.wide if name in kept]
+        why = f", because {', '.join(wide[:3])} must stay wide (exclude, or a mask)" if wide else ""
         raise LabError(
-            f"{graph.path.name}: ONNX Runtime placed {placed.nodes} Q/DQ nodes and quantized no layer; look at "
+            f"{graph.path.name}: ONNX Runtime placed {placed.nodes} Q/DQ nodes and quantized no layer{why}; look at "
             "exclude and at placement(graph)"
         )
-    return saved
+    return export.save(made, out)
 
 
 def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel: bool, reduce_range: bool):
@@ -176,12 +181,17 @@ def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel:
 
     It names what it adds after tensors, whoever has that name already: it sees numbers for names, put back afterwards.
     """
+    from onnx import TensorProto, helper
     from onnxruntime import quantization as ort
     from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     trt = target == "tensorrt"
+    untyped = sorted(
+        set(ranges) - set(surgery.values_of(model))
+    )  # ONNX Runtime ran them and knows that they are floats
+    model.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in untyped)
     numbers, back = surgery.numbered(model)
     options: dict = {
         "ActivationSymmetric": trt,
@@ -229,6 +239,7 @@ def _override(pair: tuple[float, float], symmetric: bool) -> dict:
 def _fit_for_quantization(graph) -> export.OnnxGraph:
     graph = _loaded(graph)
     model = graph.model()
+    ops = Counter(node.op_type for node in (surgery.plain(graph.model()) if model.functions else model).graph.node)
     inner = onnx_graph.everywhere([*model.graph.node, *(node for f in model.functions for node in f.node)])
     there = Counter(node.op_type for node in inner if _is_quantized(node.op_type))
     if there:
@@ -250,14 +261,16 @@ def _fit_for_quantization(graph) -> export.OnnxGraph:
             f"{graph.path.name} has {kind} weights; quantize the FP32 graph, and let the builder choose the type of "
             "what stays wide"
         )
-    if not any(graph.ops.get(op) for op in LAYERS):
+    if not any(ops.get(op) for op in LAYERS):
+        inside = [node.name or node.op_type for node in model.graph.node if onnx_graph.bodies(node)]
+        where = f", and into the bodies of {', '.join(inside[:3])} quantization does not look" if inside else ""
         raise BadInput(
-            f"{graph.path.name} has no layer with an INT8 kernel: it is made of {', '.join(graph.ops)}; "
+            f"{graph.path.name} has no layer with an INT8 kernel: it is made of {', '.join(ops)}{where}; "
             f"{', '.join(LAYERS)} have one"
         )
-    if graph.ops.get("BatchNormalization"):
+    if ops.get("BatchNormalization"):
         raise BadInput(
-            f"{graph.path.name} has BatchNormalization×{graph.ops['BatchNormalization']}, whose factors belong into "
+            f"{graph.path.name} has BatchNormalization×{ops['BatchNormalization']}, whose factors belong into "
             "the weights before "
             "they are rounded; export it with fold_batchnorm=True"
         )
