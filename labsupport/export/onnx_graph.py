@@ -191,6 +191,10 @@ def save(model, path: str | os.PathLike) -> OnnxGraph:
 
     Weights of more than 1 GiB go into a file beside it, ``<name>.data``: one ONNX file holds 2 GB at most.
     """
+    if not hasattr(model, "graph") or not isinstance(path, (str, os.PathLike)):
+        raise BadInput(
+            f"a {type(model).__name__} and a {type(path).__name__} came; wanted are an onnx.ModelProto and a name"
+        )
     path = Path(path)
     with _staged(path) as staged:
         write(model, staged)

@@ -188,6 +188,9 @@ def exposed(graph, tensors: Iterable[str], *, path=None) -> OnnxGraph:
     and may round where the plain one does not. Raises BadInput for a tensor that is not there.
     """
     graph = graph if isinstance(graph, OnnxGraph) else onnx_graph.load(graph)
+    if not isinstance(tensors, Iterable):
+        raise BadInput(f"tensors={tensors!r}; give a list of tensor names, such as {list(graph.outputs)[:1]}")
+    tensors = [tensors] if isinstance(tensors, str) else tensors
     model, tensors = graph.model(), list(dict.fromkeys(tensors))
     known = values_of(model)
     for tensor in tensors:
