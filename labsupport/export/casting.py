@@ -232,8 +232,11 @@ class Walk:
     def saved(self, path=None) -> onnx_graph.OnnxGraph:
         """Put the new nodes and weights into the model, drop what nobody reads, and save it."""
         body = self.model.graph
+        written = {t for node in self.nodes for t in node.output} - self.is_low
+        told = [value for value in body.value_info if value.name in written]  # what ONNX may not find out by itself
         del body.node[:], body.value_info[:]
         body.node.extend(self.nodes)
+        body.value_info.extend(told)
         body.initializer.extend(self.new_weights)
         read = {t for node in body.node for t in node.input} | {o.name for o in body.output}
         used = [w for w in body.initializer if w.name in read]
