@@ -314,3 +314,24 @@ def test_a_weight_that_is_computed_anew_is_named_with_what_takes_it_off(kind):
     for slim in (pruning.drop_channels(network(), "c", [0, 1], SMALL[:, :3]), network()):
         assert slim(SMALL[:, :3]).shape == (len(SMALL), 4)
     assert not masks.recomputed(network())
+
+
+def test_layers_of_other_kinds_are_named_as_what_they_are():
+    lines = Net(lambda s, x: s.f(s.a(x).mean(2)), a=nn.Conv1d(3, 8, 3), f=nn.Linear(8, 4))
+    with pytest.raises(
+        BadInput, match="Net has 'a' as a Conv1d, and a Conv2d or Linear is wanted; it has f and 0 more"
+    ):
+        pruning.drop_channels(lines, "a", [0], torch.randn(2, 3, 9))
+    with pytest.raises(BadInput, match="Net has 'f' as a Linear, and a Conv2d is wanted; it has none at all$"):
+        pruning.channel_importance(lines, "f")
+    heads = Net(lambda s, x: s.m(x, x, x)[0], m=nn.MultiheadAttention(8, 2, batch_first=True))
+    with pytest.raises(
+        BadInput, match="torch-pruning cannot follow the channels of m.out_proj .*not in the dependency"
+    ):
+        pruning.coupled(heads, "m.out_proj", torch.randn(2, 5, 8))
+    broken = Net(lambda s, x: s.f(torch.relu(s.a(x)).mean((2, 3))), a=conv(4, 16), f=nn.Linear(16, 4))
+    with torch.no_grad():
+        broken.a.weight[3, 0, 0, 0] = float("nan")
+    for call in (lambda: pruning.drop_channels(broken, "a", [0], SMALL), lambda: pruning.shrink(broken, example=SMALL)):
+        with pytest.raises(BadInput, match="the network answers NaN or infinity"):
+            call()
