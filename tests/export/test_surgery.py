@@ -202,4 +202,5 @@ def test_what_was_wrong_before_is_no_matter_of_the_batch(tmp_path):
     graph = helper.make_graph(nodes, "g", [value("x", ["n", 3])], [value("y", ["n", 3]), value("z", ["n", 3])])
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
     made = export.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "net.onnx")
-    assert export.at_batch(made, 4).inputs["x"][0] == (4, 3)
+    fixed = export.at_batch(made, 4)
+    assert fixed.inputs["x"][0] == (4, 3) and fixed.outputs["z"][0] == (4, 3), "declared, for nothing infers it"

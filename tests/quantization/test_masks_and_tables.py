@@ -9,6 +9,7 @@ from onnx import helper, numpy_helper
 
 from labsupport import export, quantization, runtimes
 from labsupport.errors import BadInput
+from labsupport.export import qdq_nodes
 
 TARGETS = quantization.TARGETS
 RNG = np.random.default_rng(5)
@@ -113,6 +114,23 @@ def test_outliers_of_activations_are_clipped_as_before(tmp_path):
     x[3, 2] = 1000
     for target in TARGETS:
         assert quantization.placement(quantization.to_qdq(graph, [x], target=target)).quantized == ("product",)
+
+
+def test_a_percentile_keeps_the_bin_in_which_it_lies():
+    histogram = quantization.histogram(np.array([0.5] * 999 + [10.0], np.float32))
+    width = histogram.reach / (len(histogram.counts) // 2)
+    assert 0.5 <= histogram.threshold("percentile", percentile=99) <= 0.5 + width
+
+
+@pytest.mark.parametrize("others", [[], ["a node"], ["the caller"]])
+def test_only_what_a_relu_alone_reads_is_clipped_early(others):
+    nodes = [node("MatMul", ["x", "w"], "h", "product"), node("Relu", ["h"], "y", "relu")]
+    nodes += [node("Neg", ["h"], "z", "also")] * ("a node" in others)
+    outputs = [value("y", [1, 2]), *([value("h", [1, 2])] if "the caller" in others else [])]
+    graph = helper.make_graph(nodes, "g", [value("x", [1, 2])], outputs, [weight("w", np.eye(2, dtype=np.float32))])
+    ranges = {"h": (-8.0, 3.0), "y": (0.0, 3.0)}
+    qdq_nodes.clip_early(helper.make_model(graph), ranges)
+    assert ranges["h"] == ((-8.0, 3.0) if others else (0.0, 3.0))
 
 
 VOCABULARY, WIDTH = 40, 16
