@@ -61,7 +61,7 @@ class Readers:
         return any({*node.input} - {*own, ""} for node in nodes)
 
 
-def constants(model) -> Iterator[tuple[str, object]]:
+def constants(model) -> Iterator[tuple]:
     """(tensor, its FP32 values as an array) of every weight, and of every tensor that is filled with one number."""
     from onnx import numpy_helper
 

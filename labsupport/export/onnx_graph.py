@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from labsupport.errors import BadInput, LabError
-from labsupport.export.sparse_weights import dense
+from labsupport.export.sparse_weights import written_out
 
 LARGEST_INSIDE = 2**30  # bytes of weights that a file of at most 2 GB takes in
 
@@ -64,7 +64,7 @@ class OnnxGraph:
         """The graph as an ``onnx.ModelProto``, for surgery; its sparse weights are written out with their zeros."""
         import onnx
 
-        return dense(onnx.load(str(self.path)))
+        return written_out(onnx.load(str(self.path)))
 
     def __repr__(self) -> str:
         ops = ", ".join(f"{op}×{n}" if n > 1 else op for op, n in self.ops.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def dense(model):
+def written_out(model):
     """The model with its sparse weights as plain ones, in place: few tools and no runtime of ours know them."""
     import numpy as np
     from onnx import numpy_helper

@@ -184,7 +184,7 @@ def _checked_cuts(cuts, graph) -> tuple[Cut, ...]:
             raise BadInput(
                 f"{cut!r} is no cut of {graph.path.name}; choose from {list(own)}, as cuts.natural tells them"
             )
-    chosen = [own[getattr(cut, "name", cut)] for cut in chosen]
+    chosen = [own[str(getattr(cut, "name", cut))] for cut in chosen]
     for before, after in zip(chosen, chosen[1:]):
         if not before.after < after.after:
             raise BadInput(

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from labsupport import export, footprint, fusion, precision, quantization, runtimes
 from labsupport.errors import BadInput, LabError
 from labsupport.footprint.shipped import shipped
-from labsupport.fusion import roofline
+from labsupport.fusion import onnx_nodes, roofline
 from labsupport.precision import layerwise
 
 RNG = np.random.default_rng(13)
@@ -229,3 +229,17 @@ def test_one_name_or_none_for_inner_tensors(tmp_path):
     for call in (lambda: footprint.arena(None, {}), lambda: footprint.draw_lifetimes(None)):
         with pytest.raises(BadInput, match="wanted are lifetimes"):
             call()
+
+
+def test_a_weight_that_is_an_output_moves_once_and_random_numbers_are_no_shape(tmp_path):
+    nodes = [
+        helper.make_node("RandomNormal", [], ["r"], "draw", shape=[3, 4]),
+        helper.make_node("Add", ["x", "r"], ["h"], "noise"),
+        helper.make_node("MatMul", ["h", "w"], ["y"], "product"),
+        helper.make_node("Shape", ["h"], ["s"], "size"),
+    ]
+    outputs = [value("y", [3, 5]), value("w", [4, 5]), value("s", [2], T.INT64)]
+    graph = export.save(model_of(nodes, [value("x", [3, 4])], outputs, [weight("w", W)]), tmp_path / "net.onnx")
+    assert roofline.work(graph).bytes_together == 4 * (12 + 15 + 20 + 2)
+    read = onnx_nodes.nodes_of(graph)
+    assert read.shape_nodes == {"size"} and not read.constant_nodes

@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 from labsupport import export, quantization, runtimes
 from labsupport.errors import BadInput
 from labsupport.export import qdq_nodes
+from labsupport.quantization import kept_wide
 
 TARGETS = quantization.TARGETS
 RNG = np.random.default_rng(5)
@@ -200,6 +201,40 @@ def test_a_weight_that_layers_read_along_two_axes_has_scales_along_both(target, 
     assert sorted(axis for _, axis in axes) == [0, 1] and len({name for name, _ in axes}) == 2
     # ONNX Runtime has the products' results in INT8 as well, with one scale for all columns
     assert off(run(graph, {"x": x}), run(made, {"x": x})) < (0.02 if target == "tensorrt" else 0.5)
+
+
+def test_a_scale_counts_the_channels_that_a_layer_writes():
+    """(layer, attributes, which input) → the axis of its weight; two layers that agree share one copy."""
+    shape = (6, 6, 1, 1)
+    nodes = [
+        node("Conv", ["i", "k"], "a", "conv"),
+        node("ConvTranspose", ["i", "k"], "b", "up"),
+        node("Conv", ["a", "k"], "c", "again"),
+        node("Gemm", ["x", "w"], "d", "columns"),
+        node("Gemm", ["x", "w"], "e", "rows", transB=1),
+        node("Gemm", ["w", "x"], "f", "left rows"),
+        node("Gemm", ["w", "x"], "g", "left columns", transA=1),
+        node("MatMul", ["w", "x"], "h", "left"),
+        node("MatMul", ["x", "w"], "j", "right"),
+    ]
+    weights = [weight("k", np.ones(shape, np.float32)), weight("w", np.ones((6, 6), np.float32))]
+    model = helper.make_model(helper.make_graph(nodes, "g", [value("x", [6, 6])], [], weights))
+    kept_wide.part_weights(model)
+    read = {n.name: next(name for name in n.input if name[0] in "kw") for n in model.graph.node}
+    assert read["conv"] == read["again"] == "k" and read["up"] == "k_axis1"
+    assert read["columns"] == read["left columns"] == read["right"] == "w"
+    assert read["rows"] == read["left rows"] == read["left"] == "w_axis0"
+    assert sorted(w.name for w in model.graph.initializer) == ["k", "k_axis1", "w", "w_axis0"]
+
+
+@pytest.mark.parametrize("low, far", [(-2000.0, False), (-2e4, True)])
+def test_far_values_are_a_mask_only_where_no_activation_goes(low, far):
+    nodes = [node("MatMul", ["x", "w"], "y", "product")]
+    weights = [weight("w", np.eye(4, dtype=np.float32))]
+    model = helper.make_model(helper.make_graph(nodes, "g", [value("x", [9, 4])], [value("y", [9, 4])], weights))
+    for values in (np.append(np.linspace(-3, 3, 99), low), np.linspace(low, 3, 99)):  # apart, and in one stretch
+        histograms = {"x": quantization.histogram(values.astype(np.float32))}
+        assert kept_wide.masked(model, histograms, ()) == ({"product"} if far and values[1] > -4 else set())
 
 
 def coded(reads, scale, writes, prefix):
