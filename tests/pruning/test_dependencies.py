@@ -335,3 +335,21 @@ def test_layers_of_other_kinds_are_named_as_what_they_are():
     for call in (lambda: pruning.drop_channels(broken, "a", [0], SMALL), lambda: pruning.shrink(broken, example=SMALL)):
         with pytest.raises(BadInput, match="the network answers NaN or infinity"):
             call()
+
+
+def test_what_loses_inputs_twice_is_followed_by_the_numbers_of_now():
+    joined = Net(
+        lambda s, x: s.f(torch.relu(s.c(torch.cat([s.a(x), s.b(x)], 1))).mean((2, 3))),
+        a=conv(4, 16),
+        b=conv(4, 16),
+        c=conv(32, 8),
+        f=nn.Linear(8, 4),
+    )
+    thin = dependencies.traceable(joined)
+    twin = dependencies.Twin(thin)
+    for name in ("a", "b"):
+        group = dependencies.group_of(thin, name, [0, 1], SMALL)
+        twin.follow(thin, group)
+        group.prune()
+    assert thin.c.in_channels == 28 and twin.kept["c"] == [*range(2, 16), *range(18, 32)]
+    assert twin.complaint(thin, SMALL) == ""
