@@ -30,9 +30,9 @@ class Shipped:
 def shipped(graph, precision: str | None = None, *, batch: int = 1) -> Shipped:
     """Weights, wherever they stand in the file, and activations of a graph, for one batch size.
 
-    ``precision`` is what the kernels compute in. Left out, it is read from the graph: "int8" where there are Q/DQ nodes, else the type of the weights. A graph of
-    FP32 weights that the builder will cast ("fp16") counts them as narrow. Q/DQ nodes fuse into their layers and
-    hold nothing.
+    ``precision`` is what the kernels compute in. Left out, it is read from the graph: "int8" where there are Q/DQ
+    nodes, else the type of the weights. A graph of FP32 weights that the builder will cast ("fp16") counts them as
+    narrow. Q/DQ nodes fuse into their layers and hold nothing.
     """
     graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
     stored = export.float_type(graph)

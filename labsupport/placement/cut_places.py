@@ -11,9 +11,7 @@ from labsupport.errors import BadInput
 from labsupport.export import onnx_graph, surgery
 from labsupport.fusion.onnx_nodes import nodes_of
 
-BYTES: dict[str, float] = {"fp32": 4, "fp16": 2, "bf16": 2, "double": 8, "bool": 1, "complex64": 8, "complex128": 16}
-BYTES |= {"float4e2m1": 0.5, "int4": 0.5, "uint4": 0.5, "float8e8m0": 1}
-BYTES |= {f"float8{kind}": 1 for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")}
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "double": 8, "bool": 1, "complex64": 8, "complex128": 16}
 BYTES |= {f"{sign}int{bits}": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)}
 # A cut just before one of these would tear apart what every runtime computes in one kernel, or rename the same bytes.
 STICKS = (
