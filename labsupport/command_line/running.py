@@ -12,6 +12,7 @@ from pathlib import Path
 
 from labsupport import environment, files
 from labsupport.errors import BadInput, LabError
+from labsupport.exercises import editions, own_copies
 
 NOTEBOOKS = environment.REPOSITORY / "notebooks"
 CELL_TIMEOUT_S = 300
@@ -73,9 +74,13 @@ def find(names: Sequence[str], folder: Path = NOTEBOOKS) -> list[Path]:
 
 
 def _at(name: str, known: list[Path], folder: Path) -> list[Path]:
-    """The lab that a path leads to, from here, else from the repository or its notebooks; a file here goes first."""
+    """The lab that a path leads to, from here, else from the repository or its notebooks; a file here goes first.
+
+    A learner's copy in ``work/`` is a lab, too.
+    """
     places = [place / part for place in (Path.cwd(), folder.parent, folder) for part in (name, f"{name}.ipynb")]
     first = next((place for place in places if os.path.isfile(place)), None)
+    known = [*known, *labs(folder.parent / own_copies.FOLDER)]
     return [lab for lab in known if first is not None and lab.resolve() == first.resolve()]
 
 
@@ -84,6 +89,7 @@ def run(
     *,
     save: Path | None = None,
     store: bool = False,
+    processor: bool = False,
     echo=print,
     folder: Path = NOTEBOOKS,
     timeout_s: int = CELL_TIMEOUT_S,
@@ -92,6 +98,7 @@ def run(
 
     save: folder for the executed notebooks, other than their own.
     store: on a GPU machine put the outputs into the notebooks themselves and write data/recordings/.
+    processor: on a machine without one do so, too, but outputs that a GPU has made stay.
     echo: takes each LabRun as it comes, and remarks; None for silence.
     """
     from tqdm import tqdm
@@ -99,9 +106,14 @@ def run(
     chosen = find(list(names), folder)
     echo = echo or (lambda line: None)
     notebooks = [(path, _read_or_error(path)) for path in chosen]
-    keep_outputs = store and environment.has("engine execution")
-    if store and not keep_outputs:
-        echo(f"outputs stay as they are: {environment.why_not('engine execution')}")
+    on_gpu = environment.has("engine execution")
+    if store and not on_gpu:
+        kept = "outputs from a GPU stay as they are" if processor else "nothing is stored (--processor does)"
+        echo(f"{kept}: {environment.why_not('engine execution')}")
+    store = store and (on_gpu or processor)
+    if store and (mine := [path for path in chosen if path.parent != folder]):
+        raise BadInput(f"{mine[0]} is your own copy, and record stores the shipped labs; `run` executes yours")
+    keep_outputs = {path for path, notebook in notebooks if store and (on_gpu or _of_processor(notebook))}
     if save is not None:
         _make_folder(save, folder)
     results = []
@@ -121,13 +133,23 @@ def run(
                 with tempfile.TemporaryDirectory(prefix="labsupport-") as metrics:
                     result = execute(notebook, path, metrics=Path(metrics), timeout_s=timeout_s, tick=bar.update)
                     if store and result.ok:
-                        result = _recorded(result, notebook if keep_outputs else None, path, Path(metrics))
+                        result = _recorded(result, notebook if path in keep_outputs else None, path, Path(metrics))
                 if save is not None:
                     result = _saved(result, notebook, save / path.name)
+            if path.parent != folder:
+                result = replace(result, lab=f"{path.parent.name}/{path.stem}")
             results.append(result)
             with tqdm.external_write_mode(file=sys.stderr):
                 echo(result)
     return _listed(results, echo) if keep_outputs else results
+
+
+def _of_processor(notebook) -> bool:
+    """Whether its stored outputs come from a machine without a GPU."""
+    try:
+        return not editions.machine(notebook)["gpu"]
+    except (BadInput, LookupError, TypeError):
+        return False
 
 
 def _make_folder(save: Path, notebooks: Path) -> None:

@@ -253,15 +253,47 @@ def test_a_list_that_cannot_be_renewed_loses_no_result(folder, recorded, monkeyp
     assert only.error.endswith(lines[-1])
 
 
-def test_record_without_a_gpu_writes_metrics_only_and_says_so(folder, recorded, monkeypatch):
+@pytest.fixture
+def no_gpu(monkeypatch):
     stand_in(monkeypatch, environment, "has", lambda *needs: False)
     stand_in(monkeypatch, environment, "why_not", lambda *needs: "no GPU can be used here")
+    stand_in(monkeypatch, environment, "runtime_name", lambda: "ONNX Runtime 1.31.1 (CPU)")
+
+
+def test_record_without_a_gpu_writes_nothing_and_says_so(folder, recorded, no_gpu):
     path = put(folder, "00_good", "1")
     before, lines = path.read_bytes(), []
     running.run([], folder=folder, store=True, echo=lines.append)
-    assert lines[0] == "outputs stay as they are: no GPU can be used here"
-    assert path.read_bytes() == before
-    assert [lab for lab, _, _ in recorded] == ["00_good"]
+    assert lines[0] == "nothing is stored (--processor does): no GPU can be used here"
+    assert path.read_bytes() == before and recorded == [] and recorded.manifests == []
+
+
+def test_record_of_a_processor_replaces_no_outputs_of_a_gpu(folder, recorded, no_gpu):
+    lane = "print('This machine  {}')"
+    ours, theirs = put(folder, "00_ours", lane.format("no GPU: ONNX Runtime executes")), put(folder, "01_gpu", "1")
+    for path, words in ((ours, "no GPU: ONNX Runtime executes"), (theirs, "TensorRT 8.6.0 on NVIDIA H100")):
+        stored = nbformat.read(path, 4)
+        stored.cells[1].outputs = [nbformat.v4.new_output("stream", text=f"This machine  {words}\n")]
+        nbformat.write(stored, path)
+    before, lines = theirs.read_bytes(), []
+    running.run([], folder=folder, store=True, processor=True, echo=lines.append)
+    assert lines[0] == "outputs from a GPU stay as they are: no GPU can be used here"
+    assert [lab for lab, _, _ in recorded] == ["00_ours", "01_gpu"] and recorded.manifests == [2]
+    assert nbformat.read(ours, 4).cells[1].execution_count == 1 and theirs.read_bytes() == before
+
+
+def test_a_learners_copy_is_run_by_its_path_and_never_recorded(folder, recorded, monkeypatch):
+    put(folder, "00_good", "1 / 0")
+    (folder.parent / "work").mkdir()
+    mine = put(folder.parent / "work", "00_good", "1")
+    monkeypatch.chdir(folder.parent)
+    (only,) = running.run(["work/00_good.ipynb"], folder=folder, echo=None)
+    assert only.ok and only.lab == "work/00_good"
+    stand_in(monkeypatch, environment, "has", lambda *needs: True)
+    with pytest.raises(BadInput, match="00_good.ipynb is your own copy, and record stores the shipped labs; `run`"):
+        running.run([str(mine)], folder=folder, store=True, echo=None)
+    (shipped,) = running.run(["00"], folder=folder, echo=None)
+    assert not shipped.ok and shipped.lab == "00_good"
 
 
 def test_a_recording_that_is_refused_fails_its_lab_only(folder, recorded, monkeypatch):

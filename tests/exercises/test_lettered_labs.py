@@ -10,7 +10,7 @@ import pytest
 from labsupport import recordings
 from labsupport.command_line import running
 from labsupport.errors import BadInput
-from labsupport.exercises import base, progress, progress_report, resetting
+from labsupport.exercises import base, progress, progress_report, resetting, shipped
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,10 +61,10 @@ def test_reset_restores_a_lettered_notebook(tmp_path):
         (folder / f"{stem}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     manifest = resetting.write_manifest(root=tmp_path)
     assert {"A_mathematics.ipynb", "B_article_map.ipynb"} <= set(manifest)
-    assert resetting.snapshot(root=tmp_path)
+    assert shipped.snapshot(root=tmp_path)
     (folder / "A_mathematics.ipynb").write_text("{}", encoding="utf-8")
     said = resetting.reset("A", root=tmp_path)
-    assert said.startswith("A_mathematics is as shipped again. Your copy is in notebooks/my_work/")
+    assert said.startswith("A_mathematics is as shipped again. Your copy is in work/kept/")
     assert json.loads((folder / "A_mathematics.ipynb").read_text(encoding="utf-8")) == notebook
     for name in ("a", "A_mathematics", "A_mathematics.ipynb"):
         assert "A_mathematics already is as shipped" in resetting.reset(name, root=tmp_path)

@@ -32,6 +32,9 @@ STDLIB_ONLY = [
     "exercises.progress",
     "exercises.progress_report",
     "exercises.resetting",
+    "exercises.shipped",
+    "exercises.editions",
+    "exercises.own_copies",
 ]
 NEVER_AT_TOP = {
     "tensorrt",
