@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from labsupport import environment
 from labsupport.errors import BadInput, NotAvailable
 
 MNIST_FILE = Path(__file__).resolve().parents[2] / "data" / "mnist_5k.npz"
@@ -131,7 +132,8 @@ def road_signs(size: int = 32, *, per_class: int = 200, seed: int = 0) -> Datase
     for stream, count in enumerate((per_class - 2 * held_out, held_out, held_out)):
         rng = np.random.default_rng([seed, stream, size])
         labels = np.repeat(np.arange(len(faces), dtype=np.int64), count)[shuffled(count * len(faces), rng)]
-        images = np.stack([signs.photograph(faces[label], size, rng) for label in labels])
+        drawn = environment.bar(labels, label="drawing signs", unit="signs")
+        images = np.stack([signs.photograph(faces[label], size, rng) for label in drawn])
         splits.append(Split(images, labels, tuple(signs.FACES)))
     train, validation, test = splits
     return Dataset(

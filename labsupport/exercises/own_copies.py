@@ -90,7 +90,8 @@ def newer(*, root: Path = ROOT) -> list[str]:
 def renew(lab: str, *, root: Path = ROOT) -> tuple[bool, Path | None]:
     """A fresh copy of the shipped lab, for `reset`: whether one was needed, and where the former copy went.
 
-    Where there is no ``work/`` yet, `lab` has never made copies, and none is made here. Raises OSError where the folder cannot be written; the former copy then is where it was.
+    Where there is no ``work/`` yet, `lab` has never made copies, and none is made here. Raises OSError where the
+    folder cannot be written; the former copy then is where it was.
     """
     edition, target = _content(lab, root), path_of(lab, root=root)
     if edition is None or not target.parent.is_dir() or _is_unused(target) and _is_current(target, edition):
