@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
+import time
 import types
 
 import nbformat
@@ -128,10 +131,36 @@ def test_good_and_failing_labs(folder, tmp_path, monkeypatch):
     assert good.ok and good.cell is None and good.runtime == environment.runtime_name()
     assert (failed.ok, failed.cell, failed.error) == (False, 2, "ValueError: first")
     assert lines == [good, failed]
-    assert "FAILED in cell [2]: ValueError: first" in repr(failed)
+    assert 'FAILED in cell [2], below "Why?": ValueError: first' in repr(failed)
     saved = nbformat.read(tmp_path / "out" / "00_good.ipynb", 4)
     assert saved.cells[1].outputs[0].text == f"notebooks {sys.executable}\n"
     assert bad.read_bytes() == before
+
+
+def test_a_failing_cell_is_named_with_the_question_above_it(folder):
+    path = put(folder, "00_bad", "", "1", "no_such_name", "3")
+    content = nbformat.read(path, 4)
+    content.cells.insert(3, new_markdown_cell("Words.\n\n### Exercise: half the bits\n\nMore words."))
+    content.cells.insert(5, new_markdown_cell("## Later"))
+    nbformat.write(content, path)
+    (failed,) = running.run([], folder=folder, echo=None)
+    assert 'FAILED in cell [2], below "Exercise: half the bits": NameError: name' in repr(failed)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a console sends Ctrl-C there")
+def test_ctrl_c_ends_the_whole_run(folder):
+    put(folder, "00_long", "open('started', 'w').close()\nimport time\nfor _ in range(60): time.sleep(1)")
+    put(folder, "01_never", "open('never', 'w').close()")
+    code = f"from pathlib import Path; from labsupport.command_line import running; running.run([], folder=Path({str(folder)!r}))"
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    try:
+        while not (folder / "started").exists() and child.poll() is None:
+            time.sleep(0.1)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert said.rstrip().endswith("KeyboardInterrupt") and not (folder / "never").exists()
 
 
 def test_a_dead_kernel_is_noticed_and_the_next_lab_runs(folder):
