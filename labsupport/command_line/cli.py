@@ -191,10 +191,12 @@ def environment_variables(**more: str) -> dict[str, str]:
 
 def lab(options: argparse.Namespace, rest: list[str]) -> int:
     """JupyterLab on the learner's copy of the first notebook, with its default token and only on this machine."""
-    from labsupport.exercises import shipped
+    from labsupport.exercises import own_copies, shipped
 
     shipped.snapshot()  # what `reset` restores from where there is no git
-    folder = _learners_folder()
+    folder, said = own_copies.folder_to_open()
+    if said:
+        print(said, file=sys.stderr)
     # A notebook as the argument would make its folder the root, and hide the data and the README.
     command = [
         sys.executable,
@@ -216,20 +218,6 @@ def lab(options: argparse.Namespace, rest: list[str]) -> int:
     if os.environ.get("PYTHONSTARTUP"):
         kernels["LABSUPPORT_STARTUP"] = os.environ["PYTHONSTARTUP"]  # the learner's own is run, too
     return wait(subprocess.Popen(command, cwd=REPOSITORY, env=environment_variables(**kernels)))
-
-
-def _learners_folder() -> str:
-    """Where the learner's notebooks are, after their copies were made; the shipped ones where none can be."""
-    from labsupport.exercises import own_copies
-
-    try:
-        said = str(own_copies.provide())
-    except LabError as error:
-        print(f"labsupport: {error}. The shipped notebooks are opened; save under another name", file=sys.stderr)
-        return "notebooks"
-    if said:
-        print(said, file=sys.stderr)
-    return own_copies.FOLDER
 
 
 def test(options: argparse.Namespace, rest: list[str]) -> int:

@@ -23,6 +23,9 @@ class Sheet(Drawing):
         self.figure.save(packed, "PNG", optimize=True)
         return packed.getvalue()
 
+    def _size(self) -> tuple[int, int]:
+        return self.figure.size
+
 
 def sheet(rows: Mapping[str, Sequence[np.ndarray]], text: str, *, scale: float = 1.0) -> Sheet:
     """A row of uint8 pictures (H, W, 3) for each name, the name before it; ``text`` says in words what is seen."""

@@ -68,15 +68,13 @@ def _kind(notebook: bool):
             return None
 
         def close(self) -> None:
-            if self.disable or self._closed:
-                return
-            self._closed = True
-            took = time.monotonic() - self._since
-            super().close()
-            if self._handle is not None:
-                self._show({"text/plain": _line(self, took)})
-            elif not notebook and took > AFTER_S:
-                self.write(_line(self, took), file=sys.stderr)
+            if not (self.disable or self._closed):
+                self._closed, took = True, time.monotonic() - self._since
+                super().close()
+                if self._handle is not None:
+                    self._show({"text/plain": _line(self, took)})
+                elif not notebook and took > AFTER_S:
+                    self.write(_line(self, took), file=sys.stderr)
 
         def _show(self, shown: dict) -> None:
             from IPython.display import display

@@ -79,7 +79,7 @@ def machine(content: dict) -> dict[str, str]:
     """
     lines = [*_shown(content)]
     rows = [match.groups() for line in lines if (match := _ROW.match(line))]
-    facts = dict(reversed(rows))  # the first of each name counts
+    facts: dict[str, str] = {name: value for name, value in reversed(rows)}  # the first of each name counts
     lane = facts.get("This machine") or next(filter(_LANE.search, lines), "")
     if not (found := _LANE.search(lane)):
         raise BadInput("no stored output shows the machine; call environment.describe() in the first code cell")

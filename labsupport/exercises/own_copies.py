@@ -82,6 +82,16 @@ def provide(*, root: Path = ROOT) -> Provided:
     return done
 
 
+def folder_to_open(*, root: Path = ROOT) -> tuple[str, str]:
+    """Where `lab` opens the notebooks, after the copies were made, and what to say of it; the shipped ones where no
+    copies can be made.
+    """
+    try:
+        return FOLDER, str(provide(root=root))
+    except LabError as error:
+        return "notebooks", f"{error}. The shipped notebooks are opened; save yours under other names"
+
+
 def newer(*, root: Path = ROOT) -> list[str]:
     """Labs that were shipped anew since the learner's copies were made."""
     return [lab for lab, edition in _shipped(root) if not _is_current(path_of(lab, root=root), edition)]

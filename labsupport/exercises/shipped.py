@@ -85,6 +85,7 @@ def manifest(root: Path) -> dict[str, str]:
 
 
 def lab_called(name: str, shipped: dict[str, str], root: Path) -> str:
+    """The lab that a learner means by "1", "01", "01_measuring" or a path. Raises BadInput for no lab."""
     labs = [Path(notebook).stem for notebook in shipped]
     labs = labs or sorted(file.stem for file in (root / "notebooks").glob("*.ipynb"))  # the manifest is lost
     wanted = Path(str(name).strip().replace("\\", "/")).name.removesuffix(".ipynb").lower()
@@ -128,6 +129,7 @@ def git(root: Path, *arguments: str) -> bytes:
 
 
 def snapshots() -> Path | None:
+    """The folder of the copies that `snapshot` keeps; None where there is no cache."""
     from labsupport import environment
 
     try:

@@ -55,7 +55,9 @@ def started(monkeypatch):
     calls.copies = []
     monkeypatch.setattr("labsupport.exercises.shipped.snapshot", lambda: calls.snapshots.append(len(calls)))
     monkeypatch.setattr("labsupport.exercises.shipped.worked_in", lambda: [])
-    monkeypatch.setattr("labsupport.exercises.own_copies.provide", lambda: calls.copies.append(len(calls)) or "")
+    monkeypatch.setattr(
+        "labsupport.exercises.own_copies.folder_to_open", lambda: calls.copies.append(len(calls)) or ("work", "")
+    )
     return calls
 
 
@@ -86,6 +88,15 @@ def test_lab_opens_the_first_notebook(here, started):
 def test_lab_keeps_the_shipped_notebooks_before_anybody_can_edit_them(here, started):
     cli.main(["lab"])
     assert started.snapshots == [0], "the snapshot was not taken, or only after JupyterLab had started"
+    assert started.copies == [0]
+
+
+def test_kernels_of_lab_say_two_errors_plainly_and_run_the_learners_own_startup(here, started, monkeypatch):
+    monkeypatch.setenv("PYTHONSTARTUP", "mine.py")
+    cli.main(["lab"])
+    variables = started[0][1]["env"]
+    assert Path(variables["PYTHONSTARTUP"]).name == "kernel_startup.py" and Path(variables["PYTHONSTARTUP"]).is_file()
+    assert variables["LABSUPPORT_STARTUP"] == "mine.py"
 
 
 def test_a_learners_own_notebooks_are_left_out_of_the_tests(here, started, monkeypatch, capsys):

@@ -155,6 +155,8 @@ def test_a_folder_that_cannot_be_made_is_said(root):
     (root / "work").write_text("a file")
     with pytest.raises(LabError, match="your copies in .*work cannot be made .*; make that folder writable"):
         own_copies.provide(root=root)
+    folder, said = own_copies.folder_to_open(root=root)
+    assert folder == "notebooks" and said.endswith("The shipped notebooks are opened; save yours under other names")
 
 
 def test_two_at_once_make_one_copy(root, monkeypatch):

@@ -136,7 +136,7 @@ def test_what_is_made_here_is_not_committed():
         ".labcache/",
         ".labprogress*",
         "notebooks/my_work/",
-        "/work/",
+        "work/",
         ".gpu/",
         ".scratch/",
     } <= set(ignored)
