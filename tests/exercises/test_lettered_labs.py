@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from labsupport import recordings
-from labsupport.command_line import running
+from labsupport.command_line import lab_paths, running
 from labsupport.errors import BadInput
 from labsupport.exercises import base, progress, progress_report, resetting, shipped
 
@@ -25,7 +25,7 @@ def test_run_finds_a_lab_by_its_letter(asked, lab, monkeypatch):
 
 
 def test_letters_come_after_numbers_in_a_run_and_in_the_table():
-    stems = [path.stem for path in running.labs()]
+    stems = [path.stem for path in lab_paths.labs()]
     assert stems[-2:] == ["A_mathematics", "B_article_map"] and stems == sorted(stems)
     table = progress_report.report().splitlines()
     rows = {

@@ -77,7 +77,7 @@ class Canvas:
         axes.set_ylim(height + 0.4, -0.9)
         axes.axis("off")
         # characters that fit into a box, at the page's width
-        self.letters = {1: (52, 42), 2: (25, 21)}[panels]
+        self.letters = {1: (52, 42), 2: (23, 20)}[panels]
 
     def spot(self, row: int) -> tuple[float, float]:
         return (row // self.height) * self.WIDTH, row % self.height
