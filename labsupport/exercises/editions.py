@@ -21,7 +21,25 @@ YOURS = (
     "*This copy is yours: what it shows was computed on your machine. The edition with stored outputs is "
     "[notebooks/{name}.ipynb](../notebooks/{name}.ipynb).*"
 )
-_SENTENCES = re.compile(rf"\n*^(?:{re.escape(STORED)}|\*This copy is yours: )[^\n]*\*$", re.MULTILINE)
+_SENTENCES = re.compile(
+    r"\n*^(?:\*The outputs stored in this notebook |\*?The stored outputs come |\*This copy is yours: )[^\n]*$",
+    re.MULTILINE,
+)
+# One look in both themes of JupyterLab, which does not draw a diagram again when the theme changes; the lines are of a
+# grey that is seen on white and on black, and everything else stands on a ground of its own.
+_COLOURS = {
+    "fontSize": "16px",
+    "primaryColor": "#E8F1FA",
+    "primaryTextColor": "#111111",
+    "primaryBorderColor": "#4A7FB5",
+    "lineColor": "#7A8794",
+    "edgeLabelBackground": "#E3E7EB",
+    "clusterBkg": "#F6F3E8",
+    "clusterBorder": "#A89F7A",
+    "titleColor": "#111111",
+}
+_SPACES = {"nodeSpacing": 24, "rankSpacing": 34, "subGraphTitleMargin": {"top": 4, "bottom": 10}}
+DIAGRAM_STYLE = "%%{init: " + json.dumps({"theme": "base", "themeVariables": _COLOURS, "flowchart": _SPACES}) + "}%%"
 _ROW = re.compile(r"^(Processor|ONNX Runtime|This machine) {2,}(.+)$")
 _LANE = re.compile(r"(?P<runtime>TensorRT(?:-RTX)? [\d.]+) on (?P<gpu>[^|;]+)|\b(?:no GPU|without a TensorRT)")
 
@@ -71,6 +89,17 @@ def origin(content: dict) -> str:
     return (
         f"{STORED}one run on {where} with {facts['runtime']}, on {day.day} {day:%B %Y}. Times on your machine differ.*"
     )
+
+
+def with_diagram_style(content: dict) -> dict:
+    """The notebook with the workbook's style as the first line of each Mermaid diagram."""
+    content = copy.deepcopy(content)
+    for cell in content["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = re.sub(
+                r"(?m)^```mermaid[ \t]*\n(?:%%\{init:.*\n)?", f"```mermaid\n{DIAGRAM_STYLE}\n", _text(cell["source"])
+            )
+    return content
 
 
 def machine(content: dict) -> dict[str, str]:

@@ -57,17 +57,18 @@ def reset(name: str, *, root: Path = ROOT) -> str:
 def write_manifest(*, root: Path = ROOT) -> dict[str, str]:
     """Note the notebooks as they are now as the shipped ones, in ``notebooks/shipped.json``; for authors.
 
-    First each notebook's sentence about its stored outputs is renewed, and its day where the outputs are others. A
-    notebook whose outputs name no machine keeps its text.
+    First each notebook's sentence about its stored outputs is renewed, and its day where the outputs are others; its
+    diagrams get the workbook's style. A notebook whose outputs name no machine keeps its first cell.
     """
     folder = root / "notebooks"
     for file in sorted(folder.glob("*.ipynb")):
         content = json.loads(file.read_bytes())
+        renewed = editions.with_diagram_style(content)
         with contextlib.suppress(BadInput, LookupError):
             day = _first_day(file, content, root)
-            renewed = editions.with_origin(content, day=f"{date.today()}", first_day=day)
-            if renewed != content:
-                files.replace(file, editions.written(renewed))
+            renewed = editions.with_origin(renewed, day=f"{date.today()}", first_day=day)
+        if editions.written(renewed) != editions.written(content):
+            files.replace(file, editions.written(renewed))
     known = {file.name: shipped.content_hash(file.read_bytes()) for file in sorted(folder.glob("*.ipynb"))}
     files.replace(folder / shipped.MANIFEST, (json.dumps(known, indent=1) + "\n").encode(), mode=shipped.SHARED)
     return known
