@@ -126,7 +126,7 @@ def draw_histogram(latencies, *, bins, title="") -> Drawing:
                     va="top",
                 )
     axes.set_xlim(left=min(0.0, float(pooled.min())))
-    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # the words at the top stand above every bar
+    axes.set_ylim(bottom=0)
     axes.set_xlabel(
         f"ms per call ({latencies[0].clock} clock)"
         if len({x.clock for x in latencies}) == 1
