@@ -107,7 +107,7 @@ def sensitivity(
     chosen = _chosen([name for name, op in every.items() if op in qdq.LAYERS], layers)
     baseline = _value(evaluate, graph)
     rows = []
-    for layer in environment.bar(chosen, label="sensitivity", unit="layers", shown=progress):
+    for layer in _bar(chosen, "sensitivity", progress):
         one = qdq.to_qdq(graph, known, target=target, method=method, exclude=set(every) - {layer})
         value = _value(evaluate, one)
         _discard(one)  # as large as the weights, and there is one for every layer
@@ -148,15 +148,13 @@ def choose_mixed(
     if not worst_first:
         raise BadInput(f"the ranking holds none of the layers of {graph.path.name}; make it of this graph")
     steps = []
-    choices = range(min(len(worst_first), len(names) - 1) + 1)
-    for kept in (bar := environment.bar(choices, label="mixed precision", unit="graphs", shown=progress)):
+    for kept in _bar(range(min(len(worst_first), len(names) - 1) + 1), "mixed precision", progress):
         wide = tuple(worst_first[:kept])
         made = qdq.to_qdq(graph, known, target=target, method=method, exclude=wide)
         value = _value(evaluate, made)
         cost = _cost(measure, ranking.baseline, value)
         steps.append((kept, cost))
         if cost <= budget:
-            bar.finish()
             rest = tuple(name for name in names if name not in wide)
             return Mixed(made, wide, rest, value, ranking.baseline, cost, float(budget), tuple(steps))
         _discard(made)
@@ -207,3 +205,7 @@ def _chosen(there: list[str], wanted: Iterable[str] | None) -> list[str]:
                 f"layers names {name!r}, which cannot be quantized or is not there; did you mean one of {near}?"
             )
     return wanted
+
+
+def _bar(things, label: str, progress: bool):
+    return environment.bar(things, label=label, unit="layers", shown=progress)
