@@ -2,8 +2,8 @@
 
 import os
 
-_AGAIN = "Run the cells above first: menu Run > Run All Above Selected Cell. After a restart the kernel knows no names."
-_STOPPED = "KeyboardInterrupt: you stopped this cell. Names that it had not set yet are missing; run it again to go on."
+_AGAIN = "Run the cells above first: menu Run > Run All Above Selected Cell."
+_STOPPED = "KeyboardInterrupt: this cell was stopped. Run it again before you go on."
 
 
 def _plain(shell, kind, error, trace, tb_offset=None):
