@@ -31,8 +31,11 @@ class Drawing:
         return self.text
 
     def _repr_png_(self) -> bytes:
-        sharp = self._png(2 * DPI)
+        sharp = self._sharp()
         return sharp if len(sharp) < MOST_BYTES else self._png(DPI)
+
+    def _sharp(self) -> bytes:
+        return self._png(2 * DPI)
 
     def _png(self, dpi: int) -> bytes:
         picture = io.BytesIO()
@@ -45,7 +48,7 @@ class Drawing:
         return round(width * DPI), round(height * DPI)
 
     def _repr_html_(self) -> str:
-        source, words = base64.b64encode(self._repr_png_()).decode("ascii"), html.escape(self.text, quote=True)
+        source, words = base64.b64encode(self._sharp()).decode("ascii"), html.escape(self.text, quote=True)
         return (
             f'<figure style="margin: 0"><img alt="{words}" width="{self._size()[0]}" style="background: white" '
             f'src="data:image/png;base64,{source}">'

@@ -45,8 +45,7 @@ def _kind(notebook: bool):
         """Says in one line what was done, when it closes."""
 
         def __init__(self, things, **options):
-            self._handle, self._closed, self._finished = None, False, False
-            self._since = time.monotonic()
+            self._handle, self._closed, self._finished, self._since = None, False, False, time.monotonic()
             super().__init__(things, **options, **({"file": io.StringIO(), "mininterval": 0.25} if notebook else {}))
 
         def finish(self) -> None:
@@ -61,9 +60,7 @@ def _kind(notebook: bool):
         def display(self, msg=None, pos=None, **more):
             if not notebook:
                 return super().display(msg, pos, **more)
-            if self._closed:
-                return None
-            if self._handle is not None or time.monotonic() - self._since > AFTER_S:
+            if not self._closed and (self._handle or time.monotonic() - self._since > AFTER_S):
                 self._show({"text/plain": str(self), "text/html": _html(self)})
             return None
 
