@@ -66,7 +66,7 @@ class Replay:
 
     @property
     def caption(self) -> str:
-        return f"{self.lab}, {self.label} ({self.command})"
+        return f"{self.lab}, {self.label}\n  by {self.command}"
 
     def frame(self):
         """A pandas DataFrame: metric → value, unit, samples, spread, date."""
