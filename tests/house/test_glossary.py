@@ -1,90 +1,78 @@
-"""Labs and glossary in step: what a lab prints bold is in the glossary, and the lab that the glossary names explains it."""
+"""The glossary and the labs are in step: a word is explained where it is used for the first time."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
+from notebook_rules import Book, prose_of
 
 ROOT = Path(__file__).resolve().parents[2]
-FIRST = ("00", "01")  # a newcomer reads these, so every word of the trade is explained in them
-NEEDED = (
-    "engine kernel runtime precision FP32 FP16 opset logits p90 p99 spread NOISY latency median batch builder profile ONNX"
-).split() + ["host clock", "device clock", "inference", "stream"]
+ROW = re.compile(r"^\| ([^|]+) \| ([^|]+) \| \[(\w+)\]\(\.\./notebooks/\3\.ipynb\) \|$", re.MULTILINE)
+EARLY, _, LATER = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").partition("## Later labs")
+WORDS, LATER_WORDS = ROW.findall(EARLY), ROW.findall(LATER)
 EMPHASIS = re.compile(r"(?<!\*)(\*{1,2})(?!\s)([^*\n]{2,40}?)(?<!\s)\1(?!\*)")
+# a newcomer reads labs 00 and 01 first, so every word that they need is explained in them
+NEEDED = {
+    "engine", "kernel", "runtime", "precision", "FP32", "FP16", "opset", "logits", "p90", "p99", "spread", "NOISY",
+    "host clock", "device clock", "latency", "median", "batch", "builder", "profile", "ONNX", "inference", "stream",
+}  # fmt: skip
 
 
-def entries() -> dict[str, tuple[str, str]]:
-    """Word → (meaning, lab) of the glossary's second table."""
-    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").partition("## Words")[2]
-    rows = re.findall(r"(?m)^\| (?!word |---)(.+?) \| (.+?) \| (\w+) \|$", text)
-    return {word: (meaning, lab) for word, meaning, lab in rows}
+def first_use(word: str, cells: list[tuple[str, str]]) -> tuple[str, str] | None:
+    """(lab, prose) of the first cell that has the word or its plural; names of functions do not count."""
+    pattern = re.compile(rf"(?i)(?<![\w.]){re.escape(word)}s?(?!\w)")
+    return next((cell for cell in cells if pattern.search(re.sub(r"`[^`]*`", "", cell[1]))), None)
 
 
-def prose(lab: str) -> str:
-    (path,) = (ROOT / "notebooks").glob(f"{lab}_*.ipynb")
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    return re.sub(r"(?ms)^(```|~~~).*?^\1|\$\$.*?\$\$", "", text)
+@pytest.fixture(scope="module")
+def cells() -> list[tuple[str, str]]:
+    """(lab, prose) of every Markdown cell, in the order they are read."""
+    books = [Book.read(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    return [(book.name, prose_of(source)) for book in books for _, _, source in book.cells("markdown")]
 
 
-def emphasized(text: str, marks: tuple[str, ...] = ("*", "**")) -> list[str]:
-    return [words for mark, words in EMPHASIS.findall(text) if mark in marks]
+def test_the_page_has_rows_in_order():
+    for part in (WORDS, LATER_WORDS):
+        words = [word.lower() for word, _, _ in part]
+        assert len(words) > 30 and words == sorted(words)
+    every = [word.lower() for word, _, _ in WORDS + LATER_WORDS]
+    assert len(set(every)) == len(every)
 
 
-def unexplained(text: str, known: dict) -> list[str]:
-    """Words that a lab prints bold as it explains them, and that the glossary lacks; sentences are no words."""
-    words = [word for word in emphasized(text, ("**",)) if word != "Predict" and not re.search(r"[.:?!]$", word)]
-    return sorted({word for word in words if word.lower() not in {entry.lower() for entry in known}})
+def test_labs_00_and_01_explain_what_they_need():
+    explained = {word for word, _, lab in WORDS if lab.startswith(("00", "01"))}
+    assert not NEEDED - explained
 
 
-def _is_meant(word: str, mark: str) -> bool:
+@pytest.mark.parametrize("word, meaning, lab", WORDS, ids=[word for word, _, _ in WORDS])
+def test_a_word_is_explained_at_its_first_use(cells, word, meaning, lab):
+    found = first_use(word, cells)
+    assert found, f"no lab uses {word!r} any more; take it out of the glossary"
+    assert found[0] == lab, f"{word!r} is first used in {found[0]}, the glossary says {lab}"
+    assert f"**{word}**" in found[1], f"{lab} uses {word!r} before it is explained in bold: {found[1][:80]!r}"
+    assert len(meaning.split()) >= 3
+
+
+def emphasized(prose: str) -> list[str]:
+    return [words.lower() for _, words in EMPHASIS.findall(prose)]
+
+
+def is_meant(word: str, mark: str) -> bool:
+    """Whether a mark such as "*Continuous* batching" explains a word such as "continuous batching"."""
     return word in mark or len(mark) > 4 and word.startswith(f"{mark} ")
 
 
-def test_the_glossary_is_in_order_and_says_each_thing_once():
-    words = [word.lower() for word in entries()]
-    assert words == sorted(words) and len(words) > 60
-    for word, (meaning, _) in entries().items():
-        assert meaning.endswith(".") and all(len(part.split()) <= 30 for part in meaning.split(". ")), word
+@pytest.mark.parametrize("word, meaning, lab", LATER_WORDS, ids=[word for word, _, _ in LATER_WORDS])
+def test_a_later_lab_marks_the_word_where_it_explains_it(cells, word, meaning, lab):
+    marks = [mark for name, prose in cells if name == lab for mark in emphasized(prose)]
+    assert any(is_meant(word.lower(), mark) for mark in marks), f"{lab} prints {word!r} neither bold nor slanted"
+    assert meaning.endswith(".") and all(len(part.split()) <= 30 for part in meaning.split(". "))
 
 
-@pytest.mark.parametrize("lab", sorted({lab for _, lab in entries().values()}))
-def test_the_lab_that_the_glossary_names_explains_the_word(lab):
-    marked = [words.lower() for words in emphasized(prose(lab))]  # "*Continuous* batching" explains both words
-    words = [word for word, (_, place) in entries().items() if place == lab]
-    lacking = [word for word in words if not any(_is_meant(word.lower(), mark) for mark in marked)]
-    assert not lacking, f"lab {lab} marks none of these with *…* or **…** where it explains them: {lacking}"
-
-
-@pytest.mark.parametrize("lab", ["00", "01", "02", "03", "04", "05"])
-def test_what_a_lab_explains_is_in_the_glossary(lab):
-    lacking = unexplained(prose(lab), entries())
-    assert not lacking, f"docs/glossary.md lacks {lacking}, which lab {lab} prints bold"
-
-
-def test_the_first_two_labs_explain_every_word_that_they_need():
-    explained = {word for word, (_, lab) in entries().items() if lab in FIRST}
-    assert not set(NEEDED) - explained
-
-
-@pytest.mark.parametrize("word", NEEDED)
-def test_a_word_is_explained_where_it_is_used_first(word):
-    """In running text: the opening's question may name what comes, and so may a title or a table."""
-    for lab in FIRST:
-        text = re.sub(r"(?m)^(?:#|\|).*$|`[^`\n]*`|ONNX Runtime", "", prose(lab))
-        opening, _, rest = text.partition("*Predict*") if "*Predict*" in text else text.partition("predict:")
-        text = text if word.lower() in " | ".join(emphasized(opening)).lower() else rest
-        used = re.search(rf"(?i)(?<![\w-]){re.escape(word)}(?![\w-])", text)
-        if used:
-            paragraph = text[: used.end()].rpartition("\n\n")[2] + text[used.end() :].partition("\n\n")[0]
-            assert word.lower() in " | ".join(emphasized(paragraph)).lower(), f"lab {lab}: {paragraph.strip()[:160]}"
-            return
-    pytest.fail(f"neither lab 00 nor lab 01 uses {word!r}")
-
-
-def test_a_word_without_an_entry_is_seen():
-    text = "An **engine** runs. A **frobnicator** does not. **Predict** now. **What is it?** **Time:** 3"
-    assert unexplained(text, {"Engine": ("", "00")}) == ["frobnicator"]
+def test_the_check_fires():
+    cells = [("00_a", "An `engine.build` call. Engines are fast."), ("01_b", "An **engine** is a program.")]
+    assert first_use("engine", cells) == cells[0] and first_use("kernel", cells) is None
+    assert emphasized("An *open loop* and **NOISY**, 2 * 3 * 4.") == ["open loop", "noisy"]
+    assert is_meant("continuous batching", "continuous") and not is_meant("peak", "pea")
