@@ -138,7 +138,8 @@ def road_signs(size: int = 32, *, per_class: int = 200, seed: int = 0) -> Datase
                 bar.update()
             splits.append(Split(np.stack(images), labels, tuple(signs.FACES)))
     origin = f"drawn by labsupport.data.signs, seed {seed}; synthetic, not GTSRB"
-    return Dataset("road signs", *splits, origin, "that of this workbook")
+    train, validation, test = splits
+    return Dataset("road signs", train, validation, test, origin, "that of this workbook")
 
 
 def mnist_idx(folder: str | Path, *, seed: int = 0) -> Dataset:
