@@ -20,7 +20,8 @@ MARKS = {
     "solution": ("\u2192", "Solution:", "info", "#0277BD"),
     "noted": ("\u270e", "Noted:", "info", "#0277BD"),
 }
-COLUMNS = 88
+COLUMNS = 78
+PROGRAM = "margin: 0.3em 0; overflow-x: auto; white-space: pre; word-break: normal"
 BOX = (
     "border-left: 5px solid {colour}; padding: 0.2em 0.9em; margin: 0.2em 0; max-width: 46em; line-height: 1.45; "
     "overflow-wrap: break-word; word-break: normal; white-space: normal"
@@ -65,7 +66,7 @@ def box(kind: str, said: str, source: str = "", reason: str = "", *, word: str =
         return None
     mark, own_word, name, colour = MARKS[kind]
     colour = f"var(--jp-{name}-color1, {colour})"
-    shown = f'<pre style="margin: 0.3em 0; overflow-x: auto"><code>{escape(source)}</code></pre>' if source else ""
+    shown = f'<pre style="{PROGRAM}"><code style="white-space: pre">{escape(source)}</code></pre>' if source else ""
     head = f'<b><span style="color: {colour}" aria-hidden="true">{mark}</span> {escape(word or own_word)}</b> '
     first, _, rest = said.partition("\n\n")
     opening = f'<p style="margin: 0.25em 0">{head}{_marked_up(first)}</p>'

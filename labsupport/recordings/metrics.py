@@ -105,13 +105,13 @@ class Replay:
         return as_text([(_headed(label, self.caption, self.label), metrics) for label, metrics in self._parts()])
 
     def _repr_html_(self) -> str:
-        left = 'style="text-align: left"'
+        left, whole = 'style="text-align: left"', 'style="text-align: left; white-space: nowrap"'
         rows = ""
         for label, metrics in self._parts():
             if label != self.label:
                 rows += f'<tr><th colspan="2" {left}>{escape(label)}</th></tr>'
             for metric in metrics:
-                rows += f"<tr><td {left}>{escape(metric.title)}</td><td {left}>{escape(_bare(metric))}</td></tr>"
+                rows += f"<tr><td {left}>{escape(metric.title)}</td><td {whole}>{escape(_bare(metric))}</td></tr>"
         caption = f'<caption style="text-align: left">{escape(self.caption)}</caption>'
         return f"<table>{caption}{rows}</table>"
 
