@@ -102,6 +102,19 @@ def test_relative_links_also_lead_somewhere_from_a_learners_copy(path):
         )
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_each_checked_cell_stands_below_a_heading_of_its_own(path):
+    """So that JupyterLab's table of contents lists the exercises."""
+    heading, lacking = "", []
+    for cell in read(path)["cells"]:
+        if cell["cell_type"] == "markdown":
+            prose = re.sub(r"(?ms)^(```|~~~).*?^\1", "", text(cell))
+            heading = (re.findall(r"(?m)^#{1,6} (.+)$", prose) or [heading])[-1]
+        elif asked := re.search(r"(lab\w+\.\w+)\.check\(", text(cell)):
+            lacking += [] if heading.lower().startswith("exercise") else [f"{asked[1]}, below {heading!r}"]
+    assert not lacking, f'{path.name}: put a heading "### Exercise: …" above {"; ".join(lacking)}'
+
+
 def cells(*sources: str) -> dict:
     return {
         "cells": [{"cell_type": "markdown", "metadata": {}, "source": source} for source in sources],
