@@ -14,7 +14,6 @@ from pathlib import Path
 from labsupport.errors import LabError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-FIRST_NOTEBOOK = "00_start_here.ipynb"
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
@@ -191,33 +190,19 @@ def environment_variables(**more: str) -> dict[str, str]:
 
 def lab(options: argparse.Namespace, rest: list[str]) -> int:
     """JupyterLab on the learner's copy of the first notebook, with its default token and only on this machine."""
+    from labsupport.command_line import opening
     from labsupport.exercises import own_copies, shipped
 
     shipped.snapshot()  # what `reset` restores from where there is no git
     folder, said = own_copies.folder_to_open()
     if said:
         print(said, file=sys.stderr)
-    # A notebook as the argument would make its folder the root, and hide the data and the README.
-    command = [
-        sys.executable,
-        "-m",
-        "jupyterlab",
-        f"--ServerApp.root_dir={REPOSITORY}",
-        f"--LabApp.default_url=/lab/tree/{folder}/{FIRST_NOTEBOOK}",
-    ]
-    if options.no_browser:
-        command.append("--no-browser")
-    if options.port is not None:
-        command.append(f"--port={options.port}")
-    command += rest
+    command = opening.command(folder, options, rest)
     # Containers and rented machines often have no other user, and JupyterLab refuses this one unasked.
     if getattr(os, "geteuid", lambda: 1)() == 0 and "--allow-root" not in rest:
         print("labsupport: you are root, so JupyterLab is started with --allow-root", file=sys.stderr)
         command.append("--allow-root")
-    kernels = {"PYTHONSTARTUP": str(Path(__file__).with_name("kernel_startup.py"))}
-    if os.environ.get("PYTHONSTARTUP"):
-        kernels["LABSUPPORT_STARTUP"] = os.environ["PYTHONSTARTUP"]  # the learner's own is run, too
-    return wait(subprocess.Popen(command, cwd=REPOSITORY, env=environment_variables(**kernels)))
+    return wait(subprocess.Popen(command, cwd=REPOSITORY, env=environment_variables(**opening.variables())))
 
 
 def test(options: argparse.Namespace, rest: list[str]) -> int:

@@ -94,7 +94,12 @@ def folder_to_open(*, root: Path = ROOT) -> tuple[str, str]:
 
 def newer(*, root: Path = ROOT) -> list[str]:
     """Labs that were shipped anew since the learner's copies were made."""
-    return [lab for lab, edition in _shipped(root) if not _is_current(path_of(lab, root=root), edition)]
+    newer = []
+    for copy in sorted((root / FOLDER).glob("*.ipynb")):
+        edition = _content(copy.stem, root) if (root / "notebooks" / copy.name).exists() else None
+        if edition is not None and not _is_current(copy, edition):
+            newer.append(copy.stem)
+    return newer
 
 
 def renew(lab: str, *, root: Path = ROOT) -> tuple[bool, Path | None]:

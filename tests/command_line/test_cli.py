@@ -97,6 +97,9 @@ def test_kernels_of_lab_say_two_errors_plainly_and_run_the_learners_own_startup(
     variables = started[0][1]["env"]
     assert Path(variables["PYTHONSTARTUP"]).name == "kernel_startup.py" and Path(variables["PYTHONSTARTUP"]).is_file()
     assert variables["LABSUPPORT_STARTUP"] == "mine.py"
+    monkeypatch.setenv("PYTHONSTARTUP", variables["PYTHONSTARTUP"])  # in a terminal of JupyterLab
+    cli.main(["lab"])
+    assert "LABSUPPORT_STARTUP" not in started[1][1]["env"], "the file would run itself for ever"
 
 
 def test_a_learners_own_notebooks_are_left_out_of_the_tests(here, started, monkeypatch, capsys):
