@@ -73,13 +73,13 @@ def run(
     chosen = find(list(names), folder)
     echo = echo or (lambda line: None)
     notebooks = [(path, _read_or_error(path)) for path in chosen]
+    if store and (mine := [path for path in chosen if path.parent != folder]):
+        raise BadInput(f"{mine[0]} is your own copy, and record stores the shipped labs; `run` executes yours")
     on_gpu = environment.has("engine execution")
     if store and not on_gpu:
         kept = "outputs from a GPU stay as they are" if processor else "nothing is stored (--processor does)"
         echo(f"{kept}: {environment.why_not('engine execution')}")
     store = store and (on_gpu or processor)
-    if store and (mine := [path for path in chosen if path.parent != folder]):
-        raise BadInput(f"{mine[0]} is your own copy, and record stores the shipped labs; `run` executes yours")
     keep_outputs = {path for path, notebook in notebooks if store and (on_gpu or _of_processor(notebook))}
     if save is not None:
         _make_folder(save, folder)
