@@ -51,9 +51,7 @@ def parser() -> argparse.ArgumentParser:
         ("record", "like run, of the shipped labs; on a GPU also store outputs and recordings"),
     ):
         command = add(name, text, install)
-        command.add_argument(
-            "labs", nargs="*", metavar="LAB", help="01, 01_measuring or a path, such as your work/01_measuring.ipynb"
-        )
+        command.add_argument("labs", nargs="*", metavar="LAB", help="01, or a path such as work/01_measuring.ipynb")
         command.add_argument("--json", action="store_true", help="print the results as JSON")
         command.add_argument("--save", metavar="DIR", type=Path, help="write the executed notebooks there")
         if name == "record":
