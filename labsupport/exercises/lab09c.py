@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from labsupport.exercises.answers import as_number
 from labsupport.exercises.base import Exercise, Wrong
+from labsupport.exercises.calling import needs_function
 from labsupport.exercises.lab09_stand_ins import (
     BOX_CUTS,
     box,
@@ -14,7 +15,6 @@ from labsupport.exercises.lab09_stand_ins import (
     cut_graphs,
     fair_shares,
     most_s,
-    needs_function,
 )
 
 LAB = "09c_cuts"

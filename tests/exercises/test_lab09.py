@@ -10,24 +10,16 @@ import numpy as np
 import pytest
 
 from labsupport.comparing import timeline
-from labsupport.exercises import base, lab09, lab09_stand_ins
+from labsupport.exercises import base, calling, lab09
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(lab09_stand_ins, "PATIENCE_S", 1.5)
+    monkeypatch.setattr(calling, "PATIENCE_S", 1.5)
 
 
 def namespace() -> dict:
     return {"timeline": timeline}
-
-
-@pytest.mark.parametrize("guess, right", [(3, True), (30, False)])
-def test_the_graph_is_predicted_and_compared(monkeypatch, guess, right):
-    monkeypatch.setattr(lab09.graph, "_guess", None)
-    assert lab09.graph.check(4.0).outcome == "not attempted"
-    lab09.graph.predict(guess)
-    assert lab09.graph.compare(2.5).right is right
 
 
 def test_graph_gain():
@@ -93,9 +85,32 @@ def test_lookahead():
     def hangs(load, infer, batches):
         threading.Event().wait(2)
 
+    def told_with_its_cause(load, infer, batches):
+        try:
+            return with_a_queue(load, infer, batches)
+        except lab09.BadBatch as error:
+            raise RuntimeError("a batch cannot be read") from error
+
+    def one_by_one(load, infer, batches):
+        """A twin that is a generator: who asks for an answer has the next batch loaded meanwhile."""
+        with ThreadPoolExecutor(1) as reader:
+            ready = reader.submit(load, batches[0])
+            for following in [*batches[1:], None]:
+                loaded = ready.result()
+                ready = reader.submit(load, following) if following is not None else None
+                yield infer(loaded)
+
+    def endless(load, infer, batches):
+        yield from solution(load, infer, batches)
+        while True:
+            yield 0
+
     base.assert_checker(
         lab09.lookahead,
         wrong=[
+            (endless, "goes on"),
+            (lambda load, infer, batches: sorted(solution(load, infer, batches)), "in their order"),
+            (lambda load, infer, batches: [infer(batch) for batch in batches], "wants what load returned"),
             (lambda load, infer, batches: [infer(load(b)) for b in batches], "took turns"),
             (eager, "loaded at once"),
             (silent, "nobody was told"),
@@ -104,7 +119,7 @@ def test_lookahead():
             (lambda load, infer, batches: None, "forget its `return`"),
             (3, "hand in the function"),
         ],
-        right=[solution, with_a_queue],
+        right=[solution, with_a_queue, told_with_its_cause, one_by_one],
         namespace=namespace(),
     )
 

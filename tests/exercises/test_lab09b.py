@@ -6,20 +6,12 @@ import threading
 
 import pytest
 
-from labsupport.exercises import base, lab09_stand_ins, lab09b
+from labsupport.exercises import base, calling, lab09b
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(lab09_stand_ins, "PATIENCE_S", 1.5)
-
-
-def test_the_tail_is_predicted_and_compared(monkeypatch):
-    monkeypatch.setattr(lab09b.tail, "_guess", None)
-    assert lab09b.tail.check(4.0).outcome == "not attempted"
-    lab09b.tail.predict(3)
-    assert lab09b.tail.compare(5.0).right
-    assert not lab09b.tail.compare(30.0).right
+    monkeypatch.setattr(calling, "PATIENCE_S", 1.5)
 
 
 def test_offered():
@@ -137,8 +129,38 @@ def test_survivor():
             threading.Event().wait(2)
 
     def twice(requests, workers):
-        answers = first_living(requests, workers)
-        return [workers[1](request) for request in requests] and answers
+        return first_living(
+            requests, [lambda request, worker=each: (worker(request), worker(request))[1] for each in workers]
+        )
+
+    def by_request(requests, workers):
+        answers = dict(zip(map(tuple, requests), first_living(requests, workers)))
+        return list(answers.values())
+
+    def takes_any_error_for_a_death(requests, workers):
+        alive, out = list(workers), []
+        for request in requests:
+            while True:
+                worker = alive[0]
+                try:
+                    out.append(worker(request))
+                    break
+                except Exception:
+                    alive.remove(worker)
+                if not alive:
+                    raise RuntimeError("nobody is left")
+        return out
+
+    def empties(what):
+        def learners(requests, workers):
+            answers = first_living(requests, workers)
+            (requests if what == "requests" else workers).clear()
+            return answers
+
+        return learners
+
+    def as_a_generator(requests, workers):
+        yield from first_living(requests, workers)
 
     base.assert_checker(
         lab09b.survivor,
@@ -149,11 +171,20 @@ def test_survivor():
             (gives_up_quietly, "no error"),
             (waits_for_ever, "has not come back"),
             (lambda r, w: first_living(r, w)[::-1], "not in their order"),
-            (twice, "computed twice"),
+            (lambda r, w: sorted(first_living(r, w)), "not in their order"),
+            (by_request, "of 40 requests were answered"),
+            (takes_any_error_for_a_death, "taken for a death: RuntimeError"),
+            (empties("requests"), "list of requests that was handed in has changed"),
+            (empties("workers"), "list of workers that was handed in has changed"),
+            (twice, "computed twice|of 40 requests"),
             (lambda r, w: None, "forget its `return`"),
             (5, "hand in the function"),
         ],
-        right=[first_living, lambda requests, workers: first_living(list(requests), list(workers)[::-1])],
+        right=[
+            first_living,
+            as_a_generator,
+            lambda requests, workers: first_living(list(requests), list(workers)[::-1]),
+        ],
         namespace={},
     )
 
