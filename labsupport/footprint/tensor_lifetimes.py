@@ -146,15 +146,6 @@ def of_engine(engine) -> Lifetimes:
     return Lifetimes(tuple(record.get("Name", "") for record in records), tuple(found.values()))
 
 
-def keep_everything(graph) -> export.OnnxGraph:
-    """The same network with every intermediate tensor made an output, as for debugging: none may be overwritten."""
-    graph = _graph(graph)
-    model = graph.model()
-    known = surgery.values_of(model)
-    written = [name for node in model.graph.node for name in node.output if name in known]
-    return export.exposed(graph, written, path=export.fresh_folder() / f"{graph.path.stem}.kept.onnx")
-
-
 # --- sizes and names, read from a graph -------------------------------------------------------------------------
 
 
