@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from labsupport import data, training
+from labsupport import data
 from labsupport.models.networks import ImageNetwork, check_whole
 
 
@@ -57,13 +57,3 @@ class RawPixels(ImageNetwork):
 def raw(images: np.ndarray) -> np.ndarray:
     """uint8 (N, H, W, C) → float32 (N, C, H, W), the values as they are: 0 to 255."""
     return data.preprocess(images, mean=0.0, std=1 / 255)
-
-
-def trained(*, epochs: int = 5, seed: int = 0, progress: bool = True) -> RawPixels:
-    """The network trained on the workbook's digits, some seconds on a CPU."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        model = RawPixels()
-    return training.fit(
-        model, data.mnist().train, epochs=epochs, learning_rate=5e-3, seed=seed, preprocess=raw, progress=progress
-    ).model
