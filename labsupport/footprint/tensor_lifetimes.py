@@ -98,10 +98,10 @@ def lifetimes(graph, *, batch: int = 1, precision: str = "fp32", sizes_of=None) 
     return Lifetimes(tuple(node.name or node.op_type for node in nodes), tuple(tensors))
 
 
-def schedule(steps: Iterable[tuple[str, float, Sequence[str]]], *, inputs: Sequence[str] = ("images",)) -> Lifetimes:
+def schedule(steps: Iterable[tuple[str, float, Sequence[str]]]) -> Lifetimes:
     """Lifetimes of a network written down as (tensor, MiB, tensors it is computed from), one step each.
 
-    A tensor that nobody reads is an output of the network; it belongs to the caller, like ``inputs``.
+    A tensor that nobody reads is an output of the network; it belongs to the caller, like the input, "images".
     """
     steps, born = list(steps), {}
     names = [name for name, _, _ in steps]
@@ -109,7 +109,7 @@ def schedule(steps: Iterable[tuple[str, float, Sequence[str]]], *, inputs: Seque
         if isinstance(reads, str):
             raise BadInput(f"{name!r} reads {reads!r}; give a list of tensors, such as [{reads!r}]")
         for read in reads:
-            if read not in born and read not in inputs:
+            if read not in born and read != "images":
                 when = "only later" if read in names else "nowhere"
                 raise BadInput(
                     f"step {step} computes {name!r} from {read!r}, which is written {when}; "
