@@ -13,6 +13,7 @@ import numpy as np
 DPI = 80
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")  # Okabe and Ito 2008: told apart with any colour vision
 HATCHES = ("", "//", "..", "xx")  # told apart without colour
+LINES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True, repr=False)
