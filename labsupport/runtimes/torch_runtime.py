@@ -234,10 +234,12 @@ def _as_tensor(array):
 
 def _compile(forward, mode: str):
     import torch
-    from torch._inductor import config, list_mode_options, select_algorithm
+    from torch._inductor import config, select_algorithm
 
     # max-autotune prints every candidate it times, thousands of lines that no lesson needs.
     select_algorithm.PRINT_AUTOTUNE = config.max_autotune_report_choices_stats = False
+    # Frozen: weights are constants, so that batch norms are folded, as in every engine it is compared with. As an
+    # option of torch.compile it would come too late: what traces the module has to know it, too.
+    config.freezing = True
     torch._dynamo.reset()
-    # frozen: weights are constants, so that batch norms are folded, as in every engine it is compared with
-    return torch.compile(forward, options={**list_mode_options(mode), "freezing": True})
+    return torch.compile(forward, mode=mode)
