@@ -23,8 +23,9 @@ def report(notebooks: Path | None = None) -> str:
             if not isinstance(outcome, str) or outcome not in counts:  # the file may have been edited by hand
                 outcome = "not attempted"
             counts[outcome] += 1
-            when = str(entry.get("when", ""))[:16].replace("T", " ") if outcome != "not attempted" else ""
-            rows.append((lab if name == names[0] else "", name, outcome, when))
+            noted = outcome == "not attempted" and isinstance(entry.get("prediction"), (int, float))
+            when = str(entry.get("when", ""))[:16].replace("T", " ") if outcome != "not attempted" or noted else ""
+            rows.append((lab if name == names[0] else "", name, "predicted" if noted else outcome, when))
         if not names:
             rows.append((lab, "no exercises", "", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
