@@ -1,9 +1,9 @@
 """The argument checks of all rooms, in one place: whatever a public function is given, a typed error answers it.
 
 Python calls `Guarded` for every module of this package (see `install`), and it puts a guard around each public function
-and constructor. What is annotated with a plain type is checked before the call. An error that falls from the depths
-(an AttributeError of somebody's None) becomes a BadInput that names the call, what came and what is wanted, with
-the former as its cause. Calls from room to room see every error as it is, and so does whoever hands over a function of
+and constructor. What is annotated with a plain type is checked; where the function has words of its own for what is
+wrong, those are shown. An error that falls from the depths (an AttributeError of somebody's None) becomes a BadInput
+that names the call, what came and what is wanted, with the former as its cause. Calls from room to room see every error as it is, and so does whoever hands over a function of
 his own: what that raises is his.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 from labsupport.errors import BadInput, LabError, NotAvailable
 
 PACKAGE = __name__.rpartition(".")[0]
-# Their own callers read the errors of the system from them; forward passes are traced by compilers.
+# Whoever calls these reads the errors of the system from them, or answers for all errors himself.
 UNGUARDED = re.compile(rf"{PACKAGE}\.(errors|files|quiet|guards|command_line.*|exercises.*)$")
 LONGEST = 60  # characters of a value in a message
 
@@ -52,6 +52,10 @@ def _are_names(value) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
 
 
+def _is_network(value) -> bool:
+    return any(base.__module__.startswith("torch.nn.") for base in type(value).__mro__)
+
+
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "str": (_is_text, "text"),
     "int": (_is_whole, "a whole number"),
@@ -61,6 +65,9 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "str | Path": (_is_path, "a path"),
     "str | os.PathLike": (_is_path, "a path"),
     "Callable": (callable, "a function"),
+    "nn.Module": (_is_network, "a torch.nn.Module, such as models.resnet18()"),
+    "torch.nn.Module": (_is_network, "a torch.nn.Module, such as models.resnet18()"),
+    "list": (_are_names, "a list"),
     "Mapping": (lambda value: isinstance(value, Mapping), "a mapping such as {name: value}"),
     "Iterable[str]": (_are_names, "a list of names"),
     "Sequence[str]": (_are_names, "a list of names"),
@@ -117,21 +124,30 @@ def guarded(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def guard(*args, **kwargs):
+        wrong = ""
+        for place, name, check, wanted in checks:
+            value = args[place] if place < len(args) else kwargs.get(name, guard)
+            if value is not guard and not check(value) and not _is_inside(sys._getframe(1)):
+                kind = type(value).__name__
+                wrong = f"{_title(function)}: {name}={shown(value)} is of the kind {kind}; wanted is {wanted}"
         try:
-            for place, name, check, wanted in checks:
-                value = args[place] if place < len(args) else kwargs.get(name, guard)
-                if value is not guard and not check(value):
-                    kind = type(value).__name__
-                    raise BadInput(f"{_title(function)}: {name}={shown(value)} is a {kind}; wanted is {wanted}")
-            return function(*args, **kwargs)
-        except LabError:
+            made = function(*args, **kwargs)
+        except LabError:  # the function's own words say more
             raise
         except Exception as error:
             if _is_ours(error, args, kwargs):
                 raise
-            raise _typed(error, function, args, kwargs) from error
+            raise (BadInput(wrong) if wrong else _typed(error, function, args, kwargs)) from error
+        if wrong:
+            raise BadInput(wrong)
+        return made
 
     return guard
+
+
+def _is_inside(frame: types.FrameType | None) -> bool:
+    """Whether this package itself calls; a room reads another's errors as they are."""
+    return frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == PACKAGE
 
 
 def _checks(function: Callable) -> tuple[tuple[int, str, Callable, str], ...]:
@@ -154,8 +170,7 @@ def _checks(function: Callable) -> tuple[tuple[int, str, Callable, str], ...]:
 def _is_ours(error: Exception, args: tuple, kwargs: dict) -> bool:
     """Whether the error goes on as it is: to another room, or out of a function that the caller handed over."""
     trace = error.__traceback__
-    caller = trace.tb_frame.f_back if trace else None
-    if caller is not None and str(caller.f_globals.get("__name__", "")).partition(".")[0] == PACKAGE:
+    if trace is None or _is_inside(trace.tb_frame.f_back):
         return True
     codes = {code for value in (*args, *kwargs.values()) if (code := _code(value)) is not None}
     while trace is not None:
