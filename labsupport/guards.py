@@ -1,10 +1,10 @@
 """The argument checks of all rooms, in one place: whatever a public function is given, a typed error answers it.
 
-Python calls `Guarded` for every module of this package (see `install`), and it puts a guard around each public function
-and constructor. What is annotated with a plain type is checked; where the function has words of its own for what is
-wrong, those are shown. An error that falls from the depths (an AttributeError of somebody's None) becomes a BadInput
-that names the call, what came and what is wanted, with the former as its cause. Calls from room to room see every error as it is, and so does whoever hands over a function of
-his own: what that raises is his.
+Every module of this package is loaded by `_Loader` (see `install`), which puts a guard around each public function and
+constructor. What is annotated with a plain type is checked; where the function has words of its own for what is wrong,
+those are shown. An error that falls from the depths (an AttributeError of somebody's None) becomes a BadInput that
+names the call, what came and what is wanted, with the former as its cause. Calls from room to room see every error as
+it is, and so does whoever hands over a function of his own: what that raises is his.
 """
 
 from __future__ import annotations
@@ -181,7 +181,9 @@ def _is_ours(error: Exception, args: tuple, kwargs: dict) -> bool:
 
 
 def _code(value) -> types.CodeType | None:
-    """The code of a function or of an object that is called; None for everything else."""
+    """The code of a function, a generator or an object that is called; None for everything else."""
+    if isinstance(value, types.GeneratorType):
+        return value.gi_code
     value = getattr(value, "func", value) if isinstance(value, functools.partial) else value
     value = value if isinstance(value, (types.FunctionType, types.MethodType)) else type(value).__dict__.get("__call__")
     return getattr(value, "__code__", None)
@@ -215,7 +217,8 @@ def _title(function: Callable) -> str:
 def shown(value) -> str:
     """A value in a message: short, and whatever it does when asked."""
     try:
-        text = " ".join(repr(value)[: 4 * LONGEST].split()) if not hasattr(value, "shape") else f"an array {value.shape}"
+        shape = getattr(value, "shape", None)
+        text = " ".join(repr(value)[: 4 * LONGEST].split()) if shape is None else f"an array {tuple(shape)}"
     except Exception:
         text = f"a {type(value).__name__}"
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import warnings
 
 from labsupport import environment
 from labsupport.errors import BuildError
@@ -44,31 +46,44 @@ def build(trt, builder, network, config, stem: str, progress: bool):
     if monitored:
         config.progress_monitor = watch.monitor(trt)
     result: dict = {}
+    done = threading.Event()
 
     def work():
         try:
             result["plan"] = builder.build_serialized_network(network, config)
         except BaseException as error:  # handed to the caller's thread below
             result["error"] = error
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=work, name=f"build {stem}", daemon=True)
-    thread.start()
+    # Not a daemon: Python would end it inside TensorRT, and that ends the process with an abort.
+    threading.Thread(target=work, name=f"build {stem}").start()
     bar = tqdm(total=None, desc=f"building {stem}", leave=False, disable=not progress or environment.headless())
     try:
-        while thread.is_alive():
-            thread.join(0.1)
+        while not done.wait(0.1):
             bar.total, bar.n = watch.total or None, watch.done
             bar.set_postfix_str(watch.phase, refresh=True)
     except KeyboardInterrupt:
         watch.cancelled = True
-        if monitored:
-            thread.join()
+        _leave(done, stem, monitored)
         raise
     finally:
         bar.close()
     if "error" in result:
         raise BuildError(f"{stem}: the builder stopped: {result['error']}") from result["error"]
     return result["plan"]
+
+
+def _leave(done: threading.Event, stem: str, monitored: bool) -> None:
+    """After Ctrl-C: wait until the builder has stopped, or say that it goes on."""
+    if not monitored:
+        warnings.warn(f"TensorRT 8.6 cannot stop a build: {stem} goes on, and this process ends after it", stacklevel=3)
+        return
+    if not done.wait(1):
+        warnings.warn(f"interrupted; the builder of {stem} stops at its next step", stacklevel=3)
+    while not done.is_set():
+        with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C: nothing may leave before the builder has
+            done.wait(0.2)
 
 
 class _Watch:

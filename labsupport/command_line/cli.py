@@ -7,10 +7,10 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+from labsupport import files
 from labsupport.errors import LabError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -218,10 +218,10 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
 
     started = time.monotonic()
     at_once = testing.workers(rest, alone=options.alone, gpu=environment.has("engine execution"))
-    with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
+    with files.scratch() as folder:
         # One thread each: on a small or busy machine PyTorch's threads wait for each other far longer than they work.
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        variables = environment_variables(LABSUPPORT_METRICS=folder, IPYKERNEL_CELL_NAME="<cell>", **threads)
+        variables = environment_variables(LABSUPPORT_METRICS=str(folder), IPYKERNEL_CELL_NAME="<cell>", **threads)
         own = resetting.own_copies()
         if own:
             print(
@@ -238,7 +238,7 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
             return code
         from labsupport import recordings
 
-        violations = recordings.check_live(Path(folder), speeds=at_once == 1)
+        violations = recordings.check_live(folder, speeds=at_once == 1)
     if at_once > 1 and not options.fast:
         print(
             "speeds were not held against their bands, because tests ran side by side; "

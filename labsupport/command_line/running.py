@@ -118,10 +118,10 @@ def run(
             if isinstance(notebook, BadInput):
                 result = LabRun(path.stem, False, 0.0, environment.runtime_name(), None, f"BadInput: {notebook}")
             else:
-                with tempfile.TemporaryDirectory(prefix="labsupport-") as metrics:
-                    result = execute(notebook, path, metrics=Path(metrics), timeout_s=timeout_s, tick=bar.update)
+                with files.scratch() as metrics:
+                    result = execute(notebook, path, metrics=metrics, timeout_s=timeout_s, tick=bar.update)
                     if store and result.ok:
-                        result = _recorded(result, notebook if keep_outputs else None, path, Path(metrics))
+                        result = _recorded(result, notebook if keep_outputs else None, path, metrics)
                 if save is not None:
                     result = _saved(result, notebook, save / path.name)
             results.append(result)

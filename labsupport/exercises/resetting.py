@@ -73,7 +73,7 @@ def write_manifest(*, root: Path = ROOT) -> dict[str, str]:
     """Note the notebooks as they are now as the shipped ones, in ``notebooks/shipped.json``; for authors."""
     folder = root / "notebooks"
     manifest = {file.name: content_hash(file.read_bytes()) for file in sorted(folder.glob("*.ipynb"))}
-    files.replace(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode(), mode=SHARED)
+    files.replace(folder / MANIFEST, (json.dumps(files.sealed(manifest), indent=1) + "\n").encode(), mode=SHARED)
     return manifest
 
 
@@ -112,10 +112,12 @@ def _manifest(root: Path) -> dict[str, str]:
     """notebook → hash; from git where the file is gone or damaged, empty where both are."""
     file = root / "notebooks" / MANIFEST
     for read in (file.read_bytes, lambda: _git(root, "show", f"HEAD:./notebooks/{MANIFEST}")):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             content = json.loads(read())
             if isinstance(content, dict) and all(isinstance(value, str) for value in content.values()):
-                return content
+                listed = {name: value for name, value in content.items() if name != files.SEAL}
+                if files.whole(content) and all(name.endswith(".ipynb") for name in listed):
+                    return listed
     return {}
 
 

@@ -1,4 +1,4 @@
-"""What a worker of `pool` is and does in its own process: load a network, answer until it is told to leave or its pipe ends."""
+"""What a worker of `pool` is and does in its own process: load a network, answer until it is told to leave."""
 
 from __future__ import annotations
 

@@ -35,7 +35,17 @@ PARTS = (
     "language.serving language.weights language.tokenizer"
 ).split()
 # Starts servers, asks the hardware, or patches the process: not for a campaign of hundreds of calls.
-LEFT_OUT = {"ray_cluster", "TritonServer", "Runtime", "Road", "Objective", "Refused", "session", "unregister", "register"}
+LEFT_OUT = {
+    "ray_cluster",
+    "TritonServer",
+    "Runtime",
+    "Road",
+    "Objective",
+    "Refused",
+    "session",
+    "unregister",
+    "register",
+}
 
 
 class Raising:
