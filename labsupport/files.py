@@ -48,6 +48,7 @@ def written_beside(path: Path, data: bytes, *, mode: int | None = None) -> Itera
 
     ``mode`` as in `replace`. Raises OSError.
     """
+    sweep(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{os.getpid()}-", suffix=".part")
     part = Path(name)
     try:
@@ -113,23 +114,23 @@ def scratch(*, inside: Path | None = None, prefix: str = SCRATCH) -> Iterator[Pa
 
 def scratch_folder(*, inside: Path | None = None, prefix: str = SCRATCH) -> Path:
     """The same for whoever ends it himself; its name says whose it is. Raises OSError."""
+    sweep(Path(inside or tempfile.gettempdir()))
     return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=inside))
 
 
-def sweep(*folders: Path) -> list[Path]:
-    """Remove what killed processes left in these folders: ours by name, this user's, and old. Says what went.
+def sweep(folder: Path) -> list[Path]:
+    """Remove what killed processes left in a folder: ours by name, this user's, and old. Says what went.
 
     A day old is old; ten minutes, where the name holds the number of a process that is gone.
     """
     gone = []
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            for path in list(os.scandir(folder)):
-                if LEFT.fullmatch(path.name) and _is_left(path):
-                    removed = shutil.rmtree if path.is_dir(follow_symlinks=False) else os.unlink
-                    with contextlib.suppress(OSError):
-                        removed(path.path)
-                        gone.append(Path(path.path))
+    with contextlib.suppress(OSError):
+        for path in list(os.scandir(folder)):
+            if LEFT.fullmatch(path.name) and _is_left(path):
+                remove = shutil.rmtree if path.is_dir(follow_symlinks=False) else os.unlink
+                with contextlib.suppress(OSError):
+                    remove(path.path)
+                    gone.append(Path(path.path))
     return gone
 
 

@@ -129,7 +129,8 @@ def _recipe(recipe: Recipe | None, options: dict) -> Recipe:
 def _check_name(name) -> None:
     if name is not None and not re.fullmatch(r"\w[\w.\- ]{0,99}", str(name)):
         raise BadInput(
-            f"name={name!r:.120}; an engine's name is part of a file's name: at most 100 letters, digits, '.', '_' and '-'"
+            f"name={name!r:.120}; an engine's name is part of a file's name: letters, digits, '.', '_' and '-', "
+            "100 at most"
         )
 
 

@@ -92,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     if rest and options.command not in ("lab", "test"):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        files.sweep(REPOSITORY / "notebooks")
         if options.command in ("lab", "test", "run", "record", "report"):
             elsewhere = prepare(options, argv, ready=ready)
             if elsewhere is None and options.command in ("lab", "test") and not options.without_weights:

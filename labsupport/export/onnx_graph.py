@@ -203,7 +203,6 @@ def _staged(path: Path):
     """A file of the same name in a folder of its own, which takes the place of ``path`` if the block succeeds."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.sweep(path.parent)
         with files.scratch(inside=path.parent, prefix=".export-") as folder:
             yield folder / path.name
             for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):  # weights first
@@ -312,7 +311,6 @@ def first_line(error: Exception) -> str:
 @functools.lru_cache(maxsize=None)
 def scratch_folder() -> Path:
     """A folder for files that nobody named; it goes with the process, because exports are as large as their weights."""
-    files.sweep(Path(tempfile.gettempdir()))
     folder = files.scratch_folder()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
