@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from labsupport import environment, files
+from labsupport.command_line import kernels
 from labsupport.errors import BadInput, LabError
 
 NOTEBOOKS = environment.REPOSITORY / "notebooks"
@@ -202,6 +204,7 @@ def execute(notebook, path: Path, *, metrics: Path, timeout_s: int = CELL_TIMEOU
         place["since"] = time.monotonic()
 
     def done(cell, cell_index, **_):
+        cell.outputs = kernels.merged(cell.outputs)
         took[place["at"]] = round(time.monotonic() - place["since"], 2)
         tick(1)
 
@@ -210,7 +213,8 @@ def execute(notebook, path: Path, *, metrics: Path, timeout_s: int = CELL_TIMEOU
     with tempfile.TemporaryFile() as log:
         try:
             # The kernel's own log would run through the progress bar; it is read only when the kernel dies.
-            client.execute(env=_variables(metrics), stderr=log)
+            with _told_when_stopped(client):
+                client.execute(env=_variables(metrics), stderr=log)
         except CellExecutionError as failure:
             error = f"{failure.ename}: {(failure.evalue.strip() or 'no message').splitlines()[0]}"
         except CellTimeoutError:
@@ -226,6 +230,18 @@ def execute(notebook, path: Path, *, metrics: Path, timeout_s: int = CELL_TIMEOU
     )
 
 
+@contextlib.contextmanager
+def _told_when_stopped(client):
+    """A signal ends the run: whatever nbclient makes of the kernel that is gone, it was the signal."""
+    from asyncio import CancelledError
+
+    try:
+        yield
+    except (Exception, CancelledError):
+        kernels.raise_if_stopped(client)
+        raise
+
+
 def _last_line(log) -> str:
     log.seek(0)
     lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
@@ -237,7 +253,6 @@ def _client(notebook, folder: Path, timeout_s: int, begin, done):
     """An nbclient for this Python, whatever kernel the notebook was stored with."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
-    from nbclient import NotebookClient
 
     if sys.platform == "win32":
         import asyncio
@@ -254,13 +269,12 @@ def _client(notebook, folder: Path, timeout_s: int, begin, done):
                 language="python",
             )
 
-    return NotebookClient(
+    return kernels.client_class()(
         notebook,
         kernel_manager_class=ThisPython,
         kernel_name="python3",
         timeout=timeout_s,
         startup_timeout=120,
-        coalesce_streams=True,
         store_widget_state=False,
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},

@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "--nbval-kernel-startup-timeout=120")
+NBVAL = (
+    "-p",
+    "labsupport.command_line.kernels",
+    "--nbval-lax",
+    "--nbval-current-env",
+    "--nbval-cell-timeout=300",
+    "--nbval-kernel-startup-timeout=120",
+)
 LAST_RUN = REPOSITORY / ".labcache" / "test_seconds.json"  # what the newest whole run took here, by its kind
 MOST_WORKERS = 4  # a worker and its kernel hold about 1.5 GiB
 UNIT_TESTS_S = 300.0  # processor time of all unit tests on two cores of a shared machine, where nothing is known yet

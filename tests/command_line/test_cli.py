@@ -129,9 +129,11 @@ def test_test_is_one_pytest_and_then_the_bands(here, started, monkeypatch):
     fake_module(monkeypatch, "recordings", check_live=lambda folder, speeds: seen.append(folder) or [])
     assert cli.main(["test", "-k", "fusion", "-x"]) == 0
     ((command, options),) = started
-    assert command[1:7] == [
+    assert command[1:9] == [
         "-m",
         "pytest",
+        "-p",
+        "labsupport.command_line.kernels",
         "--nbval-lax",
         "--nbval-current-env",
         "--nbval-cell-timeout=300",
