@@ -46,9 +46,10 @@ def build(trt, builder, network, config, stem: str, progress: bool):
     if monitored:
         config.progress_monitor = watch.monitor(trt)
     result: dict = {}
-    done = threading.Event()
+    begun, done = threading.Event(), threading.Event()
 
     def work():
+        begun.set()
         try:
             result["plan"] = builder.build_serialized_network(network, config)
         except BaseException as error:  # handed to the caller's thread below
@@ -56,16 +57,17 @@ def build(trt, builder, network, config, stem: str, progress: bool):
         finally:
             done.set()
 
-    # Not a daemon: Python would end it inside TensorRT, and that ends the process with an abort.
-    threading.Thread(target=work, name=f"build {stem}").start()
     bar = tqdm(total=None, desc=f"building {stem}", leave=False, disable=not progress or environment.headless())
     try:
+        # Not a daemon: Python would end it inside TensorRT, and that ends the process with an abort.
+        threading.Thread(target=work, name=f"build {stem}").start()
         while not done.wait(0.1):
             bar.total, bar.n = watch.total or None, watch.done
             bar.set_postfix_str(watch.phase, refresh=True)
     except KeyboardInterrupt:
         watch.cancelled = True
-        _leave(done, stem, monitored)
+        if begun.wait(1):  # or the interrupt came before the thread did
+            _leave(done, stem, monitored)
         raise
     finally:
         bar.close()

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from labsupport import files
+from labsupport.command_line import shadows
 from labsupport.errors import LabError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     tests = add("test", "run the tests and every notebook; further arguments go to pytest", install)
     tests.add_argument("--fast", action="store_true", help="unit tests only, without the slow ones")
     tests.add_argument("--all", action="store_true", help="with the optional frameworks, which are installed first")
+    tests.add_argument("--faults", action="store_true", help="a campaign of faults instead: ten minutes, then a table")
     tests.add_argument("--alone", action="store_true", help="one file at a time, so that speeds can be judged")
     for name, text in (
         ("run", "execute labs without a browser, one line a lab"),
@@ -94,6 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         files.sweep(REPOSITORY / "notebooks")
         if options.command in ("lab", "test", "run", "record", "report"):
+            shadows.refuse()
             elsewhere = prepare(options, argv, ready=ready)
             if elsewhere is None and options.command in ("lab", "test") and not options.without_weights:
                 from labsupport.command_line import weights
@@ -169,12 +172,17 @@ def again(python: Path, argv: list[str]) -> int:
 
 
 def wait(child: subprocess.Popen) -> int:
-    """Wait for a child that gets the terminal's Ctrl-C itself; JupyterLab asks before it stops."""
+    """Wait for a child that gets the terminal's Ctrl-C itself; JupyterLab asks before it stops. Its exit code."""
+    interrupted = False
     while True:
         try:
-            return child.wait()
+            code = child.wait()
         except KeyboardInterrupt:
+            interrupted = True
             continue
+        if code < 0:  # a signal ended it
+            return 128 - code
+        return INTERRUPTED if code and interrupted else code
 
 
 def environment_variables(**more: str) -> dict[str, str]:
@@ -205,7 +213,11 @@ def lab(options: argparse.Namespace, rest: list[str]) -> int:
     command += rest
     # Containers and rented machines often have no other user, and JupyterLab refuses this one unasked.
     if getattr(os, "geteuid", lambda: 1)() == 0 and "--allow-root" not in rest:
-        print("labsupport: you are root, so JupyterLab is started with --allow-root", file=sys.stderr)
+        print(
+            "labsupport: you are root, so JupyterLab is started with --allow-root: all code in a notebook then runs as "
+            "root and may change every file of this machine",
+            file=sys.stderr,
+        )
         command.append("--allow-root")
     resetting.snapshot()  # what `reset` restores from where there is no git
     return wait(subprocess.Popen(command, cwd=REPOSITORY, env=environment_variables()))
@@ -217,6 +229,8 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
     from labsupport.command_line import testing
     from labsupport.exercises import resetting
 
+    if options.faults:
+        return wait(subprocess.Popen(testing.faults(rest), cwd=REPOSITORY, env=environment_variables()))
     started = time.monotonic()
     at_once = testing.workers(rest, alone=options.alone, gpu=environment.has("engine execution"))
     with files.scratch() as folder:

@@ -49,6 +49,11 @@ def command(rest: list[str], own: Sequence[str] = (), *, fast: bool = False, at_
     return [sys.executable, "-m", "pytest", *NBVAL, "--durations=10", *shared, *quick, *left_out, *rest, *paths]
 
 
+def faults(rest: list[str]) -> list[str]:
+    """The command line of the campaign of faults, which prints a table of what was tried, what held and what failed."""
+    return [sys.executable, str(REPOSITORY / "tests" / "faults" / "campaign.py"), *rest]
+
+
 def plan(rest: list[str], *, fast: bool, at_once: int) -> str:
     """One line that says what is about to run and about how long it takes; "" for a choice of tests."""
     if any(not word.startswith("-") for word in rest):

@@ -16,6 +16,7 @@ from labsupport.errors import RecordingError
 ROOT = Path(__file__).resolve().parents[2] / "data" / "recordings"
 LAB_NAME = re.compile(r"[0-9A-Za-z_]{1,100}")
 METRIC_NAME = re.compile(r"[a-z0-9_]{1,100}\.[a-z0-9_]{1,100}")
+KEYS = {"machine_class", "machine", "date", "command", "metrics", "plan", files.SEAL}
 RUNTIMES = {
     "trt": ("TensorRT", "tensorrt"),
     "rtx": ("TensorRT-RTX", "tensorrt"),
@@ -121,8 +122,11 @@ def read_json(path: Path):
         raise RecordingError(f"{_short(path)} cannot be read ({error}); restore it, for example with git") from error
     if not isinstance(content, dict):
         return content
-    if not files.whole(content):
-        raise RecordingError(f"{_short(path)} is damaged: its checksum is another; restore it, for example with git")
+    foreign = {"metrics", "plan"} & content.keys() and content.keys() - KEYS
+    if foreign or not files.whole(content):
+        raise RecordingError(
+            f"{_short(path)} is damaged: its checksum is another, or a key has changed; restore it, for example with git"
+        )
     return {key: value for key, value in content.items() if key != files.SEAL}
 
 

@@ -117,7 +117,9 @@ def stopped(command: str, number: int, code: int, *, after_s: float) -> str:
         left = [line for line in _processes() if str(folder) in line and "ipykernel" in line]
     lines = [line for line in said.splitlines() if line.strip()]
     if process.returncode != code or seconds > 10:
-        return f"{command}: signal {number} gives exit code {process.returncode} after {seconds:.0f} s, {len(lines)} lines"
+        return (
+            f"{command}: signal {number} gives exit code {process.returncode} after {seconds:.0f} s, {len(lines)} lines"
+        )
     if number == signal.SIGINT and (len(lines) > 4 or "labsupport: interrupted" not in said):
         return f"{command}: Ctrl-C says {len(lines)} lines: {said[-200:]!r}"
     return f"{command}: a kernel is left" if left else ""
