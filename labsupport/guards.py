@@ -209,7 +209,7 @@ def _title(function: Callable) -> str:
     owner = function.__qualname__.removesuffix(".__init__")
     if function.__qualname__ != function.__name__:
         return owner
-    room, part = (function.__module__.split(".") + [""])[1:3]
+    _, room, part = (*function.__module__.split("."), "", "")[:3]
     on_face = owner in getattr(sys.modules.get(f"{PACKAGE}.{room}"), "__all__", ())
     return f"{room if on_face or not part else part}.{owner}"
 

@@ -214,8 +214,8 @@ def lab(options: argparse.Namespace, rest: list[str]) -> int:
     # Containers and rented machines often have no other user, and JupyterLab refuses this one unasked.
     if getattr(os, "geteuid", lambda: 1)() == 0 and "--allow-root" not in rest:
         print(
-            "labsupport: you are root, so JupyterLab is started with --allow-root: all code in a notebook then runs as "
-            "root and may change every file of this machine",
+            "labsupport: you are root, so JupyterLab is started with --allow-root: all code in a notebook then "
+            "runs as root and may change every file of this machine",
             file=sys.stderr,
         )
         command.append("--allow-root")

@@ -313,7 +313,7 @@ def trials(scale: int = 1) -> dict[str, Iterator[str]]:
         "damaged files": damage(shelf),
         "files that processes share": shared(work, scale),
         "one build a key, Ctrl-C in a build": builds(work, scale),
-        "leftovers of killed processes": iter([killed(work)]),
+        "leftovers of killed processes": (killed(work) for _ in range(1)),
     }
 
 
