@@ -132,6 +132,7 @@ def measure(book, rehearse: bool) -> None:
         engine = build.engine(
             graph,
             precision="fp16",
+            strict=True,
             batch=(1, LARGEST, LARGEST),
             optimization_level=2,
             name="signs_wide",
