@@ -127,7 +127,7 @@ def guarded(function: Callable) -> Callable:
         wrong = ""
         for place, name, check, wanted in checks:
             value = args[place] if place < len(args) else kwargs.get(name, guard)
-            if value is not guard and not check(value) and not _is_inside(sys._getframe(1)):
+            if value is not guard and not _fits(check, value) and not _is_inside(sys._getframe(1)):
                 kind = type(value).__name__
                 wrong = f"{_title(function)}: {name}={shown(value)} is of the kind {kind}; wanted is {wanted}"
         try:
@@ -143,6 +143,13 @@ def guarded(function: Callable) -> Callable:
         return made
 
     return guard
+
+
+def _fits(check: Callable, value) -> bool:
+    try:
+        return bool(check(value))
+    except Exception:  # an object whose attributes raise fits nothing
+        return False
 
 
 def _is_inside(frame: types.FrameType | None) -> bool:

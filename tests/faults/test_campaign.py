@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from collections import Counter
@@ -14,9 +15,10 @@ import pytest
 import run_trials
 import security_trials
 
-from labsupport import guards
+from labsupport import files, guards
 from labsupport.command_line import kernels, shadows
 from labsupport.errors import BadInput, LabError
+from labsupport.recordings import provenance
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -155,3 +157,9 @@ def test_the_campaign_prints_a_table():
         "| calls | 40 | 38 | 2 | 8 |",
         "| all | 400 | 398 | 2 | 11 |",
     ]
+
+
+def test_every_stored_recording_carries_its_checksum():
+    paths = sorted(provenance.ROOT.glob("*/*.json"))
+    bare = [path.name for path in paths if files.SEAL not in json.loads(path.read_text(encoding="utf-8"))]
+    assert paths and not bare, f"{bare}: python3 tools/seal_recordings.py gives them one"
