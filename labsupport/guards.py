@@ -10,7 +10,6 @@ it is, and so does whoever hands over a function of his own: what that raises is
 from __future__ import annotations
 
 import functools
-import inspect
 import numbers
 import os
 import re
@@ -25,6 +24,7 @@ from labsupport.errors import BadInput, LabError, NotAvailable
 PACKAGE = __name__.rpartition(".")[0]
 # Whoever calls these reads the errors of the system from them, or answers for all errors himself.
 UNGUARDED = re.compile(rf"{PACKAGE}\.(errors|files|quiet|guards|command_line.*|exercises.*)$")
+GENERATOR = 0x20  # of a code's flags
 LONGEST = 60  # characters of a value in a message
 
 
@@ -118,7 +118,7 @@ def _guard_class(cls: type) -> None:
 
 def guarded(function: Callable) -> Callable:
     """The function, or the method of a class, with its guard."""
-    if inspect.isgeneratorfunction(function):
+    if function.__code__.co_flags & GENERATOR:
         return function
     checks = _checks(function)
 
@@ -152,6 +152,10 @@ def _fits(check: Callable, value) -> bool:
         return False
 
 
+def _fits_or_none(check: Callable, value) -> bool:
+    return value is None or _fits(check, value)
+
+
 def _is_inside(frame: types.FrameType | None) -> bool:
     """Whether this package itself calls; a room reads another's errors as they are."""
     return frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == PACKAGE
@@ -159,6 +163,8 @@ def _is_inside(frame: types.FrameType | None) -> bool:
 
 def _checks(function: Callable) -> tuple[tuple[int, str, Callable, str], ...]:
     """(place, name, check, what is wanted) of the parameters with a plain type; none where tensors are computed."""
+    import inspect
+
     parameters = list(inspect.signature(function).parameters.values())
     if any("Tensor" in str(parameter.annotation) for parameter in parameters):
         return ()
@@ -168,7 +174,7 @@ def _checks(function: Callable) -> tuple[tuple[int, str, Callable, str], ...]:
         if kind in KINDS and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             check, wanted = KINDS[kind]
             if parameter.default is None or str(parameter.annotation).endswith(" | None"):
-                check, wanted = (lambda value, check=check: value is None or check(value)), f"{wanted}, or None"
+                check, wanted = functools.partial(_fits_or_none, check), f"{wanted}, or None"
             place = place if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else sys.maxsize
             checks.append((place, parameter.name, check, wanted))
     return tuple(checks)
@@ -198,6 +204,8 @@ def _code(value) -> types.CodeType | None:
 
 def _typed(error: Exception, function: Callable, args: tuple, kwargs: dict) -> LabError:
     """The typed error in place of a raw one: what was called, what came, what was wrong, what is wanted."""
+    import inspect
+
     title, said = _title(function), (str(error).strip().splitlines() or ["no reason given"])[0][:200]
     if isinstance(error, ImportError):
         return NotAvailable(f"{title}: {said}; `python3 -m labsupport doctor` says what is missing here")

@@ -177,12 +177,9 @@ def wait(child: subprocess.Popen) -> int:
     while True:
         try:
             code = child.wait()
+            return 128 - code if code < 0 else INTERRUPTED if code and interrupted else code
         except KeyboardInterrupt:
             interrupted = True
-            continue
-        if code < 0:  # a signal ended it
-            return 128 - code
-        return INTERRUPTED if code and interrupted else code
 
 
 def environment_variables(**more: str) -> dict[str, str]:
@@ -230,7 +227,7 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
     from labsupport.exercises import resetting
 
     if options.faults:
-        return wait(subprocess.Popen(testing.faults(rest), cwd=REPOSITORY, env=environment_variables()))
+        return wait(subprocess.Popen(testing.faults(rest), env=environment_variables()))
     started = time.monotonic()
     at_once = testing.workers(rest, alone=options.alone, gpu=environment.has("engine execution"))
     with files.scratch() as folder:

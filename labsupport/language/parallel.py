@@ -45,7 +45,7 @@ def run(way: str, network, inputs, *, world: int = 2, options: dict | None = Non
         }
         if sys.platform == "linux":
             environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # never ask which network this machine is in
-        command = [sys.executable, "-W", "ignore", "-m", "labsupport.language.parallel", folder]
+        command = [sys.executable, "-W", "ignore", "-m", "labsupport.language.parallel", str(folder)]
         logs = [Path(folder, f"rank{rank}.log").open("w+b") for rank in range(world)]
         workers = [
             subprocess.Popen([*command, str(rank)], env=environment, stdout=log, stderr=log)

@@ -125,7 +125,7 @@ def read_json(path: Path):
     foreign = {"metrics", "plan"} & content.keys() and content.keys() - KEYS
     if foreign or not files.whole(content):
         raise RecordingError(
-            f"{_short(path)} is damaged: its checksum is another, or a key has changed; restore it, for example with git"
+            f"{_short(path)} is damaged: its checksum is another, or a key has changed; restore it, as with git"
         )
     return {key: value for key, value in content.items() if key != files.SEAL}
 

@@ -110,7 +110,10 @@ def test_root_gets_jupyterlabs_permission_and_is_told(here, started, monkeypatch
     cli.main(["lab", "--allow-root"])
     assert [command.count("--allow-root") for command, _ in started] == [1, 1]
     said = capsys.readouterr().err
-    assert said.startswith("labsupport: you are root, so JupyterLab is started with --allow-root") and "runs as root" in said
+    assert (
+        said.startswith("labsupport: you are root, so JupyterLab is started with --allow-root")
+        and "runs as root" in said
+    )
 
 
 def test_windows_has_no_root(here, started, monkeypatch):
