@@ -24,7 +24,7 @@ from labsupport.errors import BadInput, LabError, NotAvailable
 PACKAGE = __name__.rpartition(".")[0]
 # Whoever calls these reads the errors of the system from them, or answers for all errors himself.
 UNGUARDED = re.compile(rf"{PACKAGE}\.(errors|files|quiet|guards|command_line.*|exercises.*)$")
-GENERATOR = 0x20  # of a code's flags
+MOST = 10**9  # no size, count or length of these labs comes near it
 LONGEST = 60  # characters of a value in a message
 
 
@@ -41,7 +41,16 @@ def _is_whole(value) -> bool:
 
 
 def _is_number(value) -> bool:
-    return _is_whole(value) or isinstance(value, numbers.Real) or getattr(value, "ndim", None) == 0
+    """Every number but NaN; of any library, as an array without axes is one, too."""
+    return (_is_whole(value) or isinstance(value, numbers.Real) or getattr(value, "ndim", None) == 0) and value == value
+
+
+def _is_size(value) -> bool:
+    return _is_whole(value) and abs(value) <= MOST
+
+
+def _is_device(value) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"cpu|cuda(:\d{1,3})?", value) is not None
 
 
 def _is_choice(value) -> bool:
@@ -49,7 +58,7 @@ def _is_choice(value) -> bool:
 
 
 def _are_names(value) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
 
 
 def _is_network(value) -> bool:
@@ -58,7 +67,7 @@ def _is_network(value) -> bool:
 
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "str": (_is_text, "text"),
-    "int": (_is_whole, "a whole number"),
+    "int": (_is_size, f"a whole number of at most {MOST:,}"),
     "float": (_is_number, "a number"),
     "bool": (_is_choice, "True or False"),
     "Path": (_is_path, "a path"),
@@ -73,6 +82,10 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "Sequence[str]": (_are_names, "a list of names"),
     "Iterable[int]": (_are_names, "a list of whole numbers"),
     "Sequence[int]": (_are_names, "a list of whole numbers"),
+}
+BY_NAME = {  # in place of what the type alone says
+    ("seed", "int"): (_is_whole, "a whole number"),
+    ("device", "str"): (_is_device, "'cpu', 'cuda' or 'cuda:1'"),
 }
 
 
@@ -118,8 +131,6 @@ def _guard_class(cls: type) -> None:
 
 def guarded(function: Callable) -> Callable:
     """The function, or the method of a class, with its guard."""
-    if function.__code__.co_flags & GENERATOR:
-        return function
     checks = _checks(function)
 
     @functools.wraps(function)
@@ -166,13 +177,13 @@ def _checks(function: Callable) -> tuple[tuple[int, str, Callable, str], ...]:
     import inspect
 
     parameters = list(inspect.signature(function).parameters.values())
-    if any("Tensor" in str(parameter.annotation) for parameter in parameters):
+    if any(str(parameter.annotation).startswith("Tensor") for parameter in parameters):
         return ()
     checks = []
     for place, parameter in enumerate(parameters):
         kind = str(parameter.annotation).removesuffix(" | None")
         if kind in KINDS and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            check, wanted = KINDS[kind]
+            check, wanted = BY_NAME.get((parameter.name, kind), KINDS[kind])
             if parameter.default is None or str(parameter.annotation).endswith(" | None"):
                 check, wanted = functools.partial(_fits_or_none, check), f"{wanted}, or None"
             place = place if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else sys.maxsize
@@ -198,6 +209,7 @@ def _code(value) -> types.CodeType | None:
     if isinstance(value, types.GeneratorType):
         return value.gi_code
     value = getattr(value, "func", value) if isinstance(value, functools.partial) else value
+    value = getattr(value, "__wrapped__", value) if isinstance(value, types.FunctionType) else value
     value = value if isinstance(value, (types.FunctionType, types.MethodType)) else type(value).__dict__.get("__call__")
     return getattr(value, "__code__", None)
 

@@ -7,7 +7,7 @@ import threading
 import warnings
 
 from labsupport import environment
-from labsupport.errors import BuildError
+from labsupport.errors import BadInput, BuildError
 
 
 def logger(minimum: str = "INFO"):
@@ -17,6 +17,8 @@ def logger(minimum: str = "INFO"):
     """
     trt = environment.tensorrt()
     order = ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"]
+    if minimum not in order:
+        raise BadInput(f"minimum={minimum!r:.60} is no severity; choose one of {order}")
 
     class KeepingLogger(trt.ILogger):  # type: ignore[name-defined]
         def __init__(self):

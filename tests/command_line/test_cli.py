@@ -382,3 +382,22 @@ def test_lab_and_test_ask_for_the_weights_and_run_does_not(here, started, fetche
     cli.main(["lab", "--without-weights"])
     cli.main(["progress"])
     assert fetched == ["weights"] * 2
+
+
+def test_the_campaign_of_faults_takes_the_place_of_the_tests(here, started):
+    assert cli.main(["test", "--faults", "--minutes", "1"]) == 0
+    ((command, _),) = started
+    assert command[1].endswith("campaign.py") and command[2:] == ["--minutes", "1"]
+
+
+def test_ctrl_c_and_signals_end_in_the_exit_code_of_the_shell():
+    class Child:
+        def __init__(self, *codes):
+            self.codes = iter(codes)
+
+        def wait(self):
+            if (code := next(self.codes)) is None:
+                raise KeyboardInterrupt
+            return code
+
+    assert [cli.wait(Child(*codes)) for codes in ((0,), (1,), (None, 2), (None, 0), (-15,))] == [0, 1, 130, 0, 143]

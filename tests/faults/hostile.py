@@ -47,6 +47,13 @@ LEFT_OUT = {
     "register",
 }
 
+# What looks hostile and is right there: any text is a title, any number a seed, anything an item of a pipeline.
+LABEL = ("300 characters", "a NUL")
+RIGHT = dict.fromkeys(("name", "title", "label", "row", "article", "command"), LABEL) | {
+    "seed": ("absurd",), "end": ("absurd",), "items": ("a set of sets", "bytes", "list of None"),
+    "patience_s": ("infinite", "absurd"), "stall_s": ("infinite", "absurd"), "path": ("a path to nothing",),
+}  # fmt: skip
+
 
 class Raising:
     """Every attribute raises, as that of a closed session or a dead proxy does."""
@@ -67,7 +74,7 @@ class Endless:
         raise MemoryError("more batches than anybody wants")
 
 
-def hostile_values(annotation: str, default: Any, draw: random.Random) -> tuple[str, Any]:
+def hostile_values(name: str, annotation: str, default: Any, draw: random.Random) -> tuple[str, Any]:
     """(its kind, a value that cannot be right for a parameter that is so annotated)."""
     wrong: dict[str, Any] = {
         "an object whose attributes raise": Raising(),
@@ -81,7 +88,7 @@ def hostile_values(annotation: str, default: Any, draw: random.Random) -> tuple[
         wrong["None"] = None
     elif not annotation and default is inspect.Parameter.empty:
         wrong["None"] = None
-    if "str" in annotation or "Path" in annotation:
+    if ("str" in annotation or "Path" in annotation) and "int" not in annotation:
         wrong |= {"a NUL": "a\0b", "300 characters": "x" * 300 + "/" + "y" * 300, "a number": 7, "a list": [1, 2]}
     elif "int" in annotation or "float" in annotation or type(default) in (int, float):
         wrong |= {
@@ -99,6 +106,8 @@ def hostile_values(annotation: str, default: Any, draw: random.Random) -> tuple[
     else:
         wrong |= {"text": "no such thing\n", "a number": 3, "list of None": [None], "a wrong mapping": {"a": Raising()}}
         wrong |= {"a path to nothing": Path("gone/away.onnx"), "endless": Endless()}
+    for right in RIGHT.get(name, ()):
+        wrong.pop(right, None)
     kind = draw.choice(sorted(wrong))
     return kind, wrong[kind]
 
@@ -189,7 +198,7 @@ def draw(seed: int, number: int, known: list, right: dict[str, Any]) -> tuple[st
         return f"{title}(…, quality=11)", function, {**given, "quality": 11}
     target = dice.choice(parameters)
     annotation = target.annotation if isinstance(target.annotation, str) else ""
-    kind, value = hostile_values(annotation, target.default, dice)
+    kind, value = hostile_values(target.name, annotation, target.default, dice)
     return f"{title}({target.name}={kind})", function, {**given, target.name: value}
 
 
