@@ -49,6 +49,10 @@ def _is_size(value) -> bool:
     return _is_whole(value) and abs(value) <= MOST
 
 
+def _is_absurd(value) -> bool:
+    return _is_whole(value) and abs(value) > MOST
+
+
 def _is_device(value) -> bool:
     return isinstance(value, str) and re.fullmatch(r"cpu|cuda(:\d{1,3})?", value) is not None
 
@@ -141,6 +145,8 @@ def guarded(function: Callable) -> Callable:
             if value is not guard and not _fits(check, value) and not _is_inside(sys._getframe(1)):
                 kind = type(value).__name__
                 wrong = f"{_title(function)}: {name}={shown(value)} is of the kind {kind}; wanted is {wanted}"
+                if _fits(_is_absurd, value):  # or it would be worked on for hours
+                    raise BadInput(wrong)
         try:
             made = function(*args, **kwargs)
         except LabError:  # the function's own words say more
