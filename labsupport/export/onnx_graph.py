@@ -16,6 +16,7 @@ from pathlib import Path
 
 from labsupport import files
 from labsupport.errors import BadInput, LabError
+from labsupport.export.sparse_weights import written_out
 
 LARGEST_INSIDE = 2**30  # bytes of weights that a file of at most 2 GB takes in
 
@@ -61,10 +62,10 @@ class OnnxGraph:
         return [self.path, *(self.path.parent / name for name in sorted(beside))]
 
     def model(self):
-        """The graph as an ``onnx.ModelProto``, for surgery."""
+        """The graph as an ``onnx.ModelProto``, for surgery; its sparse weights are written out with their zeros."""
         import onnx
 
-        return onnx.load(str(self.path))
+        return written_out(onnx.load(str(self.path)))
 
     def __repr__(self) -> str:
         ops = ", ".join(f"{op}×{n}" if n > 1 else op for op, n in self.ops.items())
@@ -153,12 +154,33 @@ def _check(model, path: Path) -> None:
                 f"{path.name}: {value.name!r} has element type {value.type.tensor_type.elem_type}, which ONNX does not "
                 "know; export it again"
             )
+    _check_names(model, path)
     try:
         onnx.checker.check_model(str(path))
     except Exception as error:
+        said = " ".join(str(error).split())[:200]
         raise BadInput(
-            f"{path.name} is not a valid ONNX network: {first_line(error)}; export it again or repair that node"
+            f"{path.name} is not a valid ONNX network: {said}; export it again or repair that node"
         ) from error
+
+
+def _check_names(model, path: Path) -> None:
+    """Refuse two tensors of one name in one graph: onnx's checker overlooks some, and runtimes take either of them."""
+    graphs = [model.graph, *(body for node in everywhere(model.graph.node) for body in bodies(node))]
+    scopes = [(f.name, f.node, list(f.input), []) for f in model.functions]
+    for graph in graphs:
+        weights = [w.name for w in graph.initializer] + [w.values.name for w in graph.sparse_initializer]
+        scopes.append((graph.name, graph.node, [value.name for value in graph.input], weights))
+    for place, nodes, given, weights in scopes:
+        given = given + [name for name in weights if name not in given]  # IR 3 lists weights among the inputs
+        counts = Counter([*given, *(name for node in nodes for name in node.output if name)])
+        counts += Counter(weights) - Counter(set(weights))
+        for name in (name for name, times in counts.items() if times > 1):
+            makers = " and ".join(f"{node.op_type} {node.name!r}" for node in nodes if name in node.output)
+            raise BadInput(
+                f"{path.name} has two tensors named {name!r} in {place!r}{makers and f', written by {makers}'}; give "
+                "each a name of its own, or export it again"
+            )
 
 
 def _opset(model) -> int:
@@ -170,6 +192,10 @@ def save(model, path: str | os.PathLike) -> OnnxGraph:
 
     Weights of more than 1 GiB go into a file beside it, ``<name>.data``: one ONNX file holds 2 GB at most.
     """
+    if not hasattr(model, "graph") or not isinstance(path, (str, os.PathLike)):
+        raise BadInput(
+            f"a {type(model).__name__} and a {type(path).__name__} came; wanted are an onnx.ModelProto and a name"
+        )
     path = Path(path)
     with _staged(path) as staged:
         write(model, staged)
