@@ -41,8 +41,6 @@ def logger(minimum: str = "INFO"):
 
 def build(trt, builder, network, config, stem: str, progress: bool):
     """Build on a thread so that Ctrl-C answers at once; from TensorRT 10 on it also stops the builder."""
-    from tqdm.auto import tqdm
-
     watch = _Watch()
     monitored = environment.generation() != "8.6"
     if monitored:
@@ -59,13 +57,15 @@ def build(trt, builder, network, config, stem: str, progress: bool):
         finally:
             done.set()
 
-    bar = tqdm(total=None, desc=f"building {stem}", leave=False, disable=not progress or environment.headless())
+    bar = environment.bar(label=f"building {stem}", shown=progress)
     try:
         # Not a daemon: Python would end it inside TensorRT, and that ends the process with an abort.
         threading.Thread(target=work, name=f"build {stem}").start()
         while not done.wait(0.1):
             bar.total, bar.n = watch.total or None, watch.done
             bar.set_postfix_str(watch.phase, refresh=True)
+        if result.get("plan") is not None:
+            bar.finish()
     except KeyboardInterrupt:
         watch.cancelled = True
         if begun.wait(1):  # or the interrupt came before the thread did

@@ -27,10 +27,10 @@ def path() -> Path | None:
     return None if headless else ROOT / ".labprogress.json"
 
 
-def record(lab: str, exercise: str, outcome: str, *, prediction: float | None = None) -> str:
-    """Keep one outcome; returns "" or, once, what is wrong with the progress file. Raises nothing.
+def record(lab: str, exercise: str, outcome: str, **facts: Any) -> str:
+    """Keep one outcome and facts such as a ``prediction``; returns "" or, once, what is wrong with the progress file.
 
-    "right" stays: running the notebook again from the top does not take it back.
+    "right" stays, and its day: running the notebook again from the top does not take it back. Raises nothing.
     """
     file = path()
     if file is None:
@@ -44,9 +44,9 @@ def record(lab: str, exercise: str, outcome: str, *, prediction: float | None = 
             rank = ["not attempted", "wrong", "right"]
             if before not in rank or rank.index(outcome) >= rank.index(before):
                 entry["outcome"] = outcome
-            entry["when"] = datetime.now().astimezone().isoformat(timespec="seconds")
-            if prediction is not None:
-                entry["prediction"] = prediction
+            if before != "right" or "when" not in entry:
+                entry["when"] = datetime.now().astimezone().isoformat(timespec="seconds")
+            entry.update(facts)
             _write(file, labs)
         return note
     except OSError as error:
@@ -57,7 +57,7 @@ def record(lab: str, exercise: str, outcome: str, *, prediction: float | None = 
 
 
 def load() -> dict[str, dict[str, dict[str, Any]]]:
-    """lab → exercise → {"outcome", "when", "prediction"}; empty when there is no file or it cannot be read."""
+    """lab → exercise → {"outcome", "when", "prediction", …}; empty when there is no file or it cannot be read."""
     file = path()
     if file is None:
         return {}
@@ -67,10 +67,13 @@ def load() -> dict[str, dict[str, dict[str, Any]]]:
         return {}
 
 
-def prediction(lab: str, exercise: str) -> float | None:
-    """The number the learner predicted, also from an earlier session."""
-    guess = load().get(lab, {}).get(exercise, {}).get("prediction")
-    return float(guess) if isinstance(guess, (int, float)) and not isinstance(guess, bool) else None
+def noted(lab: str, exercise: str) -> dict[str, Any]:
+    """What is kept of a prediction, also from an earlier session: ``prediction`` (float), ``shown``, ``late``."""
+    entry = load().get(lab, {}).get(exercise, {})
+    guess = entry.get("prediction")
+    number = isinstance(guess, (int, float)) and not isinstance(guess, bool)
+    flags = {name: entry.get(name) is True for name in ("shown", "late")}
+    return {**flags, **({"prediction": float(guess)} if number else {})}
 
 
 def read(file: Path) -> dict[str, dict[str, dict[str, Any]]]:

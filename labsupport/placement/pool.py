@@ -21,9 +21,10 @@ from typing import NoReturn
 
 import numpy as np
 
+from labsupport.benchmarking.measurements import at_least
 from labsupport.errors import BadInput, LabError
 from labsupport.placement import dispatch
-from labsupport.placement.members import Member as _Member
+from labsupport.placement.processes.members import Member as _Member
 from labsupport.placement.workers import Worker, answer_requests
 
 __all__ = ["Pool", "Served", "Unanswered", "Worker"]
@@ -71,12 +72,8 @@ class Pool:
         names = [worker.name for worker in workers]
         if len(set(names)) != len(names):
             raise BadInput(f"worker names {names} repeat; the report tells them apart by name")
-        if (
-            any(type(worker.repeat) is not int or worker.repeat < 1 for worker in workers)
-            or type(ahead) is not int
-            or ahead < 1
-        ):
-            raise BadInput("repeat and ahead are whole numbers, 1 or more")
+        for number in (ahead, *(worker.repeat for worker in workers)):
+            at_least("repeat and ahead", number, 1)
         context = multiprocessing.get_context("spawn")
         self.ahead, self._members, self._ticket = ahead, [], 0
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()  # (member, what it said; None when its pipe has ended)

@@ -30,6 +30,12 @@ FACTS = {
 }
 
 
+def manifest(root: Path) -> dict:
+    from labsupport.exercises import shipped
+
+    return shipped.manifest(root)
+
+
 class Shelf:
     """One file of each kind that the workbook writes, and how each is read."""
 
@@ -70,7 +76,7 @@ class Shelf:
             "checkpoint": (folder / "c.pt", checkpoint, ()),
             "engine": (engine.path, lambda: engines.load(engine.path).plan(), ()),
             "sidecar": (engines.sidecar_path(engine.path), lambda: dict(engines.load(engine.path).sidecar), ()),
-            "manifest": (folder / "notebooks" / "shipped.json", lambda: resetting._manifest(folder) or None, ()),
+            "manifest": (folder / "notebooks" / "shipped.json", lambda: manifest(folder) or None, ()),
             "live metrics": (folder / "live" / f"{LAB}.json", lambda: self._live(), ()),
         }
 
