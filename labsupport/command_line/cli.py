@@ -7,10 +7,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+from labsupport import files
+from labsupport.command_line import shadows
 from labsupport.errors import LabError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     tests = add("test", "run the tests and every notebook; further arguments go to pytest", install)
     tests.add_argument("--fast", action="store_true", help="unit tests only, without the slow ones")
     tests.add_argument("--all", action="store_true", help="with the optional frameworks, which are installed first")
+    tests.add_argument("--faults", action="store_true", help="a campaign of faults instead: ten minutes, then a table")
     tests.add_argument("--alone", action="store_true", help="one file at a time, so that speeds can be judged")
     for name, text in (
         ("run", "execute labs without a browser, one line a lab"),
@@ -93,7 +95,9 @@ def main(argv: list[str] | None = None) -> int:
     if rest and options.command not in ("lab", "test"):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        files.sweep(REPOSITORY / "notebooks")
         if options.command in ("lab", "test", "run", "record", "report"):
+            shadows.refuse()
             elsewhere = prepare(options, argv, ready=ready)
             if elsewhere is None and options.command in ("lab", "test") and not options.without_weights:
                 from labsupport.command_line import weights
@@ -169,12 +173,14 @@ def again(python: Path, argv: list[str]) -> int:
 
 
 def wait(child: subprocess.Popen) -> int:
-    """Wait for a child that gets the terminal's Ctrl-C itself; JupyterLab asks before it stops."""
+    """Wait for a child that gets the terminal's Ctrl-C itself; JupyterLab asks before it stops. Its exit code."""
+    interrupted = False
     while True:
         try:
-            return child.wait()
+            code = child.wait()
+            return 128 - code if code < 0 else INTERRUPTED if code and interrupted else code
         except KeyboardInterrupt:
-            continue
+            interrupted = True
 
 
 def environment_variables(**more: str) -> dict[str, str]:
@@ -198,7 +204,11 @@ def lab(options: argparse.Namespace, rest: list[str]) -> int:
     command = opening.command(folder, options, rest)
     # Containers and rented machines often have no other user, and JupyterLab refuses this one unasked.
     if getattr(os, "geteuid", lambda: 1)() == 0 and "--allow-root" not in rest:
-        print("labsupport: you are root, so JupyterLab is started with --allow-root", file=sys.stderr)
+        print(
+            "labsupport: you are root, so JupyterLab is started with --allow-root: all code in a notebook then "
+            "runs as root and may change every file of this machine",
+            file=sys.stderr,
+        )
         command.append("--allow-root")
     return wait(subprocess.Popen(command, cwd=REPOSITORY, env=environment_variables(**opening.variables())))
 
@@ -209,12 +219,14 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
     from labsupport.command_line import testing
     from labsupport.exercises import shipped
 
+    if options.faults:
+        return wait(subprocess.Popen(testing.faults(rest), env=environment_variables()))
     started = time.monotonic()
     at_once = testing.workers(rest, alone=options.alone, gpu=environment.has("engine execution"))
-    with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
+    with files.scratch() as folder:
         # One thread each: on a small or busy machine PyTorch's threads wait for each other far longer than they work.
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        variables = environment_variables(LABSUPPORT_METRICS=folder, IPYKERNEL_CELL_NAME="<cell>", **threads)
+        variables = environment_variables(LABSUPPORT_METRICS=str(folder), IPYKERNEL_CELL_NAME="<cell>", **threads)
         own = shipped.worked_in()
         if own:
             print(
@@ -231,7 +243,7 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
             return code
         from labsupport import recordings
 
-        violations = recordings.check_live(Path(folder), speeds=at_once == 1)
+        violations = recordings.check_live(folder, speeds=at_once == 1)
     if at_once > 1 and not options.fast:
         print(
             "speeds were not held against their bands, because tests ran side by side; "

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from labsupport import files
 from labsupport.errors import BadInput, LabError
 from labsupport.export.sparse_weights import written_out
 
@@ -228,13 +229,10 @@ def _staged(path: Path):
     """A file of the same name in a folder of its own, which takes the place of ``path`` if the block succeeds."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=".export-"))
-        try:
+        with files.scratch(inside=path.parent, prefix=".export-") as folder:
             yield folder / path.name
             for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):  # weights first
                 os.replace(file, path.parent / file.name)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise LabError(
             f"{path} cannot be written ({error.strerror or error}); name another file, or free some space. What was "
@@ -339,7 +337,7 @@ def first_line(error: Exception) -> str:
 @functools.lru_cache(maxsize=None)
 def scratch_folder() -> Path:
     """A folder for files that nobody named; it goes with the process, because exports are as large as their weights."""
-    folder = Path(tempfile.mkdtemp(prefix="labsupport-"))
+    folder = files.scratch_folder()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
