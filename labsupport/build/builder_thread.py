@@ -37,8 +37,6 @@ def logger(minimum: str = "INFO"):
 
 def build(trt, builder, network, config, stem: str, progress: bool):
     """Build on a thread so that Ctrl-C answers at once; from TensorRT 10 on it also stops the builder."""
-    from tqdm.auto import tqdm
-
     watch = _Watch()
     monitored = environment.generation() != "8.6"
     if monitored:
@@ -53,12 +51,14 @@ def build(trt, builder, network, config, stem: str, progress: bool):
 
     thread = threading.Thread(target=work, name=f"build {stem}", daemon=True)
     thread.start()
-    bar = tqdm(total=None, desc=f"building {stem}", leave=False, disable=not progress or environment.headless())
+    bar = environment.bar(label=f"building {stem}", shown=progress)
     try:
         while thread.is_alive():
             thread.join(0.1)
             bar.total, bar.n = watch.total or None, watch.done
             bar.set_postfix_str(watch.phase, refresh=True)
+        if result.get("plan") is not None:
+            bar.finish()
     except KeyboardInterrupt:
         watch.cancelled = True
         if monitored:

@@ -14,7 +14,6 @@ from pathlib import Path
 from labsupport.errors import LabError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
@@ -49,15 +48,19 @@ def parser() -> argparse.ArgumentParser:
     tests.add_argument("--alone", action="store_true", help="one file at a time, so that speeds can be judged")
     for name, text in (
         ("run", "execute labs without a browser, one line a lab"),
-        ("record", "like run; on a GPU also store outputs and recordings"),
+        ("record", "like run, of the shipped labs; on a GPU also store outputs and recordings"),
     ):
         command = add(name, text, install)
-        command.add_argument("labs", nargs="*", metavar="LAB", help="01, 01_measuring or a path; default: all")
+        command.add_argument(
+            "labs", nargs="*", metavar="LAB", help="01, 01_measuring or a path, such as your work/01_measuring.ipynb"
+        )
         command.add_argument("--json", action="store_true", help="print the results as JSON")
         command.add_argument("--save", metavar="DIR", type=Path, help="write the executed notebooks there")
+        if name == "record":
+            command.add_argument("--processor", action="store_true", help="store a processor's results, too")
     add("doctor", "examine this machine and its packages").add_argument("--json", action="store_true")
     add("progress", "show which exercises are done")
-    add("reset", "restore one lab's notebook, keeping your copy").add_argument("lab", metavar="LAB")
+    add("reset", "bring one lab back as shipped, keeping your copy").add_argument("lab", metavar="LAB")
     add("links", "ask every address of notebooks, docs and README whether it is still there; needs a network")
     _add_pages_and_servers(add, install)
     return top
@@ -186,35 +189,27 @@ def environment_variables(**more: str) -> dict[str, str]:
 
 
 def lab(options: argparse.Namespace, rest: list[str]) -> int:
-    """JupyterLab on the first notebook, with its default token and only on this machine."""
-    from labsupport.exercises import resetting
+    """JupyterLab on the learner's copy of the first notebook, with its default token and only on this machine."""
+    from labsupport.command_line import opening
+    from labsupport.exercises import own_copies, shipped
 
-    # A notebook as the argument would make its folder the root, and hide the data and the README.
-    command = [
-        sys.executable,
-        "-m",
-        "jupyterlab",
-        f"--ServerApp.root_dir={REPOSITORY}",
-        f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}",
-    ]
-    if options.no_browser:
-        command.append("--no-browser")
-    if options.port is not None:
-        command.append(f"--port={options.port}")
-    command += rest
+    shipped.snapshot()  # what `reset` restores from where there is no git
+    folder, said = own_copies.folder_to_open()
+    if said:
+        print(said, file=sys.stderr)
+    command = opening.command(folder, options, rest)
     # Containers and rented machines often have no other user, and JupyterLab refuses this one unasked.
     if getattr(os, "geteuid", lambda: 1)() == 0 and "--allow-root" not in rest:
         print("labsupport: you are root, so JupyterLab is started with --allow-root", file=sys.stderr)
         command.append("--allow-root")
-    resetting.snapshot()  # what `reset` restores from where there is no git
-    return wait(subprocess.Popen(command, cwd=REPOSITORY, env=environment_variables()))
+    return wait(subprocess.Popen(command, cwd=REPOSITORY, env=environment_variables(**opening.variables())))
 
 
 def test(options: argparse.Namespace, rest: list[str]) -> int:
     """One pytest over tests and notebooks; then the metrics that the notebooks recorded, against their bands."""
     from labsupport import environment
     from labsupport.command_line import testing
-    from labsupport.exercises import resetting
+    from labsupport.exercises import shipped
 
     started = time.monotonic()
     at_once = testing.workers(rest, alone=options.alone, gpu=environment.has("engine execution"))
@@ -222,7 +217,7 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
         # One thread each: on a small or busy machine PyTorch's threads wait for each other far longer than they work.
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         variables = environment_variables(LABSUPPORT_METRICS=folder, IPYKERNEL_CELL_NAME="<cell>", **threads)
-        own = resetting.own_copies()
+        own = shipped.worked_in()
         if own:
             print(
                 f"left out, because you have worked in them: {', '.join(own)} (`python3 -m labsupport reset LAB` "
@@ -256,8 +251,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Execute labs; the lines go to standard output, the progress bar to standard error."""
     from labsupport.command_line import running
 
-    store = options.command == "record"
-    results = running.run(options.labs, save=options.save, store=store, echo=None if options.json else print)
+    where = {"store": options.command == "record", "processor": getattr(options, "processor", False)}
+    results = running.run(options.labs, save=options.save, echo=None if options.json else print, **where)
     if options.json:
         print(
             json.dumps(
@@ -294,7 +289,7 @@ def progress(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def reset(options: argparse.Namespace, rest: list[str]) -> int:
-    """Restore one lab's notebook."""
+    """Bring one lab back as shipped."""
     from labsupport.exercises import resetting
 
     print(resetting.reset(options.lab))

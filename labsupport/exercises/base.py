@@ -18,15 +18,9 @@ from labsupport.errors import LabError
 from labsupport.exercises import answers as given_answers
 from labsupport.exercises import progress
 from labsupport.exercises.answers import NotAttempted, Wrong
+from labsupport.exercises.feedback import Text, box, lines
 
 _HEADS = {"not attempted": "Not attempted yet: ", "wrong": "Not quite: ", "right": "Correct. "}
-
-
-class Text(str):
-    """Text that shows itself in a notebook without quotation marks."""
-
-    def __repr__(self) -> str:
-        return str(self)
 
 
 @dataclass(frozen=True)
@@ -51,6 +45,12 @@ class Verdict:
     def __repr__(self) -> str:
         said = (_HEADS[self.outcome] + self.message).rstrip()
         return said if not self.note else f"{said}\n({self.note})"
+
+    def __str__(self) -> str:
+        return lines(repr(self))
+
+    def _repr_html_(self) -> str | None:
+        return box(self.outcome, "\n\n".join(filter(None, [self.message, self.note])))
 
 
 class Exercise:
@@ -128,12 +128,14 @@ class Exercise:
             return Text(f"Hints are numbered from 1 to {total}: ask for hint(1).")
         if n > total:
             return Text(f"There is no hint {n}; hint {total} is the last. `{self.name}.solution()` shows one way.")
-        return Text(f"Hint {n} of {total}: {self.hints[n - 1]}" + (f" (hint({n + 1}) says more.)" if n < total else ""))
+        said = self.hints[n - 1] + (f" (hint({n + 1}) says more.)" if n < total else "")
+        return Text(f"Hint {n} of {total}: {said}", "hint", said, word=f"Hint {n} of {total}:")
 
     def solution(self) -> Text:
         """One way to do it, runnable as a cell, and the reason."""
         parts = [textwrap.dedent(self.solution_source).strip(), textwrap.dedent(self.answer).strip()]
-        return Text(f"Solution: {self.question}\n\n" + "\n\n".join(part for part in parts if part))
+        whole = f"Solution: {self.question}\n\n" + "\n\n".join(part for part in parts if part)
+        return Text(whole, "solution", self.question, *parts)
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.question}"
@@ -155,15 +157,15 @@ class Prediction(Exercise):
     def predict(self, guess: Any = ...) -> Text:
         """Note the guess; nothing is judged yet."""
         if given_answers.is_untouched(guess):
-            return Text(f"Not attempted yet: {self.question} Replace the `...` with a number; a rough one will do.")
+            said = f"{self.question} Replace the `...` with a number; a rough one will do."
+            return Text(f"Not attempted yet: {said}", "not attempted", said)
         try:
             self._guess = given_answers.as_number(guess, "your prediction")
         except Wrong as reason:
-            return Text(f"Not quite: {reason}")
+            return Text(f"Not quite: {reason}", "wrong", str(reason))
         note = progress.record(self.lab, self.name, "not attempted", prediction=self._guess)
-        return Text(
-            f"Noted: you predict {self._with_unit(self._guess)} for {self.quantity}." + (f"\n({note})" if note else "")
-        )
+        said = f"you predict {self._with_unit(self._guess)} for {self.quantity}." + (f"\n({note})" if note else "")
+        return Text(f"Noted: {said}", "noted", said)
 
     def compare(self, measured: Any = ...) -> Verdict:
         """The prediction beside ``measured``: a number, or a measurement that has ``as_metric()``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from labsupport.exercises import base, progress
+from labsupport.exercises import base, own_copies, progress
 
 
 def report(notebooks: Path | None = None) -> str:
@@ -30,7 +30,8 @@ def report(notebooks: Path | None = None) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     table.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*table, "", _totals(counts), *_state_of_file()])
+    newer = [] if notebooks else [own_copies.offer(own_copies.newer(root=progress.ROOT))]
+    return "\n".join([*table, "", _totals(counts), *_state_of_file(), *filter(None, newer)])
 
 
 def _totals(counts: dict[str, int]) -> str:

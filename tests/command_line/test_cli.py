@@ -52,8 +52,12 @@ def started(monkeypatch):
     monkeypatch.setattr(cli.subprocess, "Popen", Child)
     monkeypatch.setattr(cli.os, "geteuid", lambda: 1000, raising=False)
     calls.snapshots = []
-    monkeypatch.setattr("labsupport.exercises.resetting.snapshot", lambda: calls.snapshots.append(len(calls)))
-    monkeypatch.setattr("labsupport.exercises.resetting.own_copies", lambda: [])
+    calls.copies = []
+    monkeypatch.setattr("labsupport.exercises.shipped.snapshot", lambda: calls.snapshots.append(len(calls)))
+    monkeypatch.setattr("labsupport.exercises.shipped.worked_in", lambda: [])
+    monkeypatch.setattr(
+        "labsupport.exercises.own_copies.folder_to_open", lambda: calls.copies.append(len(calls)) or ("work", "")
+    )
     return calls
 
 
@@ -73,7 +77,7 @@ def test_lab_opens_the_first_notebook(here, started):
         "-m",
         "jupyterlab",
         f"--ServerApp.root_dir={cli.REPOSITORY}",
-        "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb",
+        "--LabApp.default_url=/lab/tree/work/00_start_here.ipynb",
         "--no-browser",
         "--port=8900",
     ]
@@ -84,11 +88,23 @@ def test_lab_opens_the_first_notebook(here, started):
 def test_lab_keeps_the_shipped_notebooks_before_anybody_can_edit_them(here, started):
     cli.main(["lab"])
     assert started.snapshots == [0], "the snapshot was not taken, or only after JupyterLab had started"
+    assert started.copies == [0]
+
+
+def test_kernels_of_lab_say_two_errors_plainly_and_run_the_learners_own_startup(here, started, monkeypatch):
+    monkeypatch.setenv("PYTHONSTARTUP", "mine.py")
+    cli.main(["lab"])
+    variables = started[0][1]["env"]
+    assert Path(variables["PYTHONSTARTUP"]).name == "kernel_startup.py" and Path(variables["PYTHONSTARTUP"]).is_file()
+    assert variables["LABSUPPORT_STARTUP"] == "mine.py"
+    monkeypatch.setenv("PYTHONSTARTUP", variables["PYTHONSTARTUP"])  # in a terminal of JupyterLab
+    cli.main(["lab"])
+    assert "LABSUPPORT_STARTUP" not in started[1][1]["env"], "the file would run itself for ever"
 
 
 def test_a_learners_own_notebooks_are_left_out_of_the_tests(here, started, monkeypatch, capsys):
     fake_module(monkeypatch, "recordings", check_live=lambda folder, speeds: [])
-    monkeypatch.setattr("labsupport.exercises.resetting.own_copies", lambda: ["01_measuring.ipynb"])
+    monkeypatch.setattr("labsupport.exercises.shipped.worked_in", lambda: ["01_measuring.ipynb"])
     cli.main(["test"])
     assert "--ignore=notebooks/01_measuring.ipynb" in started[0][0]
     assert "left out, because you have worked in them: 01_measuring.ipynb" in capsys.readouterr().err
@@ -178,7 +194,7 @@ def test_run_passes_its_options_on_and_fails_with_a_lab(here, monkeypatch, capsy
         monkeypatch, "command_line.running", run=lambda labs, **options: calls.append((labs, options)) or [Result(ok)]
     )
     assert cli.main(["run", "01", "02", "--json", "--save", "out"]) == (0 if ok else 1)
-    assert calls == [(["01", "02"], {"save": Path("out"), "store": False, "echo": None})]
+    assert calls == [(["01", "02"], {"save": Path("out"), "store": False, "processor": False, "echo": None})]
     assert json.loads(capsys.readouterr().out) == {"ok": ok, "labs": [{"lab": "01_measuring", "ok": ok}]}
 
 
