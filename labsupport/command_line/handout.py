@@ -27,7 +27,9 @@ body {{ font: 11pt/1.45 system-ui, sans-serif; color: #111; background: #fff; ma
 h2 {{ border-top: 1px solid #999; padding-top: .8rem; }} section {{ break-inside: avoid; margin-bottom: 1.2rem; }}
 pre {{ background: #f2f2f2; padding: .6rem; white-space: pre-wrap; font-size: 9pt; }}
 .room {{ height: 5rem; border: 1px dashed #777; }}
-@media print {{ body {{ margin: 0; max-width: none; }} h2 {{ break-before: page; }} h2.first {{ break-before: auto; }} }}
+@media print {{
+  body {{ margin: 0; max-width: none; }} h2 {{ break-before: page; }} h2.first {{ break-before: auto; }}
+}}
 </style>
 </head>
 <body>

