@@ -9,8 +9,8 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ git \
     && rm -rf /var/lib/apt/lists/*
 
-RUN useradd --create-home learner && mkdir -p /labs/work && chown -R learner:learner /labs
-USER learner
+RUN useradd --create-home --uid 1000 learner && mkdir -p /labs/work && chown -R learner:learner /labs
+USER 1000
 WORKDIR /labs
 COPY --chown=learner:learner . .
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from labsupport.errors import LabError
 from labsupport.exercises import answers as given_answers
-from labsupport.exercises import progress, withheld
+from labsupport.exercises import progress, shared_machine, withheld
 from labsupport.exercises.answers import NotAttempted, Wrong
 from labsupport.exercises.feedback import Text, box, lines
 
@@ -175,6 +175,7 @@ class Prediction(Exercise):
         return self.check(measured)
 
     def judge(self, measured: Any) -> str:
+        shared_machine.judge_quiet(measured)
         if hasattr(measured, "as_metric"):
             measured = measured.as_metric()["value"]
         measured = given_answers.as_number(measured, "the measurement")

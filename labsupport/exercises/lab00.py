@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from labsupport.exercises import shared_machine
 from labsupport.exercises.base import Exercise, Prediction, Wrong
 
 LAB = "00_start_here"
@@ -149,6 +150,7 @@ class FullBatch(Exercise):
                 f"{len(measured.samples_ms)} calls are few; measure at least {FEWEST_RUNS}, since one busy "
                 "moment of the machine would pass for the network's speed."
             )
+        shared_machine.judge_quiet(measured)
         rate = earned(measured.items_per_s, measured.items_per_s * measured.spread)
         return (
             f"{rate} digits per second. Compare that with the items/s of one digit a call in the table above: "

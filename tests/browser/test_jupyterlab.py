@@ -7,19 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+import lab_server
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", ".lab*", ".scratch", "my_work", "work", "__pycache__", "*.egg-info")
 STATE = """() => {
   const notebook = window.jupyterapp.shell.currentWidget;
   const cells = notebook.content.model.sharedModel.toJSON().cells.filter(cell => cell.cell_type === "code");
@@ -35,57 +30,20 @@ EXERCISE = "lab00.pixels.check"
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    target = tmp_path_factory.mktemp("browser") / "Übung für alle"
-    shutil.copytree(REPOSITORY, target, ignore=LEFT_OUT)
-    return target
+def checkout(browser, tmp_path_factory):  # after the browser: without one nothing is copied
+    return lab_server.copy_of_checkout(tmp_path_factory.mktemp("browser") / "Übung für alle")
 
 
 @pytest.fixture(scope="module")
 def address(checkout, tmp_path_factory):
-    """The address of a JupyterLab that `lab` started, which ends with these tests."""
-    settings = tmp_path_factory.mktemp("settings")
-    place = settings / "@jupyterlab" / "notebook-extension"
+    """The address of a JupyterLab that ends with these tests."""
+    folder = tmp_path_factory.mktemp("settings")
+    place = folder / "@jupyterlab" / "notebook-extension"
     place.mkdir(parents=True)
     (place / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))  # all cells at once
-    variables = {name: value for name, value in os.environ.items() if name not in ("PYTEST_CURRENT_TEST", "PYTHONPATH")}
-    variables |= {
-        "JUPYTERLAB_SETTINGS_DIR": str(settings),
-        "LABSUPPORT_CACHE": str(settings / "cache"),
-        "LABSUPPORT_PROGRESS": str(settings / "progress.json"),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(checkout),
-    }
-    words = ["lab", "--no-browser", "--port=0", "--without-weights", "--LabApp.expose_app_in_browser=True"]
-    log = settings / "server.log"
-    with log.open("wb") as file:
-        command = [sys.executable, "-m", "labsupport", *words]
-        server = subprocess.Popen(
-            command, cwd=checkout, env=variables, stdout=file, stderr=file, start_new_session=True
-        )
-    try:
-        yield _address(server, log)
-    finally:
-        _end(server)
-
-
-def _address(server: subprocess.Popen, log: Path) -> str:
-    until = time.monotonic() + 180
-    while time.monotonic() < until and server.poll() is None:
-        if found := re.search(r"http://127\.0\.0\.1:\d+/lab\S*token=\w+", log.read_text(errors="replace")):
-            return found[0]
-        time.sleep(0.5)
-    raise AssertionError("JupyterLab did not start: " + log.read_text(errors="replace")[-2000:])
-
-
-def _end(server: subprocess.Popen) -> None:
-    for sent in (signal.SIGTERM, signal.SIGKILL):
-        if server.poll() is None:
-            os.killpg(server.pid, sent)
-            try:
-                server.wait(30)
-            except subprocess.TimeoutExpired:
-                continue
+    words = ("--port=0", "--LabApp.expose_app_in_browser=True")
+    with lab_server.running(checkout, folder, *words, JUPYTERLAB_SETTINGS_DIR=str(folder)) as (where, _):
+        yield where
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +139,7 @@ def test_a_reload_keeps_the_answer(page, checkout):
 def test_neither_theme_has_a_serious_finding_of_accessibility(page, theme, tmp_path):
     page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})", theme)
     light = "true" if theme.endswith("Light") else "false"
-    page.wait_for_selector(f"body[data-jp-theme-light='{light}']")
+    page.wait_for_selector(f"body[data-jp-theme-light='{light}']", state="attached")
     page.wait_for_timeout(1000)  # colors fade in
     if folder := os.environ.get("LABSUPPORT_SCREENSHOTS"):
         in_exercise(page).scroll_into_view_if_needed()

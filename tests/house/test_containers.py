@@ -43,7 +43,7 @@ def test_the_dockerfile_has_known_instructions_and_no_root():
     assert {name for name, _ in steps} <= known and steps[0][0] == "FROM"
     assert re.fullmatch(r"python:3\.\d+-slim-\w+", steps[0][1])  # a version that does not move by itself
     names = [name for name, _ in steps]
-    assert names.index("USER") < names.index("COPY") and ("USER", "learner") in steps
+    assert names.index("USER") < names.index("COPY") and ("USER", "1000") in steps
     assert names.count("CMD") == 1 and isinstance(json.loads(steps[-1][1]), list)
 
 
