@@ -28,9 +28,11 @@ def can_mount() -> bool:
 
 
 def variables(checkout: Path, folder: Path, **more: str) -> dict[str, str]:
-    """This environment, with cache and progress in ``folder``."""
+    """This environment, with cache, progress and what JupyterLab remembers in ``folder``."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTEST_CURRENT_TEST", "PYTHONPATH")}
     own = {"LABSUPPORT_CACHE": str(folder / "cache"), "LABSUPPORT_PROGRESS": str(folder / "progress.json")}
+    for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR"):
+        own[name] = str(folder / name.lower())
     return {**kept, **own, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout), **more}
 
 

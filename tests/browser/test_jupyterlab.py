@@ -145,3 +145,14 @@ def test_neither_theme_has_a_serious_finding_of_accessibility(page, theme, tmp_p
         in_exercise(page).scroll_into_view_if_needed()
         page.screenshot(path=Path(folder) / f"{theme.split()[-1].lower()}.png")
     assert findings(page) == []
+
+
+def test_axe_sees_a_picture_without_words(page):
+    page.evaluate(
+        "() => document.querySelector('.jp-Notebook .jp-MarkdownOutput').insertAdjacentHTML("
+        "'beforeend', '<img id=\"wordless\" src=\"data:image/gif;base64,R0lGODlhAQABAAAAACw=\">')"
+    )
+    try:
+        assert any("image-alt" in finding for finding in findings(page))
+    finally:
+        page.evaluate("() => document.getElementById('wordless').remove()")
