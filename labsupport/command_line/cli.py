@@ -7,11 +7,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from labsupport.command_line import classroom
+from labsupport import files
+from labsupport.command_line import classroom, shadows
 from labsupport.errors import LabError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -47,15 +47,14 @@ def parser() -> argparse.ArgumentParser:
     tests = add("test", "run the tests and every notebook; further arguments go to pytest", install)
     tests.add_argument("--fast", action="store_true", help="unit tests only, without the slow ones")
     tests.add_argument("--all", action="store_true", help="with the optional frameworks, which are installed first")
+    tests.add_argument("--faults", action="store_true", help="a campaign of faults instead: ten minutes, then a table")
     tests.add_argument("--alone", action="store_true", help="one file at a time, so that speeds can be judged")
     for name, text in (
         ("run", "execute labs without a browser, one line a lab"),
         ("record", "like run, of the shipped labs; on a GPU also store outputs and recordings"),
     ):
         command = add(name, text, install)
-        command.add_argument(
-            "labs", nargs="*", metavar="LAB", help="01, 01_measuring or a path, such as your work/01_measuring.ipynb"
-        )
+        command.add_argument("labs", nargs="*", metavar="LAB", help="01, or a path such as work/01_measuring.ipynb")
         command.add_argument("--json", action="store_true", help="print the results as JSON")
         command.add_argument("--save", metavar="DIR", type=Path, help="write the executed notebooks there")
         if name == "record":
@@ -97,7 +96,9 @@ def main(argv: list[str] | None = None) -> int:
     if rest and options.command not in ("lab", "test"):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        files.sweep(REPOSITORY / "notebooks")
         if options.command in ("lab", "test", "run", "record", "report"):
+            shadows.refuse()
             elsewhere = prepare(options, argv, ready=ready)
             if elsewhere is None and options.command in ("lab", "test") and not options.without_weights:
                 classroom.fetch_weights(options.offline)
@@ -173,12 +174,14 @@ def again(python: Path, argv: list[str]) -> int:
 
 
 def wait(child: subprocess.Popen) -> int:
-    """Wait for a child that gets the terminal's Ctrl-C itself; JupyterLab asks before it stops."""
+    """Wait for a child that gets the terminal's Ctrl-C itself; JupyterLab asks before it stops. Its exit code."""
+    interrupted = False
     while True:
         try:
-            return child.wait()
+            code = child.wait()
+            return 128 - code if code < 0 else INTERRUPTED if code and interrupted else code
         except KeyboardInterrupt:
-            continue
+            interrupted = True
 
 
 def environment_variables(**more: str) -> dict[str, str]:
@@ -202,7 +205,11 @@ def lab(options: argparse.Namespace, rest: list[str]) -> int:
     command = opening.command(folder, options, rest)
     # Containers and rented machines often have no other user, and JupyterLab refuses this one unasked.
     if getattr(os, "geteuid", lambda: 1)() == 0 and "--allow-root" not in rest:
-        print("labsupport: you are root, so JupyterLab is started with --allow-root", file=sys.stderr)
+        print(
+            "labsupport: you are root, so JupyterLab is started with --allow-root: all code in a notebook then "
+            "runs as root and may change every file of this machine",
+            file=sys.stderr,
+        )
         command.append("--allow-root")
     return wait(subprocess.Popen(command, cwd=REPOSITORY, env=environment_variables(**opening.variables())))
 
@@ -213,12 +220,14 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
     from labsupport.command_line import testing
     from labsupport.exercises import shipped
 
+    if options.faults:
+        return wait(subprocess.Popen(testing.faults(rest), env=environment_variables()))
     started = time.monotonic()
     at_once = testing.workers(rest, alone=options.alone, gpu=environment.has("engine execution"))
-    with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
+    with files.scratch() as folder:
         # One thread each: on a small or busy machine PyTorch's threads wait for each other far longer than they work.
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        variables = environment_variables(LABSUPPORT_METRICS=folder, IPYKERNEL_CELL_NAME="<cell>", **threads)
+        variables = environment_variables(LABSUPPORT_METRICS=str(folder), IPYKERNEL_CELL_NAME="<cell>", **threads)
         own = shipped.worked_in()
         if own:
             print(
@@ -235,7 +244,7 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
             return code
         from labsupport import recordings
 
-        violations = recordings.check_live(Path(folder), speeds=at_once == 1)
+        violations = recordings.check_live(folder, speeds=at_once == 1)
     if at_once > 1 and not options.fast:
         print(
             "speeds were not held against their bands, because tests ran side by side; "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import sys
 import tempfile
 import time
@@ -13,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from labsupport import environment
+from labsupport import environment, files
+from labsupport.command_line import kernels
 from labsupport.command_line.lab_paths import NOTEBOOKS, find
 from labsupport.command_line.notebook_files import normalized, read, write
 from labsupport.errors import BadInput, LabError
@@ -73,13 +73,13 @@ def run(
     chosen = find(list(names), folder)
     echo = echo or (lambda line: None)
     notebooks = [(path, _read_or_error(path)) for path in chosen]
+    if store and (mine := [path for path in chosen if path.parent != folder]):
+        raise BadInput(f"{mine[0]} is your own copy, and record stores the shipped labs; `run` executes yours")
     on_gpu = environment.has("engine execution")
     if store and not on_gpu:
         kept = "outputs from a GPU stay as they are" if processor else "nothing is stored (--processor does)"
         echo(f"{kept}: {environment.why_not('engine execution')}")
     store = store and (on_gpu or processor)
-    if store and (mine := [path for path in chosen if path.parent != folder]):
-        raise BadInput(f"{mine[0]} is your own copy, and record stores the shipped labs; `run` executes yours")
     keep_outputs = {path for path, notebook in notebooks if store and (on_gpu or _of_processor(notebook))}
     if save is not None:
         _make_folder(save, folder)
@@ -97,10 +97,10 @@ def run(
             if isinstance(notebook, BadInput):
                 result = LabRun(path.stem, False, 0.0, environment.runtime_name(), None, f"BadInput: {notebook}")
             else:
-                with tempfile.TemporaryDirectory(prefix="labsupport-") as metrics:
-                    result = execute(notebook, path, metrics=Path(metrics), timeout_s=timeout_s, tick=bar.update)
+                with files.scratch() as metrics:
+                    result = execute(notebook, path, metrics=metrics, timeout_s=timeout_s, tick=bar.update)
                     if store and result.ok:
-                        result = _recorded(result, notebook if path in keep_outputs else None, path, Path(metrics))
+                        result = _recorded(result, notebook if path in keep_outputs else None, path, metrics)
                 if save is not None:
                     result = _saved(result, notebook, save / path.name)
             if path.parent != folder:
@@ -184,15 +184,15 @@ def execute(notebook, path: Path, *, metrics: Path, timeout_s: int = CELL_TIMEOU
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     place: dict
-    place, took = {"at": 0, "since": 0.0, "index": 0, "interrupted": False}, {}
+    place, took = {"at": 0, "since": 0.0, "index": 0}, {}
 
     def begin(cell, cell_index):
-        _on_interrupt(place)
         place["index"] = cell_index
         place["at"] += cell.cell_type == "code"
         place["since"] = time.monotonic()
 
     def done(cell, cell_index, **_):
+        cell.outputs = kernels.merged(cell.outputs)
         took[place["at"]] = round(time.monotonic() - place["since"], 2)
         tick(1)
 
@@ -201,19 +201,16 @@ def execute(notebook, path: Path, *, metrics: Path, timeout_s: int = CELL_TIMEOU
     with tempfile.TemporaryFile() as log:
         try:
             # The kernel's own log would run through the progress bar; it is read only when the kernel dies.
-            client.execute(env=_variables(metrics), stderr=log)
+            with _told_when_stopped(client):
+                client.execute(env=_variables(metrics), stderr=log)
         except CellExecutionError as failure:
             error = f"{failure.ename}: {(failure.evalue.strip() or 'no message').splitlines()[0]}"
         except CellTimeoutError:
             error = f"Timeout: the cell ran longer than {timeout_s} s"
         except DeadKernelError:
             error = f"DeadKernel: the kernel died (a crash in native code, or out of memory){_last_line(log)}"
-        except AssertionError as failure:  # Ctrl-C while the kernel starts: nbclient puts it away twice
-            raise KeyboardInterrupt from failure
         except RuntimeError:
             error = f"NoKernel: the kernel did not start{_last_line(log)}"
-    if place["interrupted"]:
-        raise KeyboardInterrupt
     seconds = round(time.monotonic() - started, 2)
     slowest = tuple(sorted(took.items(), key=lambda entry: -entry[1])[:3])
     return LabRun(
@@ -228,18 +225,16 @@ def execute(notebook, path: Path, *, metrics: Path, timeout_s: int = CELL_TIMEOU
     )
 
 
-def _on_interrupt(place: dict) -> None:
-    """Let Ctrl-C end the whole run: nbclient alone would report a kernel that died, and go on with the next lab."""
-    import asyncio
+@contextlib.contextmanager
+def _told_when_stopped(client):
+    """A signal ends the run: whatever nbclient makes of the kernel that is gone, it was the signal."""
+    from asyncio import CancelledError
 
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-
-    def stop() -> None:
-        place["interrupted"] = True
-        task.cancel()
-
-    with contextlib.suppress(NotImplementedError):  # Windows raises KeyboardInterrupt by itself
-        loop.add_signal_handler(signal.SIGINT, stop)
+    try:
+        yield
+    except (Exception, CancelledError):
+        kernels.raise_if_stopped(client)
+        raise
 
 
 def _heading(cells) -> str:
@@ -260,7 +255,6 @@ def _client(notebook, folder: Path, timeout_s: int, begin, done):
     """An nbclient for this Python, whatever kernel the notebook was stored with."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
-    from nbclient import NotebookClient
 
     if sys.platform == "win32":
         import asyncio
@@ -277,13 +271,12 @@ def _client(notebook, folder: Path, timeout_s: int, begin, done):
                 language="python",
             )
 
-    return NotebookClient(
+    return kernels.client_class()(
         notebook,
         kernel_manager_class=ThisPython,
         kernel_name="python3",
         timeout=timeout_s,
         startup_timeout=120,
-        coalesce_streams=True,
         store_widget_state=False,
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},

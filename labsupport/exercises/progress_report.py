@@ -13,12 +13,15 @@ OUTCOMES = ("right", "wrong", "not attempted")
 
 @dataclass(frozen=True)
 class Row:
-    """One exercise: ``outcome`` is "right", "wrong" or "not attempted", ``when`` "2026-11-30 14:05" or ""."""
+    """One exercise: ``outcome`` is "right", "wrong" or "not attempted", ``when`` "2026-11-30 14:05" or "";
+    ``predicted`` where a prediction waits for its measurement.
+    """
 
     lab: str
     exercise: str
     outcome: str
     when: str
+    predicted: bool = False
 
 
 def rows(kept: dict, notebooks: Path | None = None) -> list[Row]:
@@ -34,8 +37,9 @@ def rows(kept: dict, notebooks: Path | None = None) -> list[Row]:
             outcome = entry.get("outcome")
             if outcome not in OUTCOMES:  # the file may have been edited by hand
                 outcome = "not attempted"
-            when = str(entry.get("when", ""))[:16].replace("T", " ") if outcome != "not attempted" else ""
-            found.append(Row(lab, name, outcome, when))
+            noted = outcome == "not attempted" and isinstance(entry.get("prediction"), (int, float))
+            when = str(entry.get("when", ""))[:16].replace("T", " ") if outcome != "not attempted" or noted else ""
+            found.append(Row(lab, name, outcome, when, noted))
         if not names:
             found.append(Row(lab, "", "", ""))
     return found
@@ -46,7 +50,8 @@ def report(notebooks: Path | None = None) -> str:
     table, lab = [("lab", "exercise", "outcome", "when")], ""
     every = rows(progress.load(), notebooks)
     for row in every:
-        table.append((row.lab if row.lab != lab else "", row.exercise or "no exercises", row.outcome, row.when))
+        outcome = "predicted" if row.predicted else row.outcome
+        table.append((row.lab if row.lab != lab else "", row.exercise or "no exercises", outcome, row.when))
         lab = row.lab
     newer = [] if notebooks else [own_copies.offer(own_copies.newer(root=progress.ROOT))]
     return "\n".join([*columns(table), "", _totals(_counts(every)), *_state_of_file(), *filter(None, newer)])

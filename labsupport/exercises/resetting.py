@@ -70,7 +70,8 @@ def write_manifest(*, root: Path = ROOT) -> dict[str, str]:
         if editions.written(renewed) != editions.written(content):
             files.replace(file, editions.written(renewed))
     known = {file.name: shipped.content_hash(file.read_bytes()) for file in sorted(folder.glob("*.ipynb"))}
-    files.replace(folder / shipped.MANIFEST, (json.dumps(known, indent=1) + "\n").encode(), mode=shipped.SHARED)
+    text = json.dumps(files.sealed(known), indent=1) + "\n"
+    files.replace(folder / shipped.MANIFEST, text.encode(), mode=shipped.SHARED)
     return known
 
 

@@ -77,10 +77,12 @@ def manifest(root: Path) -> dict[str, str]:
     """notebook → hash; from git where the file is gone or damaged, empty where both are."""
     file = root / "notebooks" / MANIFEST
     for read in (file.read_bytes, lambda: git(root, "show", f"HEAD:./notebooks/{MANIFEST}")):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             content = json.loads(read())
             if isinstance(content, dict) and all(isinstance(value, str) for value in content.values()):
-                return content
+                listed = {name: value for name, value in content.items() if name != files.SEAL}
+                if files.whole(content) and all(name.endswith(".ipynb") for name in listed):
+                    return listed
     return {}
 
 

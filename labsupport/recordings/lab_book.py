@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from labsupport import files
 from labsupport.errors import RecordingError
 from labsupport.recordings import names, provenance
 from labsupport.recordings.metrics import Measured, Recorded, Replay, as_text
@@ -80,8 +80,9 @@ class LabBook:
         return "\n".join(lines)
 
     def _append(self, path, metric, entry, origin) -> None:
-        live = _live(path, origin["machine_class"])
-        provenance.write_json(path, {**live, "metrics": {**live["metrics"], metric: entry}})
+        with provenance.locked(path):  # two kernels of one lab, or the processes of a script
+            live = _live(path, origin["machine_class"])
+            provenance.write_json(path, {**live, "metrics": {**live["metrics"], metric: entry}})
 
     def _on_gpu(self) -> dict[str, dict]:
         """GPU machine class → recording, newest first; of one day h100 first, then by name."""
@@ -142,9 +143,9 @@ def session(name: str, *, command: str, root: Path | None = None):
     if os.environ.get("LABSUPPORT_METRICS"):
         yield plain
         return
-    with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
-        os.environ["LABSUPPORT_METRICS"] = folder
-        book = _KeptBook(plain.name, plain.root, folder, command)
+    with files.scratch() as folder:
+        os.environ["LABSUPPORT_METRICS"] = str(folder)
+        book = _KeptBook(plain.name, plain.root, str(folder), command)
         try:
             yield book
         finally:
@@ -175,13 +176,14 @@ def store(lab, metrics_folder, *, command, seconds=None, root=None) -> Path:
             "`python3 -m labsupport doctor` says what this machine has"
         )
     target = root / machine_class / f"{lab}.json"
-    if target.exists():
-        old = provenance.read(root, machine_class, lab)
-        origin = {key: old[key] for key in new if old[key] != new[key]}
-        kept = {name: {**origin, **entry} for name, entry in old["metrics"].items() if name not in metrics}
-        metrics.update(kept)
-    store_plans(folder, root)
-    return provenance.write_json(target, {**new, "metrics": dict(sorted(metrics.items()))})
+    with provenance.locked(target):
+        if target.exists():
+            old = provenance.read(root, machine_class, lab)
+            origin = {key: old[key] for key in new if old[key] != new[key]}
+            kept = {name: {**origin, **entry} for name, entry in old["metrics"].items() if name not in metrics}
+            metrics.update(kept)
+        store_plans(folder, root)
+        return provenance.write_json(target, {**new, "metrics": dict(sorted(metrics.items()))})
 
 
 def _live(path, machine_class) -> dict:

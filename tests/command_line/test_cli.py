@@ -125,7 +125,11 @@ def test_root_gets_jupyterlabs_permission_and_is_told(here, started, monkeypatch
     cli.main(["lab"])
     cli.main(["lab", "--allow-root"])
     assert [command.count("--allow-root") for command, _ in started] == [1, 1]
-    assert capsys.readouterr().err == "labsupport: you are root, so JupyterLab is started with --allow-root\n"
+    said = capsys.readouterr().err
+    assert (
+        said.startswith("labsupport: you are root, so JupyterLab is started with --allow-root")
+        and "runs as root" in said
+    )
 
 
 def test_windows_has_no_root(here, started, monkeypatch):
@@ -145,9 +149,11 @@ def test_test_is_one_pytest_and_then_the_bands(here, started, monkeypatch):
     fake_module(monkeypatch, "recordings", check_live=lambda folder, speeds: seen.append(folder) or [])
     assert cli.main(["test", "-k", "fusion", "-x"]) == 0
     ((command, options),) = started
-    assert command[1:7] == [
+    assert command[1:9] == [
         "-m",
         "pytest",
+        "-p",
+        "labsupport.command_line.kernels",
         "--nbval-lax",
         "--nbval-current-env",
         "--nbval-cell-timeout=300",
@@ -392,3 +398,22 @@ def test_lab_and_test_ask_for_the_weights_and_run_does_not(here, started, fetche
     cli.main(["lab", "--without-weights"])
     cli.main(["progress"])
     assert fetched == ["weights"] * 2
+
+
+def test_the_campaign_of_faults_takes_the_place_of_the_tests(here, started):
+    assert cli.main(["test", "--faults", "--minutes", "1"]) == 0
+    ((command, _),) = started
+    assert command[1].endswith("campaign.py") and command[2:] == ["--minutes", "1"]
+
+
+def test_ctrl_c_and_signals_end_in_the_exit_code_of_the_shell():
+    class Child:
+        def __init__(self, *codes):
+            self.codes = iter(codes)
+
+        def wait(self):
+            if (code := next(self.codes)) is None:
+                raise KeyboardInterrupt
+            return code
+
+    assert [cli.wait(Child(*codes)) for codes in ((0,), (1,), (None, 2), (None, 0), (-15,))] == [0, 1, 130, 0, 143]

@@ -318,7 +318,6 @@ def test_a_learners_copy_is_run_by_its_path_and_never_recorded(folder, recorded,
     monkeypatch.chdir(folder.parent)
     (only,) = running.run(["work/00_good.ipynb"], folder=folder, echo=None)
     assert only.ok and only.lab == "work/00_good"
-    stand_in(monkeypatch, environment, "has", lambda *needs: True)
     with pytest.raises(BadInput, match="00_good.ipynb is your own copy, and record stores the shipped labs; `run`"):
         running.run([str(mine)], folder=folder, store=True, echo=None)
     (shipped,) = running.run(["00"], folder=folder, echo=None)

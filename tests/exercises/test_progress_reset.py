@@ -74,7 +74,7 @@ def test_a_damaged_file_is_moved_aside_and_told_once(file, damage):
 def test_entries_of_the_wrong_kind_are_left_out(file):
     file.parent.mkdir()
     file.write_text('{"labs": {"01": 3, "02": {"x": 4, "y": {"outcome": ["odd"], "prediction": "no"}}}}')
-    assert progress.prediction("02", "y") is None
+    assert "prediction" not in progress.noted("02", "y")
     assert progress.record("02", "y", "wrong") == ""
     assert progress.load()["02"]["y"]["outcome"] == "wrong"
 
