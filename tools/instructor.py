@@ -87,11 +87,11 @@ def syllabi() -> str:
     parts = []
     for hours in SYLLABI:
         must, more, needed, there = plan(hours)
-        rows, start = ["| begins | lab | minutes |", "| ---: | --- | ---: |"], 0.0
+        rows, start = ["| begins | lab | minutes |", "| ---: | --- | ---: |"], 0
         for path in must:
             took = minutes(path)["all"]
-            rows.append(f"| {int(start) // 60}:{int(start) % 60:02} | {path.stem} | {took:.0f} |")
-            start += took
+            rows.append(f"| {start // 60}:{start % 60:02} | {path.stem} | {took:.0f} |")
+            start += round(took)
         spare = ", ".join(f"{path.stem} ({minutes(path)['all']:.0f})" for path in more)
         said = f"{needed:.0f} of {there:.0f} minutes; {there - needed:.0f} are left. For whoever is done: {spare}."
         parts.append(f"### {hours} hours\n\n" + "\n".join(rows) + f"\n\n{said}")
@@ -111,11 +111,23 @@ def needs_table() -> str:
         most = max(entry["labs"], key=lambda lab: entry["labs"][lab]["memory_mib"])
         gib = entry["labs"][most]["memory_mib"] / 1024
         said = (
-            f"Measured on {machine} with {entry['cores']} cores on {entry['date']} by `{entry['command']}`. The largest "
-            f"is {most} with {gib:.1f} GiB; thirty of its kernels at once take {math.ceil(30 * gib)} GiB."
+            f"Measured on {machine} with {entry['cores']} cores on {entry['date']} by `{entry['command']}`. The "
+            f"largest is {most} with {gib:.1f} GiB; thirty of its kernels at once take {math.ceil(30 * gib)} GiB."
         )
         parts.append("\n".join(rows) + f"\n\n{said}")
+    contexts = [f"{mib:.0f} MiB on {machine}" for machine, mib in _contexts().items()]
+    parts.append(f"On a GPU each kernel also holds a CUDA context: {', '.join(contexts)}, beside its engines.")
     return "\n\n".join(parts)
+
+
+def _contexts() -> dict[str, float]:
+    """Class of machines → MiB of GPU memory that a CUDA context took where lab 04 was recorded."""
+    found = {}
+    for path in sorted(RECORDINGS.glob("h*/04_memory.json")):
+        metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+        if "served_resnet50.cuda_context" in metrics:
+            found[path.parent.name] = metrics["served_resnet50.cuda_context"]["value"]
+    return found
 
 
 def bands_table() -> str:
@@ -181,8 +193,8 @@ def mistakes() -> str:
     parts = [
         "# Typical mistakes",
         "What the checkers say to the wrong answers that they foresee, exercise by exercise; an ellipsis stands for a "
-        "value of the learner's answer. Written by `python3 tools/instructor.py`; to change a line, change the checker. "
-        "For solutions, type `python3 -m labsupport handout --solutions`.",
+        "value of the learner's answer. Written by `python3 tools/instructor.py`; to change a line, change the "
+        "checker. For solutions, type `python3 -m labsupport handout --solutions`.",
     ]
     for path in labs():
         module = importlib.import_module(f"labsupport.exercises.lab{path.stem.partition('_')[0]}")

@@ -103,3 +103,53 @@ def test_an_index_that_does_not_answer_changes_nothing():
     newest = tool("newest")
     assert newest.newest("onnx", lambda *args, **options: SimpleNamespace(stdout="", returncode=1)) == ""
     assert "As pinned: onnx 1.0" in newest.table({"onnx": "1.0"}, {"onnx": ""})
+
+
+def checkout(tmp_path: Path) -> Path:
+    for name in ("labsupport/__init__.py", "CITATION.cff", "CHANGELOG.md", "notebooks/00_start_here.ipynb"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
+    return tmp_path
+
+
+def test_a_release_carries_its_version_everywhere(tmp_path):
+    release, root = tool("release"), checkout(tmp_path)
+    release.release("9.1.0", root, "2026-12-24")
+    assert '__version__ = "9.1.0"' in (root / "labsupport/__init__.py").read_text("utf-8")
+    assert "version: 9.1.0\n" in (root / "CITATION.cff").read_text("utf-8")
+    assert "## [Unreleased]\n\n## [9.1.0] - 2026-12-24\n" in (root / "CHANGELOG.md").read_text("utf-8")
+    notebook = json.loads((root / "notebooks/00_start_here.ipynb").read_text("utf-8"))
+    shipped = json.loads((REPOSITORY / "notebooks/00_start_here.ipynb").read_text("utf-8"))
+    assert notebook["metadata"]["labsupport"]["version"] == "9.1.0" and notebook["cells"] == shipped["cells"]
+    with pytest.raises(LookupError, match="nothing under"):
+        release.release("9.2.0", root)
+
+
+@pytest.mark.parametrize(
+    ("version", "said"), [("0.0.1", "not newer"), ("1.0", "three numbers"), ("v9.0.0", "no version")]
+)
+def test_a_version_that_cannot_be_released_changes_nothing(version, said, tmp_path):
+    release, root = tool("release"), checkout(tmp_path)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=said):
+        release.release(version, root)
+    assert before == {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_the_lister_writes_the_stored_listing_of_the_release_that_is_here(tmp_path, capsys):
+    rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    lister = tool("list_trt_api")
+    stored = REPOSITORY / "data" / "trt_api" / "rtx-1.7.1.json"
+    if json.loads(stored.read_text("utf-8"))["version"] != rtx.__version__:
+        pytest.skip(f"TensorRT-RTX {rtx.__version__} is here, and the listing is of another release")
+    assert lister.main(["--rtx", str(tmp_path / "new.json")]) == 0
+    assert json.loads((tmp_path / "new.json").read_text("utf-8")) == json.loads(stored.read_text("utf-8"))
+    assert "+ nothing\n- nothing" in capsys.readouterr().out
+
+
+def test_the_lister_says_which_product_is_missing(monkeypatch, capsys):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert tool("list_trt_api").main([]) == 1
+    assert "install the release that you want to list" in capsys.readouterr().out
