@@ -40,7 +40,7 @@ class Group:
         return {"learners": [asdict(learner) for learner in self.learners], "exercises": self.exercises}
 
     def __str__(self) -> str:
-        table = [("learner", "right", "wrong", "open", "last lab", "when")]
+        table: list[tuple[str, ...]] = [("learner", "right", "wrong", "open", "last lab", "when")]
         for one in self.learners:
             counts = [str(one.right), str(one.wrong), str(one.not_attempted)] if not one.problem else ["", "", ""]
             table.append((one.name, *counts, one.lab or one.problem, one.when))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def as_dict(notebooks: Path | None = None) -> dict:
     return {"labs": labs, "totals": _counts(every), "problems": _state_of_file()}
 
 
-def columns(table: list[tuple[str, ...]]) -> list[str]:
+def columns(table: Sequence[tuple[str, ...]]) -> list[str]:
     """Lines of a table whose first row is its head."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
