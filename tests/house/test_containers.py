@@ -95,6 +95,18 @@ def test_every_command_that_a_file_types_is_understood():
         assert options.command in ("lab", "test") or not rest, words
 
 
+@pytest.mark.parametrize("name", ["instructor.md", "maintaining.md"])
+def test_every_command_of_a_guide_is_understood(name):
+    text = (REPOSITORY / "docs" / name).read_text(encoding="utf-8")
+    commands = re.findall(r"`python3 -m labsupport ([^`]+)`|^python3 -m labsupport (.+)$", text, re.MULTILINE)
+    assert len(commands) >= 5
+    for words in commands:
+        options, rest = cli.parser().parse_known_args("".join(words).split())
+        assert options.command in ("lab", "test") or not rest, words
+    for tool in re.findall(r"tools/(\w+)\.py", text):
+        assert (REPOSITORY / "tools" / f"{tool}.py").exists(), tool
+
+
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda file: file.stem)
 def test_the_steps_of_a_workflow_are_shell(workflow):
     yaml = pytest.importorskip("yaml")
