@@ -30,7 +30,7 @@ BREAKS = 0.10  # of the time in the room: breaks, questions, and starting the ma
 # hours → (labs that everybody does, labs for whoever is done, in this order)
 SYLLABI = {
     2: (("00", "05"), ("01",)),
-    4: (("00", "01", "03", "05"), ("06", "02")),
+    4: (("00", "01", "05", "06"), ("03", "02")),
     8: (("00", "01", "02", "03", "05", "06", "11"), ("14b", "07", "12")),
 }
 PER_LAB = 2  # metrics of each lab in the table of bands
