@@ -69,6 +69,9 @@ def _add_pages_and_servers(add, install: argparse.ArgumentParser) -> None:
     report.add_argument("--pdf", action="store_true", help="write PDF as well (needs the package weasyprint)")
     report.add_argument("--stored", action="store_true", help="use the stored outputs instead of running the lab")
     report.add_argument("--save", metavar="DIR", type=Path, help="write the page there (default: the current folder)")
+    from labsupport.command_line import examine as examination
+
+    examination.add(add, install)
     server = add("serve", "make the environment of NVIDIA's Triton server, for lab 11b; Linux only")
     server.add_argument("server", choices=("triton",))
     server.add_argument("--repository", metavar="DIR", type=Path, help="also serve this model repository, until Ctrl-C")
@@ -92,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     if rest and options.command not in ("lab", "test"):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        if options.command in ("lab", "test", "run", "record", "report"):
+        if options.command in ("lab", "test", "run", "record", "report", "examine"):
             elsewhere = prepare(options, argv, ready=ready)
             if elsewhere is None and options.command in ("lab", "test") and not options.without_weights:
                 from labsupport.command_line import weights
@@ -125,7 +128,7 @@ def prepare(options: argparse.Namespace, argv: list[str], *, ready: bool = False
     """
     from labsupport.command_line import installation, package_sets
 
-    need = {"record": "run", "report": "run"}.get(options.command, options.command)
+    need = {"record": "run", "report": "run", "examine": "run"}.get(options.command, options.command)
     place = installation.Installation()
     inside = Path(sys.prefix).resolve() == place.folder.resolve()
     # In `.venv` itself a changed pyproject.toml means an update; any other environment is its owner's.
@@ -276,6 +279,14 @@ def report(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def examine(options: argparse.Namespace, rest: list[str]) -> int:
+    """A network through the labs; prints the decision and where the report lies."""
+    from labsupport.command_line import examine as examination
+
+    print(examination.run(options))
+    return 0
+
+
 def doctor(options: argparse.Namespace, rest: list[str]) -> int:
     """Print the report; 1 when it holds a problem."""
     from labsupport.command_line.doctor import examine
@@ -328,6 +339,7 @@ COMMANDS = {
     "run": run,
     "record": run,
     "report": report,
+    "examine": examine,
     "doctor": doctor,
     "progress": progress,
     "reset": reset,

@@ -1,0 +1,103 @@
+"""Stage 4, sixteen bits: what FP16 costs, which nodes it breaks, and the graph with those kept wide."""
+
+from __future__ import annotations
+
+import math
+
+from labsupport import environment, precision, runtimes
+from labsupport.errors import LabError
+from labsupport.examining.rows import Row
+from labsupport.precision import layerwise
+
+SCANNED = 3  # samples at most; each scan runs the network three times with every tensor an output
+WORST = 8
+
+
+def stage(case) -> Row:
+    """All FP16, its error by rounding as a GPU does; the scan; and the repaired graph as a change."""
+    row = Row("sixteen bits")
+    case.afford(60 * case.call_s, "FP16 and its scan")
+    plain = _cast(case, ())
+    row.find(f"all in FP16, rounded as the graph says: relative error {_error(case, plain):.1e}", "measured", "05")
+    keep = _scanned(case, row)
+    half, error = plain, _error(case, plain)
+    if keep:
+        half, error = _repaired(case, keep)
+        row.find(f"with {len(keep)} nodes kept FP32: relative error {error:.1e}", "measured", "05")
+    if not math.isfinite(error):
+        row.find("FP16 answers NaN or infinity here even so; BF16 or a rewritten formula is the way", "measured", "05")
+        return row
+    _offer(case, row, half, keep)
+    return row
+
+
+def _cast(case, keep):
+    name = "fp16.onnx" if not keep else "fp16_repaired.onnx"
+    return precision.cast(case.working, keep_wide=keep, path=case.folder / name)
+
+
+def _error(case, graph) -> float:
+    with runtimes.OnnxRuntime(precision.rounded(graph), name="rounded") as run:
+        return case.error_of(run)
+
+
+def _scanned(case, row: Row) -> list[str]:
+    """Names of nodes that FP16 breaks on any of the first samples."""
+    keep: dict[str, None] = {}
+    for number, feed in enumerate(case.feeds[:SCANNED]):
+        start = case.now()
+        scan = layerwise.scan(case.working, feed)
+        keep |= dict.fromkeys(scan.keep_wide)
+        if not number:
+            row.tables.append(scan.table(worst=WORST)._repr_html_())
+            for fault in scan.faults[:WORST]:
+                row.find(f"FP16 breaks {fault.node} ({fault.op}): {fault.cause}, own error {fault.own_error:.1e}",
+                         "measured", "05")  # fmt: skip
+            if not scan.faults:
+                row.find(f"FP16 breaks none of {len(scan)} computing nodes by itself", "measured", "05")
+        if case.now() - start > 0.1 * case.left_s:
+            break
+    return list(keep)
+
+
+def _repaired(case, keep: list[str]):
+    """(graph, error) with the nodes kept wide, and their readers too where the narrowed tensor is still too much."""
+    half = _cast(case, keep)
+    error = _error(case, half)
+    if error > case.limits.error:
+        wide = [*keep, *(name for name in _readers(case.working, keep) if name not in keep)]
+        more = _cast(case, wide)
+        with_readers = _error(case, more)
+        if with_readers < error:
+            keep[:] = wide
+            return more, with_readers
+        half = _cast(case, keep)
+    return half, error
+
+
+def _readers(graph, names: list[str]) -> list[str]:
+    model = graph.model()
+    written = {out for node in model.graph.node if node.name in names for out in node.output}
+    return [node.name for node in model.graph.node if written & set(node.input)]
+
+
+def _offer(case, row: Row, half, keep: list[str]) -> None:
+    code = (
+        "from labsupport import export, precision\n\n"
+        f'graph = export.load("{case.folder.name}/{case.working.path.name}")\n'
+        f"half = precision.cast(graph, keep_wide={keep!r}, path='half.onnx')"
+    )
+    name = f"FP16, {len(keep)} nodes wide" if keep else "FP16"
+    with runtimes.OnnxRuntime(precision.rounded(half), name="rounded") as rounded:
+        try:
+            run = case.runtime(half, "fp16", keep_wide=keep, name=name)
+        except LabError as error:
+            row.find(f"the FP16 graph does not load here: {error}", "measured", "05")
+            return
+        with run:
+            live = environment.has("engine execution")
+            note = "" if live else "time: ONNX Runtime's, which computes FP16 in FP32; error: rounded as the graph says"
+            row.candidates.append(
+                case.judge(name, run, effort=3, code=code, lab="05", graph=half, note=note,
+                           answers=None if live else rounded)
+            )  # fmt: skip
