@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from labsupport import benchmarking, environment, runtimes
-from labsupport.errors import BadInput
+from labsupport.errors import LabError
 from labsupport.examining.rows import Row
 from labsupport.fusion import roofline
 
@@ -41,7 +41,12 @@ def _free_changes(case, row: Row) -> None:
         with runtimes.OnnxRuntime(case.graph, threads=2, name="two threads") as run:
             code = _code(case, ", threads=2")
             row.candidates.append(case.judge("two threads", run, effort=1, code=code, lab="01"))
-    with runtimes.OnnxRuntime(case.working, name="shapes fixed") as run:
+    try:
+        working = case.working
+    except LabError as error:
+        row.find(f"no working copy: {error}", "measured", "03")
+        return
+    with runtimes.OnnxRuntime(working, name="shapes fixed") as run:
         code = f"run = runtimes.OnnxRuntime({str(_kept(case.working))!r})"
         made = case.judge(
             "shapes fixed", run, effort=2, code=f"from labsupport import runtimes\n\n{code}", lab="03",
@@ -59,7 +64,7 @@ def _floor(case, row: Row, median_ms: float) -> None:
             ceiling = roofline.measure("cpu", rounds=2)
     try:
         work = roofline.work(case.working)
-    except BadInput as error:
+    except LabError as error:
         row.find(f"no floor: {error}", "read", "03")
         return
     floor = ceiling.floor_ms(work)

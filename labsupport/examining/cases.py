@@ -17,6 +17,7 @@ from labsupport.examining import inputs, journal, sources, working_copy
 from labsupport.examining.rows import Candidate
 
 ROUNDS = (3, 15)  # of A/B/B/A, fewest and most
+LARGEST_MIB = 2048  # of a network whose copies are made
 PAIR_S = 3.0  # what one comparison may take where the network is fast
 
 
@@ -139,6 +140,12 @@ class Case:
 
     @functools.cached_property
     def _copy(self):
+        if self.graph.size_mib > LARGEST_MIB:
+            raise BadInput(
+                f"{self.graph.path.name} has {self.graph.size_mib / 1024:.1f} GiB: what changes a graph holds it in "
+                f"memory several times, so beyond {LARGEST_MIB / 1024:g} GiB only identity and baseline are examined; "
+                "examine a part of it, such as one block"
+            )
         return working_copy.working(self.graph, self.feeds[0], self.expected[0], self.folder)
 
     @property

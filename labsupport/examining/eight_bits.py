@@ -7,6 +7,7 @@ from labsupport.errors import LabError
 from labsupport.examining.cases import OutOfTime
 from labsupport.examining.rows import Row
 from labsupport.fusion import roofline
+from labsupport.fusion.inspection import short
 
 METHODS = ("entropy", "max")
 FEW = 32  # samples from which a calibration can be believed
@@ -76,7 +77,7 @@ def _mixed(case, row: Row, known, target: str, method: str, each_s: float) -> No
     try:
         ranking = quantization.sensitivity(case.working, known, evaluate, layers=chosen, **options)
         row.tables.append(ranking.table().head(8)._repr_html_())
-        row.find(f"most sensitive: {ranking.worst.layer} ({ranking.worst.op}), adds {ranking.worst.cost:.1e}",
+        row.find(f"most sensitive: {short(ranking.worst.layer)} ({ranking.worst.op}), adds {ranking.worst.cost:.1e}",
                  "measured", "06")  # fmt: skip
         mix = quantization.choose_mixed(
             case.working, known, evaluate, budget=case.limits.error, ranking=ranking, **options

@@ -34,7 +34,6 @@ STAGES: dict[str, Callable[[Case], Row]] = {
     "memory": memory_peak.stage,
     "pruning and cuts": smaller.stage,
 }
-# Stages whose samples decide what they find; the page of the others is still worth reading without any.
 REPORT = "report.html"
 
 
@@ -59,7 +58,10 @@ class Examination:
 
     def __repr__(self) -> str:
         kept = [f"kept from an earlier run: {', '.join(self.reused)}"] if self.reused else []
-        out = [f"left out, {name}: {why}" for name, why in self.left_out.items()]
+        reasons: dict[str, list[str]] = {}
+        for name, why in self.left_out.items():
+            reasons.setdefault(why, []).append(name)
+        out = [f"left out, {', '.join(names)}: {why}" for why, names in reasons.items()]
         decision = repr(self.verdict) if self.verdict else "no decision: nothing could be measured"
         return "\n".join([*kept, *out, f"decision: {decision}", f"report: {self.report}"])
 

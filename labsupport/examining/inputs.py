@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -125,17 +126,17 @@ def made(graph, runs: Callable[[Mapping], object], *, count: int = MADE) -> Samp
     Raises BadInput where none does, with what the last attempt said.
     """
     last = "no attempt was made"
-    for step in range(len(PICTURES) if _free(graph) else 1):
-        for meaning in WHOLE if _whole(graph) else WHOLE[:1]:
-            feed = _drawn(graph, step, meaning, 0)
-            try:
-                runs(feed)
-            except LabError as error:  # the next sizes may fit
-                last = str(error)
-                continue
-            feeds = tuple(_drawn(graph, step, meaning, seed) for seed in range(count))
-            shapes = ", ".join(f"{name} {_said(x.shape)}" for name, x in feed.items())
-            return Samples(feeds, f"{count} samples made from the graph's own shapes ({shapes}), random values", False)
+    steps = range(len(PICTURES)) if _free(graph) else range(1)
+    for attempt in itertools.product(steps, (False, True), WHOLE if _whole(graph) else WHOLE[:1]):
+        feed = _drawn(graph, *attempt, 0)
+        try:
+            runs(feed)
+        except LabError as error:  # the next sizes may fit
+            last = str(error)
+            continue
+        feeds = tuple(_drawn(graph, *attempt, seed) for seed in range(count))
+        shapes = ", ".join(f"{name} {_said(x.shape)}" for name, x in feed.items())
+        return Samples(feeds, f"{count} samples made from the graph's own shapes ({shapes}), random values", False)
     raise BadInput(f"no inputs could be made that this network accepts ({last}); give some with --inputs data.npz")
 
 
@@ -147,13 +148,14 @@ def _whole(graph) -> bool:
     return any("int" in kind for _, kind in graph.inputs.values())
 
 
-def _drawn(graph, step: int, meaning: str, seed: int) -> dict:
-    """One feed; the same sizes for every seed."""
+def _drawn(graph, step: int, state: bool, meaning: str, seed: int) -> dict:
+    """One feed; the same sizes for every seed. ``state``: of three axes the middle one is a batch, as in an LSTM's."""
     rng, feed = np.random.default_rng(seed), {}
     for name, (shape, kind) in graph.inputs.items():
         size = (PICTURES if len(shape) == 4 else SEQUENCES)[step]
         # a first free axis is the batch; one of a single axis has no batch
-        sizes = [d if isinstance(d, int) else (1 if i == 0 and len(shape) > 1 else size) for i, d in enumerate(shape)]
+        batch = (0, 1) if state and len(shape) == 3 else (0,)
+        sizes = [d if isinstance(d, int) else 1 if i in batch and len(shape) > 1 else size for i, d in enumerate(shape)]
         feed[name] = _values(rng, name, sizes, TYPES.get(kind, kind), meaning, size)
     return feed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from labsupport import footprint
 from labsupport.examining.rows import Row
 from labsupport.footprint import shipped
+from labsupport.fusion.inspection import short
 
 DRAWN = 400  # tensors; of more a picture shows nothing
 
@@ -17,8 +18,8 @@ def stage(case) -> Row:
              "estimate", "04")  # fmt: skip
     if lives.steps:
         alive = sorted(lives.at(lives.peak_step), key=lambda tensor: -tensor.mib)[:3]
-        held = ", ".join(f"{tensor.name} {tensor.mib:.2f} MiB" for tensor in alive)
-        row.find(f"the fullest step is {lives.steps[lives.peak_step]}, which holds {held}", "estimate", "04")
+        held = ", ".join(f"{short(tensor.name)} {tensor.mib:.2f} MiB" for tensor in alive)
+        row.find(f"the fullest step is {short(lives.steps[lives.peak_step])}, which holds {held}", "estimate", "04")
     for kind in ("fp32", "fp16"):
         takes = shipped.shipped(case.working, kind)
         row.find(f"shipped in {kind}: weights {takes.weights_mib:.2f}, activations {takes.activations_mib:.2f} MiB",

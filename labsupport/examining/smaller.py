@@ -9,6 +9,7 @@ from labsupport.errors import BadInput
 from labsupport.examining.rows import Row
 from labsupport.export.qdq_nodes import LAYERS
 from labsupport.fusion import roofline
+from labsupport.fusion.inspection import short
 from labsupport.placement import cuts
 
 
@@ -35,7 +36,11 @@ def _channels(case, row: Row) -> None:
         row.find(f"half of all channels gone leaves about {left:.0%} of the operations; it takes training again, and a "
                  "width that the machine's kernels like", "estimate", "07")  # fmt: skip
         top = max(heavy, key=lambda step: step.flops)
-        row.find(f"the heaviest layer is {top.name} ({top.op}), {top.flops / max(work.flops, 1):.0%}", "estimate", "07")
+        row.find(
+            f"the heaviest layer is {short(top.name)} ({top.op}), {top.flops / max(work.flops, 1):.0%}",
+            "estimate",
+            "07",
+        )
 
 
 def _weights(case, row: Row) -> None:
@@ -64,5 +69,5 @@ def _narrow_places(case, row: Row) -> None:
         row.find("no tensor inside carries the network alone, so it cannot be cut in two", "estimate", "09")
         return
     best = min(inner, key=lambda cut: cut.mib)
-    narrowest = f"the narrowest is {cuts.short(best.name)} with {best.mib * 1024:.1f} KiB"
+    narrowest = f"the narrowest is {short(best.name)} with {best.mib * 1024:.1f} KiB"
     row.find(f"{len(inner)} places to cut; {narrowest}, the input has {places[0].mib * 1024:.1f} KiB", "estimate", "09")
