@@ -209,10 +209,10 @@ class Case:
         self.afford(8 * (rounds + 1) * self.call_s, f"timing {name!r}")
         feed, judged = self.feeds[0], answers or run
         pair = benchmarking.paired(self.base, run, feed, rounds=rounds, runs_per_round=2, warmup=2)
-        graph = graph or self.graph
+        file, graph = graph.path.name if graph else "", graph or self.graph
         return Candidate(
             name, effort, pair.after.samples_ms, pair.samples, self.error_of(judged), graph.size_mib, code, lab,
-            pair.after.machine, self.accuracy_of(judged), note,
+            pair.after.machine, self.accuracy_of(judged), note, file,
         )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ class Candidate:
 
     ``ratios`` are before / after of each round; ``error`` is ‖change − original‖ / ‖original‖ of the worst output;
     ``accuracy`` (0 to 1) only where labels were given. ``effort`` orders changes, the cheapest first. ``code`` does it
-    again.
+    again; ``file`` is the changed graph in the folder of the examination, "" where the model's own is used.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Candidate:
     machine: str
     accuracy: float | None = None
     note: str = ""
+    file: str = ""
 
     @property
     def latency(self) -> Latency:
@@ -99,7 +100,9 @@ class Row:
         """The row that `plain` wrote. Raises TypeError, KeyError or ValueError for anything else."""
         row = cls(**{key: value for key, value in content.items() if key not in ("findings", "candidates")})
         row.findings = [Finding(**each) for each in content["findings"]]
-        row.candidates = [Candidate(**each) for each in content["candidates"]]
+        for each in content["candidates"]:
+            timed = {key: tuple(each[key]) for key in ("samples_ms", "ratios")}
+            row.candidates.append(Candidate(**{**each, **timed}))
         return row
 
     def __repr__(self) -> str:

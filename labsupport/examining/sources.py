@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from labsupport import export
+from labsupport import export, quiet
 from labsupport.errors import BadInput, LabError, NotAvailable
 from labsupport.export import keras_models
 
@@ -48,8 +48,16 @@ def _from_torch(path: Path, target: Path):
     args, _ = program.example_inputs or ((), {})
     if not args:
         raise BadInput(f"{path.name} holds no example inputs; export it again with torch.export.export(model, (x,))")
-    graph = export.to_onnx(program.module(), tuple(args), path=target, exporter="dynamo", dynamic=False)
-    return graph, {name: x.numpy() for name, x in zip(graph.inputs, args, strict=True)}
+    try:
+        with quiet.quietly():
+            torch.onnx.export(program, tuple(args), str(target), dynamo=True, external_data=False, verbose=False)
+    except Exception as error:  # the exporter wraps what went wrong in types of its own
+        raise LabError(
+            f"PyTorch cannot export {path.name}: {export.onnx_graph.first_line(error)}; export the module itself with "
+            "export.to_onnx(model, example)"
+        ) from error
+    graph = export.load(target, exporter="dynamo")
+    return graph, {name: x.detach().numpy() for name, x in zip(graph.inputs, args, strict=True)}
 
 
 def _from_keras(path: Path, target: Path):
