@@ -133,21 +133,21 @@ def page(rows: list[dict], minutes: float) -> str:
     lines = [
         "# Models examined",
         "",
-        "Written by `tools/examine_packages.py`; do not edit. Each model lies in a package as it is, nobody here trained it,",
-        "and none is stored in this repository but for the two of lab 16. `python3 -m labsupport examine` took each from its",
-        f"file to a report, with inputs made from the graph's own shapes and a time budget of {minutes:g} minutes.",
+        "Written by `tools/examine_packages.py`; do not edit. Each model lies in a package as it is, nobody here trained",
+        "it, and none is stored in this repository but for the two of lab 16. `python3 -m labsupport examine` took each",
+        f"from file to report, with inputs made from the graph's own shapes and a time budget of {minutes:g} minutes.",
         "",
         f"- machine: {machine.cpu}, {machine.cores} cores, shared with other work; {environment.runtime_name()}",
         f"- models: {len(done)} of {len(rows)} ended with a report ({kinds}); {len(decided)} with a decision",
         f"- stages that fell with an error nobody foresaw: {sum(len(row['failed']) for row in done)}",
-        f"- on samples that the examination had not seen, {len(held)} of {len(decided)} recommended changes stay within "
-        f"{SAME} times the stated error",
+        f"- on samples that the examination had not seen, {len(held)} of {len(decided)} recommended changes stay "
+        f"within {SAME} times the stated error",
         "",
-        "Errors are relative, on random values: they say that a change computes the same, not how well the model works.",
-        "Gains were measured in turn with the model as given, on one thread of a busy machine: read them as a direction.",
+        "Errors are relative, on random values: they say that a change computes the same, not how well a model works.",
+        "Gains were measured in turn with the model as given, one thread, on a busy machine: read them as a direction.",
         "",
-        "| model | package | kind | IR, opset | shapes | nodes | MiB | as given, ms | decision | gain | error | new samples | "
-        "FP16 error | INT8 error | left out | s |",
+        "| model | package | kind | IR, opset | shapes | nodes | MiB | as given, ms | decision | gain | error "
+        "| new samples | FP16 error | INT8 error | left out | s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(line(row) for row in rows),
         "",

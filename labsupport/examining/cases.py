@@ -202,7 +202,7 @@ class Case:
         return float(np.mean(right))
 
     def judge(
-        self, name: str, run, *, effort: int, code: str, lab: str, graph=None, answers=None, note=""
+        self, name: str, run, *, effort: int, code: str, lab: str, graph=None, answers=None, note="", unproven=""
     ) -> Candidate:
         """A change, timed in turn with the network as given. ``answers`` is the run whose error counts, if another."""
         rounds = int(min(max(PAIR_S / (8 * max(self.call_s, 1e-6)), ROUNDS[0]), ROUNDS[1]))
@@ -212,7 +212,7 @@ class Case:
         file, graph = graph.path.name if graph else "", graph or self.graph
         return Candidate(
             name, effort, pair.after.samples_ms, pair.samples, self.error_of(judged), graph.size_mib, code, lab,
-            pair.after.machine, self.accuracy_of(judged), note, file,
+            pair.after.machine, self.accuracy_of(judged), note, file, unproven,
         )  # fmt: skip
 
 

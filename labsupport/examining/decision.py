@@ -81,7 +81,9 @@ def _closeness(each: Candidate) -> float:
 
 
 def _loses(each: Candidate, given: Candidate, limits: Limits) -> str:
-    """Why a change does not keep the answers; "" where it does."""
+    """Why a change cannot be chosen: its time is another's, or it does not keep the answers; "" where it can."""
+    if each.unproven:
+        return each.unproven
     if each.accuracy is not None and given.accuracy is not None:
         least = limits.keep_accuracy * given.accuracy
         return f"accuracy {each.accuracy:.3f}, wanted {least:.3f}" if each.accuracy < least else ""

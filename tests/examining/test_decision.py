@@ -65,6 +65,14 @@ def test_an_answer_of_nan_never_passes(error):
     assert examining.decide([NOTHING, change("FP16", 3, 1.0, error=error)]).chosen.name == "do nothing"
 
 
+def test_a_time_that_is_not_the_change_s_is_no_reason():
+    import dataclasses
+
+    fp16 = dataclasses.replace(HALF, unproven="computed in FP32 here")
+    verdict = examining.decide([NOTHING, fp16])
+    assert verdict.chosen.name == "do nothing" and verdict.refused["FP16"] == "computed in FP32 here"
+
+
 def test_the_front_and_the_table():
     every = [NOTHING, THREADS, HALF, INT8, change("worse", 2, 11.0, error=0.1)]
     assert examining.decide(every).front == ("INT8", "FP16", "threads")
