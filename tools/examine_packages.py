@@ -133,8 +133,8 @@ def page(rows: list[dict], minutes: float) -> str:
     lines = [
         "# Models examined",
         "",
-        "Written by `tools/examine_packages.py`; do not edit. Each model lies in a package as it is, nobody here trained",
-        "it, and none is stored in this repository but for the two of lab 16. `python3 -m labsupport examine` took each",
+        "Written by `tools/examine_packages.py`; do not edit. Each model lies in a package as it is; nobody here",
+        "trained it, and only the two of lab 16 are stored here. `python3 -m labsupport examine` took each",
         f"from file to report, with inputs made from the graph's own shapes and a time budget of {minutes:g} minutes.",
         "",
         f"- machine: {machine.cpu}, {machine.cores} cores, shared with other work; {environment.runtime_name()}",

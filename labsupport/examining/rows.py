@@ -33,8 +33,8 @@ class Candidate:
 
     ``ratios`` are before / after of each round; ``error`` is ‖change − original‖ / ‖original‖ of the worst output;
     ``accuracy`` (0 to 1) only where labels were given. ``effort`` orders changes, the cheapest first. ``code`` does it
-    again; ``file`` is the changed graph in the folder of the examination, "" where the model's own is used. ``unproven`` says why its
-    time is not that of the change, and so no reason to choose it.
+    again; ``file`` is the changed graph in the folder of the examination, "" where the model's own is used.
+    ``unproven`` says why its time is not that of the change, and so no reason to choose it.
     """
 
     name: str
