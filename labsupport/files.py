@@ -1,12 +1,28 @@
-"""Files written whole or not at all: a reader, a crash or a full disk meets the old file or the new one, never half."""
+"""Files written whole or not at all: a reader, a crash or a full disk meets the old file or the new one, never half.
+
+Also what belongs to it: the lock that processes share, the checksum that JSON of ours carries, scratch folders, and
+the sweeping of what killed processes left.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
+import re
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+SEAL = "sha256"  # the key of the checksum in JSON of ours
+SCRATCH = "labsupport-"
+# What a killed process leaves: scratch folders, half files beside their place, probes.
+LEFT = re.compile(rf"{SCRATCH}.*|\.export-.*|\.fetching-.*|\..+\.part|\.probe-\d+")
+OLD_S = 24 * 3600.0  # nothing of ours takes a day; a file of a process that is known to be gone may be younger
+GONE_S = 600.0
 
 
 def replace(path: Path, data: bytes, *, mode: int | None = None) -> None:
@@ -32,7 +48,8 @@ def written_beside(path: Path, data: bytes, *, mode: int | None = None) -> Itera
 
     ``mode`` as in `replace`. Raises OSError.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    sweep(path.parent)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{os.getpid()}-", suffix=".part")
     part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -45,3 +62,93 @@ def written_beside(path: Path, data: bytes, *, mode: int | None = None) -> Itera
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, patience_s: float = -1) -> Iterator[bool]:
+    """One process at a time is in this block for one path; whether it is ours, after ``patience_s`` (-1: for ever).
+
+    The lock is the system's: it ends with the process that holds it, however that ends. Raises OSError.
+    """
+    try:
+        import filelock
+    except ImportError:  # an environment that is still being made: better an update lost than a command that fails
+        yield False
+        return
+    lock = filelock.FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=patience_s)
+    except filelock.Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def sealed(content: Mapping) -> dict:
+    """JSON content with its checksum, so that `whole` can tell when a single bit of it changed."""
+    return {**content, SEAL: _checksum(content)}
+
+
+def whole(content) -> bool:
+    """Whether content is as it was `sealed`; content that was written before there were seals counts as whole."""
+    return SEAL not in content or content[SEAL] == _checksum(content)
+
+
+def _checksum(content: Mapping) -> str:
+    body = {key: value for key, value in content.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def scratch(*, inside: Path | None = None, prefix: str = SCRATCH) -> Iterator[Path]:
+    """A folder that goes with the block, or at a later `sweep` when the process is killed. Raises OSError."""
+    folder = scratch_folder(inside=inside, prefix=prefix)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def scratch_folder(*, inside: Path | None = None, prefix: str = SCRATCH) -> Path:
+    """The same for whoever ends it himself; its name says whose it is. Raises OSError."""
+    sweep(Path(inside or tempfile.gettempdir()))
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=inside))
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove what killed processes left in a folder: ours by name, this user's, and old. Says what went.
+
+    A day old is old; ten minutes, where the name holds the number of a process that is gone.
+    """
+    gone = []
+    with contextlib.suppress(OSError):
+        for path in list(os.scandir(folder)):
+            if LEFT.fullmatch(path.name) and _is_left(path):
+                remove = shutil.rmtree if path.is_dir(follow_symlinks=False) else os.unlink
+                with contextlib.suppress(OSError):
+                    remove(path.path)
+                    gone.append(Path(path.path))
+    return gone
+
+
+def _is_left(path: os.DirEntry) -> bool:
+    facts = path.stat(follow_symlinks=False)
+    if hasattr(os, "geteuid") and facts.st_uid != os.geteuid():
+        return False
+    number = re.search(r"[.-](\d+)-\w+(?:\.part)?$", path.name)
+    return time.time() - facts.st_mtime > (GONE_S if number and not _is_running(int(number.group(1))) else OLD_S)
+
+
+def _is_running(process: int) -> bool:
+    if not hasattr(os, "geteuid"):  # on Windows, asking would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except OverflowError:
+        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return True

@@ -3,8 +3,9 @@
 A wide student reads road signs of 64×64 pixels with TensorRT in FP16. Offline is the bare engine at batch 256, copies
 from and to the host included. Served are requests of 64 pictures that arrive as a Poisson process, at rates that rise
 until the p99 leaves 50 ms, behind the lab's own scheduler and behind Ray Serve (bytes travel, the replica prepares them
-on the device: prepared on the host, 0.30 of the offline rate had a p99 of 197 ms). With LABSUPPORT_METRICS set to a folder the metrics are left there; without, they go into data/recordings/.
-`--rehearse` runs the same steps with a small network in ONNX Runtime on a processor, and records nothing.
+on the device: prepared on the host, 0.30 of the offline rate had a p99 of 197 ms). With LABSUPPORT_METRICS set to a
+folder the metrics are left there; without, they go into data/recordings/. `--rehearse` runs the same steps with a small
+network in ONNX Runtime on a processor, and records nothing.
 """
 
 from __future__ import annotations

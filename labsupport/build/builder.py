@@ -79,10 +79,26 @@ def engine(
     )
     source = code_of(graph) if callable(graph) else graph.sha256  # once: it reads the whole file
     path = _engine_path(source, name or graph.path.stem, recipe, target)
-    if not rebuild and path.exists() and not callable(graph):  # a function's weights are not in its code
-        with contextlib.suppress(engines.EngineError):  # a damaged or foreign one is built again, never used
-            return engines.load(path)
-    job = _Job(trt, builder_thread.logger(), recipe, reuse_timings)
+    again = rebuild or callable(graph)  # a function's weights are not in its code
+    if not again and (kept := _kept(path)):
+        return kept
+    with engines.turn(path):
+        if not again and (kept := _kept(path)):  # made while this one waited
+            return kept
+        return _built(
+            _Job(trt, builder_thread.logger(), recipe, reuse_timings), graph, path, name, source, target, progress
+        )
+
+
+def _kept(path: Path) -> Engine | None:
+    """The engine built before; a damaged or foreign one is built again, never used."""
+    with contextlib.suppress(engines.EngineError):
+        return engines.load(path) if path.exists() else None
+    return None
+
+
+def _built(job: _Job, graph, path: Path, name: str | None, source, target: dict, progress: bool) -> Engine:
+    recipe = job.recipe
     built = job.build(graph, path.stem, progress)
     facts = {
         "name": name or path.stem.rsplit("-", 1)[0],
@@ -111,8 +127,11 @@ def _recipe(recipe: Recipe | None, options: dict) -> Recipe:
 
 
 def _check_name(name) -> None:
-    if name is not None and not re.fullmatch(r"[\w][\w.\- ]*", str(name)):
-        raise BadInput(f"name={name!r}; an engine's name is part of a file's name: letters, digits, '.', '_' and '-'")
+    if name is not None and not re.fullmatch(r"\w[\w.\- ]{0,99}", str(name)):
+        raise BadInput(
+            f"name={name!r:.120}; an engine's name is part of a file's name: letters, digits, '.', '_' and '-', "
+            "100 at most"
+        )
 
 
 # --- one build, from network to bytes -------------------------------------------------------------------------

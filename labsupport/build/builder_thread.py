@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import warnings
 
 from labsupport import environment
-from labsupport.errors import BuildError
+from labsupport.errors import BadInput, BuildError
 
 
 def logger(minimum: str = "INFO"):
@@ -15,6 +17,8 @@ def logger(minimum: str = "INFO"):
     """
     trt = environment.tensorrt()
     order = ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"]
+    if minimum not in order:
+        raise BadInput(f"minimum={minimum!r:.60} is no severity; choose one of {order}")
 
     class KeepingLogger(trt.ILogger):  # type: ignore[name-defined]
         def __init__(self):
@@ -37,38 +41,53 @@ def logger(minimum: str = "INFO"):
 
 def build(trt, builder, network, config, stem: str, progress: bool):
     """Build on a thread so that Ctrl-C answers at once; from TensorRT 10 on it also stops the builder."""
-    from tqdm.auto import tqdm
-
     watch = _Watch()
     monitored = environment.generation() != "8.6"
     if monitored:
         config.progress_monitor = watch.monitor(trt)
     result: dict = {}
+    begun, done = threading.Event(), threading.Event()
 
     def work():
+        begun.set()
         try:
             result["plan"] = builder.build_serialized_network(network, config)
         except BaseException as error:  # handed to the caller's thread below
             result["error"] = error
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=work, name=f"build {stem}", daemon=True)
-    thread.start()
-    bar = tqdm(total=None, desc=f"building {stem}", leave=False, disable=not progress or environment.headless())
+    bar = environment.bar(label=f"building {stem}", shown=progress)
     try:
-        while thread.is_alive():
-            thread.join(0.1)
+        # Not a daemon: Python would end it inside TensorRT, and that ends the process with an abort.
+        threading.Thread(target=work, name=f"build {stem}").start()
+        while not done.wait(0.1):
             bar.total, bar.n = watch.total or None, watch.done
             bar.set_postfix_str(watch.phase, refresh=True)
+        if result.get("plan") is not None:
+            bar.finish()
     except KeyboardInterrupt:
         watch.cancelled = True
-        if monitored:
-            thread.join()
+        if begun.wait(1):  # or the interrupt came before the thread did
+            _leave(done, stem, monitored)
         raise
     finally:
         bar.close()
     if "error" in result:
         raise BuildError(f"{stem}: the builder stopped: {result['error']}") from result["error"]
     return result["plan"]
+
+
+def _leave(done: threading.Event, stem: str, monitored: bool) -> None:
+    """After Ctrl-C: wait until the builder has stopped, or say that it goes on."""
+    if not monitored:
+        warnings.warn(f"TensorRT 8.6 cannot stop a build: {stem} goes on, and this process ends after it", stacklevel=3)
+        return
+    if not done.wait(1):
+        warnings.warn(f"interrupted; the builder of {stem} stops at its next step", stacklevel=3)
+    while not done.is_set():
+        with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C: nothing may leave before the builder has
+            done.wait(0.2)
 
 
 class _Watch:

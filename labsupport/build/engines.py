@@ -13,12 +13,11 @@ import json
 import os
 import secrets
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from filelock import FileLock
 
 from labsupport import environment, files
 from labsupport.errors import EngineError, LabError, UntrustedEngine
@@ -110,7 +109,7 @@ def save(data: bytes, path: Path, facts: Mapping) -> Engine:
     sidecar["signature"] = _sign(sidecar)
     with _writing(path):
         beside = json.dumps(sidecar, indent=1, sort_keys=True).encode()
-        with FileLock(str(path) + ".lock"):
+        with files.locked(path):
             files.replace_all({path: data, sidecar_path(path): beside})  # a full disk leaves the former pair
     return Engine(path=path, sidecar=sidecar)
 
@@ -118,7 +117,7 @@ def save(data: bytes, path: Path, facts: Mapping) -> Engine:
 def _checksum_now(path: Path) -> str:
     try:
         return json.loads(sidecar_path(path).read_text(encoding="utf-8")).get("sha256", "")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return ""
 
 
@@ -130,6 +129,16 @@ def load(path: str | os.PathLike, *, allow_foreign: bool = False) -> Engine:
     Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/security.html
     """
     path = Path(path)
+    try:
+        return _load(path, allow_foreign)
+    except EngineError:
+        if Path(f"{path}.lock").exists():  # it may be replaced at this moment: look again when that is done
+            with contextlib.suppress(OSError), files.locked(path, patience_s=10):
+                return _load(path, allow_foreign)
+        raise
+
+
+def _load(path: Path, allow_foreign: bool) -> Engine:
     if not path.is_file():
         raise EngineError(f"{path.name}: no such engine (looked in {path.parent}); build one with build.engine(graph)")
     size = path.stat().st_size
@@ -187,6 +196,18 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
+def turn(path: Path):
+    """One builder at a time for one engine, in whichever process or thread; the others wait, and find what it made."""
+    with contextlib.ExitStack() as stack:
+        with _writing(path):
+            key = path.with_suffix(".build")
+            if not stack.enter_context(files.locked(key, patience_s=2)):
+                warnings.warn(f"{path.name} is being built by another process; waiting for it", stacklevel=3)
+                stack.enter_context(files.locked(key))
+        yield
+
+
+@contextlib.contextmanager
 def _writing(path: Path):
     """Turn an error of the disk into one that names the way out."""
     try:
@@ -233,7 +254,7 @@ def _read_sidecar(path: Path, allow_foreign: bool) -> dict:
         wrong = [key for key, kind in kinds.items() if not isinstance(sidecar[key], kind)]
         if wrong or not isinstance(sidecar.get("built_for") or {}, dict):
             raise ValueError(f"wrong type of {', '.join(wrong) or 'built_for'}")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise EngineError(
             f"{beside.name} is damaged or not a sidecar ({error}); delete it and its engine and build again"
         ) from error
@@ -256,7 +277,7 @@ def _key() -> bytes:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Two processes may both find no key: the lock lets one of them make it.
-        with FileLock(str(path) + ".lock"):
+        with files.locked(path):
             key = path.read_bytes() if path.is_file() else b""
             if len(key) != 32:
                 key = secrets.token_bytes(32)

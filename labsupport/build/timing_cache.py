@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
-from labsupport import environment
+from labsupport import environment, files
 from labsupport.build import engines
 
 
@@ -20,10 +21,8 @@ def read(trt, config, file: Path | None, log) -> bytes:
     """Load the cache kept by earlier builds into a config; its bytes, b"" where there are none."""
     if file is None:
         return b""
-    from filelock import FileLock
-
-    with FileLock(_lock(file)):
-        data = file.read_bytes() if file.is_file() else b""
+    with _locked(file):
+        data = _whole(file)
     timing_cache = config.create_timing_cache(data)
     if not config.set_timing_cache(timing_cache, ignore_mismatch=False):
         log.log(
@@ -37,16 +36,27 @@ def read(trt, config, file: Path | None, log) -> bytes:
 
 def merge(config, file: Path, before: bytes) -> None:
     """Merge what this build measured into the shared file; a lock keeps two builders from losing each other's work."""
-    from filelock import FileLock
-
     timing_cache = config.get_timing_cache()
-    with FileLock(_lock(file)):
-        now = file.read_bytes() if file.is_file() else b""
+    with _locked(file):
+        now = _whole(file)
         if now and now != before:
             timing_cache.combine(config.create_timing_cache(now), ignore_mismatch=False)
-        engines.write_atomically(file, bytes(timing_cache.serialize()))
+        data = bytes(timing_cache.serialize())
+        engines.write_atomically(_checksum(file), hashlib.sha256(data).hexdigest().encode())
+        engines.write_atomically(file, data)
 
 
-def _lock(file: Path) -> str:
+def _whole(file: Path) -> bytes:
+    """The file's bytes; b"" where there are none, or others than its checksum says: they are only measured again."""
+    data = file.read_bytes() if file.is_file() else b""
+    wanted = _checksum(file).read_bytes() if _checksum(file).is_file() else None
+    return data if wanted in (None, hashlib.sha256(data).hexdigest().encode()) else b""
+
+
+def _checksum(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")
+
+
+def _locked(file: Path):
     file.parent.mkdir(parents=True, exist_ok=True)
-    return str(file) + ".lock"
+    return files.locked(file)

@@ -7,14 +7,15 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+from labsupport import files
+from labsupport.command_line import examine as examination
+from labsupport.command_line import shadows
 from labsupport.errors import LabError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
@@ -46,18 +47,21 @@ def parser() -> argparse.ArgumentParser:
     tests = add("test", "run the tests and every notebook; further arguments go to pytest", install)
     tests.add_argument("--fast", action="store_true", help="unit tests only, without the slow ones")
     tests.add_argument("--all", action="store_true", help="with the optional frameworks, which are installed first")
+    tests.add_argument("--faults", action="store_true", help="a campaign of faults instead: ten minutes, then a table")
     tests.add_argument("--alone", action="store_true", help="one file at a time, so that speeds can be judged")
     for name, text in (
         ("run", "execute labs without a browser, one line a lab"),
-        ("record", "like run; on a GPU also store outputs and recordings"),
+        ("record", "like run, of the shipped labs; on a GPU also store outputs and recordings"),
     ):
         command = add(name, text, install)
-        command.add_argument("labs", nargs="*", metavar="LAB", help="01, 01_measuring or a path; default: all")
+        command.add_argument("labs", nargs="*", metavar="LAB", help="01, or a path such as work/01_measuring.ipynb")
         command.add_argument("--json", action="store_true", help="print the results as JSON")
         command.add_argument("--save", metavar="DIR", type=Path, help="write the executed notebooks there")
+        if name == "record":
+            command.add_argument("--processor", action="store_true", help="store a processor's results, too")
     add("doctor", "examine this machine and its packages").add_argument("--json", action="store_true")
     add("progress", "show which exercises are done")
-    add("reset", "restore one lab's notebook, keeping your copy").add_argument("lab", metavar="LAB")
+    add("reset", "bring one lab back as shipped, keeping your copy").add_argument("lab", metavar="LAB")
     add("links", "ask every address of notebooks, docs and README whether it is still there; needs a network")
     _add_pages_and_servers(add, install)
     return top
@@ -69,8 +73,6 @@ def _add_pages_and_servers(add, install: argparse.ArgumentParser) -> None:
     report.add_argument("--pdf", action="store_true", help="write PDF as well (needs the package weasyprint)")
     report.add_argument("--stored", action="store_true", help="use the stored outputs instead of running the lab")
     report.add_argument("--save", metavar="DIR", type=Path, help="write the page there (default: the current folder)")
-    from labsupport.command_line import examine as examination
-
     examination.add(add, install)
     server = add("serve", "make the environment of NVIDIA's Triton server, for lab 11b; Linux only")
     server.add_argument("server", choices=("triton",))
@@ -95,7 +97,9 @@ def main(argv: list[str] | None = None) -> int:
     if rest and options.command not in ("lab", "test"):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        files.sweep(REPOSITORY / "notebooks")
         if options.command in ("lab", "test", "run", "record", "report", "examine"):
+            shadows.refuse()
             elsewhere = prepare(options, argv, ready=ready)
             if elsewhere is None and options.command in ("lab", "test") and not options.without_weights:
                 from labsupport.command_line import weights
@@ -171,12 +175,14 @@ def again(python: Path, argv: list[str]) -> int:
 
 
 def wait(child: subprocess.Popen) -> int:
-    """Wait for a child that gets the terminal's Ctrl-C itself; JupyterLab asks before it stops."""
+    """Wait for a child that gets the terminal's Ctrl-C itself; JupyterLab asks before it stops. Its exit code."""
+    interrupted = False
     while True:
         try:
-            return child.wait()
+            code = child.wait()
+            return 128 - code if code < 0 else INTERRUPTED if code and interrupted else code
         except KeyboardInterrupt:
-            continue
+            interrupted = True
 
 
 def environment_variables(**more: str) -> dict[str, str]:
@@ -189,43 +195,41 @@ def environment_variables(**more: str) -> dict[str, str]:
 
 
 def lab(options: argparse.Namespace, rest: list[str]) -> int:
-    """JupyterLab on the first notebook, with its default token and only on this machine."""
-    from labsupport.exercises import resetting
+    """JupyterLab on the learner's copy of the first notebook, with its default token and only on this machine."""
+    from labsupport.command_line import opening
+    from labsupport.exercises import own_copies, shipped
 
-    # A notebook as the argument would make its folder the root, and hide the data and the README.
-    command = [
-        sys.executable,
-        "-m",
-        "jupyterlab",
-        f"--ServerApp.root_dir={REPOSITORY}",
-        f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}",
-    ]
-    if options.no_browser:
-        command.append("--no-browser")
-    if options.port is not None:
-        command.append(f"--port={options.port}")
-    command += rest
+    shipped.snapshot()  # what `reset` restores from where there is no git
+    folder, said = own_copies.folder_to_open()
+    if said:
+        print(said, file=sys.stderr)
+    command = opening.command(folder, options, rest)
     # Containers and rented machines often have no other user, and JupyterLab refuses this one unasked.
     if getattr(os, "geteuid", lambda: 1)() == 0 and "--allow-root" not in rest:
-        print("labsupport: you are root, so JupyterLab is started with --allow-root", file=sys.stderr)
+        print(
+            "labsupport: you are root, so JupyterLab is started with --allow-root: all code in a notebook then "
+            "runs as root and may change every file of this machine",
+            file=sys.stderr,
+        )
         command.append("--allow-root")
-    resetting.snapshot()  # what `reset` restores from where there is no git
-    return wait(subprocess.Popen(command, cwd=REPOSITORY, env=environment_variables()))
+    return wait(subprocess.Popen(command, cwd=REPOSITORY, env=environment_variables(**opening.variables())))
 
 
 def test(options: argparse.Namespace, rest: list[str]) -> int:
     """One pytest over tests and notebooks; then the metrics that the notebooks recorded, against their bands."""
     from labsupport import environment
     from labsupport.command_line import testing
-    from labsupport.exercises import resetting
+    from labsupport.exercises import shipped
 
+    if options.faults:
+        return wait(subprocess.Popen(testing.faults(rest), env=environment_variables()))
     started = time.monotonic()
     at_once = testing.workers(rest, alone=options.alone, gpu=environment.has("engine execution"))
-    with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
+    with files.scratch() as folder:
         # One thread each: on a small or busy machine PyTorch's threads wait for each other far longer than they work.
         threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        variables = environment_variables(LABSUPPORT_METRICS=folder, IPYKERNEL_CELL_NAME="<cell>", **threads)
-        own = resetting.own_copies()
+        variables = environment_variables(LABSUPPORT_METRICS=str(folder), IPYKERNEL_CELL_NAME="<cell>", **threads)
+        own = shipped.worked_in()
         if own:
             print(
                 f"left out, because you have worked in them: {', '.join(own)} (`python3 -m labsupport reset LAB` "
@@ -241,7 +245,7 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
             return code
         from labsupport import recordings
 
-        violations = recordings.check_live(Path(folder), speeds=at_once == 1)
+        violations = recordings.check_live(folder, speeds=at_once == 1)
     if at_once > 1 and not options.fast:
         print(
             "speeds were not held against their bands, because tests ran side by side; "
@@ -259,8 +263,8 @@ def run(options: argparse.Namespace, rest: list[str]) -> int:
     """Execute labs; the lines go to standard output, the progress bar to standard error."""
     from labsupport.command_line import running
 
-    store = options.command == "record"
-    results = running.run(options.labs, save=options.save, store=store, echo=None if options.json else print)
+    where = {"store": options.command == "record", "processor": getattr(options, "processor", False)}
+    results = running.run(options.labs, save=options.save, echo=None if options.json else print, **where)
     if options.json:
         print(
             json.dumps(
@@ -281,8 +285,6 @@ def report(options: argparse.Namespace, rest: list[str]) -> int:
 
 def examine(options: argparse.Namespace, rest: list[str]) -> int:
     """A network through the labs; prints the decision and where the report lies."""
-    from labsupport.command_line import examine as examination
-
     print(examination.run(options))
     return 0
 
@@ -305,7 +307,7 @@ def progress(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def reset(options: argparse.Namespace, rest: list[str]) -> int:
-    """Restore one lab's notebook."""
+    """Bring one lab back as shipped."""
     from labsupport.exercises import resetting
 
     print(resetting.reset(options.lab))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from labsupport import environment
+from labsupport.command_line import shadows
 from labsupport.command_line.findings import Finding, Report
 from labsupport.command_line.import_probes import DEADLINE_S, finish_imports, start_imports
 from labsupport.environment import hardware, packages
@@ -43,6 +44,7 @@ def examine(*, imports: bool = True, deadline_s: float = DEADLINE_S) -> Report:
     checks: list[tuple[str, Callable[[], list]]] = [
         ("Python", check_python),
         ("System", check_system),
+        ("Package", check_shadows),
         ("GPU", check_gpu),
         ("TensorRT", check_tensorrt),
         ("Packages", check_packages),
@@ -81,6 +83,12 @@ def check_python(version: tuple[int, int] | None = None, executable: str | None 
     span = " to ".join(".".join(map(str, bound)) for bound in SUPPORTED_PYTHON)
     fix = "install Python 3.12 from https://www.python.org/downloads, then: python3.12 -m labsupport lab"
     return [Finding("Python", f"{value}; the labs need {span}", "problem", fix)]
+
+
+def check_shadows() -> list[Finding]:
+    """Files that notebooks would import in place of the workbook's package; no row where there are none."""
+    fix = "give it another name, or move it away"
+    return [Finding("Package", f"{path} hides labsupport", "problem", fix) for path in shadows.foreign()]
 
 
 def check_system(system: str | None = None) -> list[Finding]:

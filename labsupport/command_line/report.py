@@ -5,7 +5,6 @@ repeat it.
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -31,8 +30,8 @@ def write(name: str, *, folder: Path | None = None, stored: bool = False, pdf: b
         folder.mkdir(parents=True, exist_ok=True)
         notebook = running.read(chosen[0])
         if not stored:
-            with tempfile.TemporaryDirectory(prefix="labsupport-") as metrics:
-                result = running.execute(notebook, chosen[0], metrics=Path(metrics))
+            with files.scratch() as metrics:
+                result = running.execute(notebook, chosen[0], metrics=metrics)
             if not result.ok:
                 raise LabError(f"{result}; there is no report of a lab that fails. Repair that cell, then try again")
         page = html(notebook, chosen[0].stem, stored=stored)

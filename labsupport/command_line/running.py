@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
 import tempfile
 import time
@@ -11,16 +13,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from labsupport import environment, files
+from labsupport.command_line import kernels
+from labsupport.command_line.lab_paths import NOTEBOOKS, find
+from labsupport.command_line.notebook_files import normalized, read, write
 from labsupport.errors import BadInput, LabError
+from labsupport.exercises import editions
 
-NOTEBOOKS = environment.REPOSITORY / "notebooks"
 CELL_TIMEOUT_S = 300
 WORTH_NAMING_S = 5.0  # shorter cells are not what makes a lab long
 
 
 @dataclass(frozen=True)
 class LabRun:
-    """How one lab went; `cell` is the number that JupyterLab shows beside the failing cell."""
+    """How one lab went; `cell` is the number that JupyterLab shows beside the failing cell, `below` the heading above
+    it.
+    """
 
     lab: str
     ok: bool
@@ -29,12 +36,14 @@ class LabRun:
     cell: int | None = None
     error: str | None = None
     slowest: tuple[tuple[int, float], ...] = ()  # (number of the code cell, seconds), the longest first
+    below: str = ""
 
     def as_dict(self) -> dict:
         return asdict(self)
 
     def __repr__(self) -> str:
         where = f" in cell [{self.cell}]" if self.cell else ""
+        where += f', below "{self.below}"' if self.cell and self.below else ""
         outcome = "ok" if self.ok else f"FAILED{where}: {self.error}"
         long = ", ".join(f"[{cell}] {seconds:.0f} s" for cell, seconds in self.slowest if seconds >= WORTH_NAMING_S)
         return f"{self.lab:<24} {outcome}  {self.seconds:.1f} s  {self.runtime}" + (
@@ -42,48 +51,12 @@ class LabRun:
         )
 
 
-def labs(folder: Path = NOTEBOOKS) -> list[Path]:
-    """All labs in the order of their numbers."""
-    return sorted(folder.glob("*.ipynb"))
-
-
-def find(names: Sequence[str], folder: Path = NOTEBOOKS) -> list[Path]:
-    """Labs by number ("01", "1"), name ("01_measuring") or path; all of them for no name."""
-    known = labs(folder)
-    if not known:
-        raise BadInput(f"there is no notebook in {folder}; run this from a complete clone of the repository")
-    found = []
-    for name in names:
-        choices = ", ".join(lab.stem for lab in known)
-        if len(Path(name).parts) > 1 or name.lower().endswith(".ipynb"):
-            hits = _at(name, known, folder)
-            if not hits:
-                raise BadInput(
-                    f"{name!r} is not the path of a lab, and only labs are run; open a notebook of your own "
-                    f"in JupyterLab, or choose from: {choices}"
-                )
-        else:
-            stem = Path(name).name.lower()  # without "./"
-            stem = stem.zfill(2) if stem.isdecimal() else stem
-            hits = [lab for lab in known if lab.stem.lower() == stem or lab.stem.lower().startswith(f"{stem}_")]
-        if len(hits) != 1:
-            raise BadInput(f"{name!r} is not {'one lab only' if hits else 'a lab'}; choose from: {choices}")
-        found += [hit for hit in hits if hit not in found]
-    return found or known
-
-
-def _at(name: str, known: list[Path], folder: Path) -> list[Path]:
-    """The lab that a path leads to, from here, else from the repository or its notebooks; a file here goes first."""
-    places = [place / part for place in (Path.cwd(), folder.parent, folder) for part in (name, f"{name}.ipynb")]
-    first = next((place for place in places if os.path.isfile(place)), None)
-    return [lab for lab in known if first is not None and lab.resolve() == first.resolve()]
-
-
 def run(
     names: Sequence[str] = (),
     *,
     save: Path | None = None,
     store: bool = False,
+    processor: bool = False,
     echo=print,
     folder: Path = NOTEBOOKS,
     timeout_s: int = CELL_TIMEOUT_S,
@@ -92,6 +65,7 @@ def run(
 
     save: folder for the executed notebooks, other than their own.
     store: on a GPU machine put the outputs into the notebooks themselves and write data/recordings/.
+    processor: on a machine without one do so, too, but outputs that a GPU has made stay.
     echo: takes each LabRun as it comes, and remarks; None for silence.
     """
     from tqdm import tqdm
@@ -99,9 +73,14 @@ def run(
     chosen = find(list(names), folder)
     echo = echo or (lambda line: None)
     notebooks = [(path, _read_or_error(path)) for path in chosen]
-    keep_outputs = store and environment.has("engine execution")
-    if store and not keep_outputs:
-        echo(f"outputs stay as they are: {environment.why_not('engine execution')}")
+    if store and (mine := [path for path in chosen if path.parent != folder]):
+        raise BadInput(f"{mine[0]} is your own copy, and record stores the shipped labs; `run` executes yours")
+    on_gpu = environment.has("engine execution")
+    if store and not on_gpu:
+        kept = "outputs from a GPU stay as they are" if processor else "nothing is stored (--processor does)"
+        echo(f"{kept}: {environment.why_not('engine execution')}")
+    store = store and (on_gpu or processor)
+    keep_outputs = {path for path, notebook in notebooks if store and (on_gpu or _of_processor(notebook))}
     if save is not None:
         _make_folder(save, folder)
     results = []
@@ -118,16 +97,26 @@ def run(
             if isinstance(notebook, BadInput):
                 result = LabRun(path.stem, False, 0.0, environment.runtime_name(), None, f"BadInput: {notebook}")
             else:
-                with tempfile.TemporaryDirectory(prefix="labsupport-") as metrics:
-                    result = execute(notebook, path, metrics=Path(metrics), timeout_s=timeout_s, tick=bar.update)
+                with files.scratch() as metrics:
+                    result = execute(notebook, path, metrics=metrics, timeout_s=timeout_s, tick=bar.update)
                     if store and result.ok:
-                        result = _recorded(result, notebook if keep_outputs else None, path, Path(metrics))
+                        result = _recorded(result, notebook if path in keep_outputs else None, path, metrics)
                 if save is not None:
                     result = _saved(result, notebook, save / path.name)
+            if path.parent != folder:
+                result = replace(result, lab=f"{path.parent.name}/{path.stem}")
             results.append(result)
             with tqdm.external_write_mode(file=sys.stderr):
                 echo(result)
     return _listed(results, echo) if keep_outputs else results
+
+
+def _of_processor(notebook) -> bool:
+    """Whether its stored outputs come from a machine without a GPU."""
+    try:
+        return not editions.machine(notebook)["gpu"]
+    except (BadInput, LookupError, TypeError):
+        return False
 
 
 def _make_folder(save: Path, notebooks: Path) -> None:
@@ -195,13 +184,15 @@ def execute(notebook, path: Path, *, metrics: Path, timeout_s: int = CELL_TIMEOU
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     place: dict
-    place, took = {"at": 0, "since": 0.0}, {}
+    place, took = {"at": 0, "since": 0.0, "index": 0}, {}
 
     def begin(cell, cell_index):
+        place["index"] = cell_index
         place["at"] += cell.cell_type == "code"
         place["since"] = time.monotonic()
 
     def done(cell, cell_index, **_):
+        cell.outputs = kernels.merged(cell.outputs)
         took[place["at"]] = round(time.monotonic() - place["since"], 2)
         tick(1)
 
@@ -210,7 +201,8 @@ def execute(notebook, path: Path, *, metrics: Path, timeout_s: int = CELL_TIMEOU
     with tempfile.TemporaryFile() as log:
         try:
             # The kernel's own log would run through the progress bar; it is read only when the kernel dies.
-            client.execute(env=_variables(metrics), stderr=log)
+            with _told_when_stopped(client):
+                client.execute(env=_variables(metrics), stderr=log)
         except CellExecutionError as failure:
             error = f"{failure.ename}: {(failure.evalue.strip() or 'no message').splitlines()[0]}"
         except CellTimeoutError:
@@ -222,8 +214,34 @@ def execute(notebook, path: Path, *, metrics: Path, timeout_s: int = CELL_TIMEOU
     seconds = round(time.monotonic() - started, 2)
     slowest = tuple(sorted(took.items(), key=lambda entry: -entry[1])[:3])
     return LabRun(
-        path.stem, error is None, seconds, environment.runtime_name(), place["at"] if error else None, error, slowest
+        path.stem,
+        error is None,
+        seconds,
+        environment.runtime_name(),
+        place["at"] if error else None,
+        error,
+        slowest,
+        _heading(notebook.cells[: place["index"]]) if error else "",
     )
+
+
+@contextlib.contextmanager
+def _told_when_stopped(client):
+    """A signal ends the run: whatever nbclient makes of the kernel that is gone, it was the signal."""
+    from asyncio import CancelledError
+
+    try:
+        yield
+    except (Exception, CancelledError):
+        kernels.raise_if_stopped(client)
+        raise
+
+
+def _heading(cells) -> str:
+    """The last heading in these cells: the question that a reader looks for."""
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    found = [title.strip() for text in texts for title in re.findall(r"(?m)^#{1,6} (.+)$", text)]
+    return found[-1] if found else ""
 
 
 def _last_line(log) -> str:
@@ -237,7 +255,6 @@ def _client(notebook, folder: Path, timeout_s: int, begin, done):
     """An nbclient for this Python, whatever kernel the notebook was stored with."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
-    from nbclient import NotebookClient
 
     if sys.platform == "win32":
         import asyncio
@@ -254,13 +271,12 @@ def _client(notebook, folder: Path, timeout_s: int, begin, done):
                 language="python",
             )
 
-    return NotebookClient(
+    return kernels.client_class()(
         notebook,
         kernel_manager_class=ThisPython,
         kernel_name="python3",
         timeout=timeout_s,
         startup_timeout=120,
-        coalesce_streams=True,
         store_widget_state=False,
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},
@@ -279,50 +295,3 @@ def _variables(metrics: Path) -> dict[str, str]:
         "IPYKERNEL_CELL_NAME": "<cell>",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
-
-
-def normalized(notebook):
-    """A copy fit to be stored: counts 1…n, no timings, no traces of this machine's kernel."""
-    import copy
-
-    notebook = copy.deepcopy(notebook)
-    count = 0
-    for cell in notebook.cells:
-        if cell.cell_type != "code" or not cell.source.strip():
-            continue
-        count += 1
-        cell.metadata.pop("execution", None)
-        cell.execution_count = count
-        for output in cell.outputs:
-            if output.output_type == "execute_result":
-                output.execution_count = count
-    notebook.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook.metadata.language_info = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"}
-    notebook.metadata.pop("widgets", None)
-    return notebook
-
-
-def read(path: Path):
-    """A notebook; BadInput for a file that is none."""
-    import nbformat
-
-    try:
-        notebook = nbformat.read(path, as_version=4)
-        nbformat.validate(notebook)  # reading only logs what is wrong
-        return notebook
-    except Exception as error:  # JSON, schema and version errors of three libraries
-        raise BadInput(
-            f"{path} is not a notebook ({type(error).__name__}); restore it with: "
-            f"python3 -m labsupport reset {path.stem}"
-        ) from error
-
-
-def write(notebook, path: Path) -> None:
-    """Store a notebook so that a crash or a full disk leaves the former one whole."""
-    import nbformat
-
-    text = nbformat.writes(notebook).rstrip("\n") + "\n"
-    try:
-        files.replace(path, text.encode("utf-8"), mode=None if path.exists() else 0o644)
-    except OSError as error:
-        raise LabError(f"{path} cannot be written ({error.strerror or error}); what was there is untouched") from error

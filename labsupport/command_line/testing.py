@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "--nbval-kernel-startup-timeout=120")
+NBVAL = (
+    "-p",
+    "labsupport.command_line.kernels",
+    "--nbval-lax",
+    "--nbval-current-env",
+    "--nbval-cell-timeout=300",
+    "--nbval-kernel-startup-timeout=120",
+)
 LAST_RUN = REPOSITORY / ".labcache" / "test_seconds.json"  # what the newest whole run took here, by its kind
 MOST_WORKERS = 4  # a worker and its kernel hold about 1.5 GiB
 UNIT_TESTS_S = 300.0  # processor time of all unit tests on two cores of a shared machine, where nothing is known yet
@@ -40,6 +47,11 @@ def command(rest: list[str], own: Sequence[str] = (), *, fast: bool = False, at_
     shared = ["-n", str(at_once), "--dist", "loadfile"] if at_once > 1 else []
     quick = ["-m", "not slow"] if fast else []
     return [sys.executable, "-m", "pytest", *NBVAL, "--durations=10", *shared, *quick, *left_out, *rest, *paths]
+
+
+def faults(rest: list[str]) -> list[str]:
+    """The command line of the campaign of faults, which prints a table of what was tried, what held and what failed."""
+    return [sys.executable, str(REPOSITORY / "tests" / "faults" / "campaign.py"), *rest]
 
 
 def plan(rest: list[str], *, fast: bool, at_once: int) -> str:

@@ -19,9 +19,15 @@ class Sheet(Drawing):
     """Pictures in rows; ``figure`` is a Pillow image of 128 colors, because photographs of many colors are large."""
 
     def _repr_png_(self) -> bytes:
+        return self._sharp()
+
+    def _sharp(self) -> bytes:
         packed = io.BytesIO()
         self.figure.save(packed, "PNG", optimize=True)
         return packed.getvalue()
+
+    def _size(self) -> tuple[int, int]:
+        return self.figure.size
 
 
 def sheet(rows: Mapping[str, Sequence[np.ndarray]], text: str, *, scale: float = 1.0) -> Sheet:

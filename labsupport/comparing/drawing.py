@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from labsupport import environment
 from labsupport.benchmarking.measurements import earned
 
-DPI = 80
+DPI = 96  # a browser's pixels for an inch; the picture has twice as many, so that small text is sharp
+MOST_BYTES = 95_000  # a notebook stores a picture of 100 KB at most
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")  # Okabe and Ito 2008: told apart with any colour vision
 HATCHES = ("", "//", "..", "xx")  # told apart without colour
 LINES = ("-", "--", ":", "-.")
@@ -29,27 +31,43 @@ class Drawing:
         return self.text
 
     def _repr_png_(self) -> bytes:
+        sharp = self._sharp()
+        return sharp if len(sharp) < MOST_BYTES else self._png(DPI)
+
+    def _sharp(self) -> bytes:
+        return self._png(2 * DPI)
+
+    def _png(self, dpi: int) -> bytes:
         picture = io.BytesIO()
-        self.figure.savefig(picture, format="png", dpi=DPI, metadata={"Description": self.text})
+        self.figure.savefig(picture, format="png", dpi=dpi, metadata={"Description": self.text})
         return picture.getvalue()
 
+    def _size(self) -> tuple[int, int]:
+        """Width and height on the page, in a browser's pixels."""
+        width, height = self.figure.get_size_inches()
+        return round(width * DPI), round(height * DPI)
+
     def _repr_html_(self) -> str:
-        source, words = base64.b64encode(self._repr_png_()).decode("ascii"), html.escape(self.text, quote=True)
+        source, words = base64.b64encode(self._sharp()).decode("ascii"), html.escape(self.text, quote=True)
         return (
-            f'<figure><img alt="{words}" src="data:image/png;base64,{source}"><figcaption>{words}</figcaption></figure>'
+            f'<figure style="margin: 0"><img alt="{words}" width="{self._size()[0]}" style="background: white" '
+            f'src="data:image/png;base64,{source}">'
+            f'<figcaption style="max-width: 46em; line-height: 1.4">{words}</figcaption></figure>'
         )
 
     def _ipython_display_(self) -> None:
-        # two outputs: a notebook shows the richest form of one output only, and would drop the sentence
         from IPython.display import display
 
-        picture = base64.b64encode(self._repr_png_()).decode("ascii")
+        if not environment.headless():  # JupyterLab drops a picture's metadata, so the page itself has the words
+            return display({"text/html": self._repr_html_(), "text/plain": self.text}, raw=True)
+        # two outputs: a notebook shows the richest form of one output only, and would drop the sentence
+        picture, (width, height) = base64.b64encode(self._repr_png_()).decode("ascii"), self._size()
         display(
             {"image/png": picture, "text/plain": "(picture, described below)"},
-            metadata={"image/png": {"alt": self.text}},
+            metadata={"image/png": {"alt": self.text, "width": width, "height": height}},
             raw=True,
         )
-        display({"text/plain": self.text}, raw=True)
+        return display({"text/plain": self.text}, raw=True)
 
 
 def draw_bars(labels, values, ranges, notes, *, unit, title="") -> Drawing:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from labsupport import environment
 from labsupport.errors import BadInput, NotAvailable
 
 MNIST_FILE = Path(__file__).resolve().parents[2] / "data" / "mnist_5k.npz"
@@ -128,20 +129,17 @@ def road_signs(size: int = 32, *, per_class: int = 200, seed: int = 0) -> Datase
     held_out = max(1, per_class * 15 // 100)
     faces = [signs.face(name, min(2 * size, 256)) for name in signs.FACES]
     splits = []
-    for stream, count in enumerate((per_class - 2 * held_out, held_out, held_out)):
-        rng = np.random.default_rng([seed, stream, size])
-        labels = np.repeat(np.arange(len(faces), dtype=np.int64), count)[shuffled(count * len(faces), rng)]
-        images = np.stack([signs.photograph(faces[label], size, rng) for label in labels])
-        splits.append(Split(images, labels, tuple(signs.FACES)))
+    with environment.bar(total=per_class * len(faces), label="drawing signs", unit="signs") as bar:
+        for stream, count in enumerate((per_class - 2 * held_out, held_out, held_out)):
+            rng, images = np.random.default_rng([seed, stream, size]), []
+            labels = np.repeat(np.arange(len(faces), dtype=np.int64), count)[shuffled(count * len(faces), rng)]
+            for label in labels:
+                images.append(signs.photograph(faces[label], size, rng))
+                bar.update()
+            splits.append(Split(np.stack(images), labels, tuple(signs.FACES)))
+    origin = f"drawn by labsupport.data.signs, seed {seed}; synthetic, not GTSRB"
     train, validation, test = splits
-    return Dataset(
-        "road signs",
-        train,
-        validation,
-        test,
-        f"drawn by labsupport.data.signs, seed {seed}; synthetic, not GTSRB",
-        "that of this workbook",
-    )
+    return Dataset("road signs", train, validation, test, origin, "that of this workbook")
 
 
 def mnist_idx(folder: str | Path, *, seed: int = 0) -> Dataset:

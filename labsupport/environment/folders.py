@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from labsupport import files
 from labsupport.environment.machines import REPOSITORY
 from labsupport.errors import LabError
 
@@ -16,6 +17,7 @@ def cache_dir() -> Path:
     probe = folder / f".probe-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        files.sweep(folder)
         probe.write_bytes(b"\0" * 4096)
         free_mib = shutil.disk_usage(folder).free >> 20
     except OSError as error:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import decimal
 import dis
 import inspect
+import itertools
 import math
+import numbers
+import reprlib
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -22,27 +26,32 @@ class NotAttempted(Exception):
     """Raised by a judge: there is nothing to judge yet, and the message says what to do."""
 
 
-def is_untouched(value: Any, depth: int = 2) -> bool:
+def is_untouched(value: Any, depth: int = 2, *, leftover: bool = False) -> bool:
     """Whether a starter's `...` is still there: as the value, inside a collection, a function or a class.
 
     A starter function does best with `scale = ...` or `return ...`: the compiler drops a `...` that stands alone,
     so it is seen only where the source can be had, which is not so when all cells share one file name.
+    With ``leftover``, a `...` that stands alone among finished lines counts as well.
     """
     if value is Ellipsis:
         return True
     if isinstance(value, (list, tuple, set, dict)):
-        items = value.values() if isinstance(value, dict) else value
-        return depth > 0 and any(is_untouched(item, depth - 1) for item in items)
-    if isinstance(getattr(value, "__wrapped__", None), FunctionType):
-        value = inspect.unwrap(value)
+        items = itertools.islice(value.values() if isinstance(value, dict) else value, 1000)
+        return depth > 0 and any(is_untouched(item, depth - 1, leftover=leftover) for item in items)
+    try:
+        if isinstance(getattr(value, "__wrapped__", None), FunctionType):
+            value = inspect.unwrap(value)
+    except Exception:  # a learner's object may fail at whatever it is asked
+        return False
     if isinstance(value, FunctionType):
-        return _is_learners(value) and (_is_empty(value) or _holds_ellipsis(value))
+        return _is_learners(value) and (_is_empty(value) or _holds_ellipsis(value, leftover))
     kind = value if isinstance(value, type) else type(value)
     if not _is_learners(kind):
         return False
     methods = [getattr(member, "__func__", member) for member in vars(kind).values()]  # also static and class methods
     # an empty method may be meant (a plugin has several), so in a class only a `...` tells
-    return any(method is Ellipsis or isinstance(method, FunctionType) and _holds_ellipsis(method) for method in methods)
+    functions = [method for method in methods if isinstance(method, FunctionType)]
+    return any(method is Ellipsis for method in methods) or any(_holds_ellipsis(each, leftover) for each in functions)
 
 
 def _is_learners(value: FunctionType | type) -> bool:
@@ -66,16 +75,27 @@ def _is_empty(function: FunctionType) -> bool:
     return does in empty and function.__name__ != "<lambda>"
 
 
-def _holds_ellipsis(function: FunctionType) -> bool:
+def _holds_ellipsis(function: FunctionType, leftover: bool) -> bool:
     tree = _tree_of(function)
     if tree is None:
         return Ellipsis in function.__code__.co_consts
-    # `x[..., 0]` and `tuple[int, ...]` are finished code
-    indices = [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
-    innocent = {id(part) for index in indices for part in ast.walk(index)}
+    # `x[..., 0]` and `tuple[int, ...]` are finished code; a `...` alone in a line may be what the starter left behind
+    parts: list[ast.AST] = [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
+    parts += [node for node in ast.walk(tree) if isinstance(node, (ast.Compare, ast.ExceptHandler, ast.arguments))]
+    if not leftover and not _only_ellipsis(tree):
+        parts += [node for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+    innocent = {id(part) for each in parts for part in ast.walk(each)}
     return any(
         isinstance(node, ast.Constant) and node.value is Ellipsis and id(node) not in innocent
         for node in ast.walk(tree)
+    )
+
+
+def _only_ellipsis(tree: ast.AST) -> bool:
+    """Whether a function's body is nothing but `...` and text."""
+    body = getattr(tree, "body", ())
+    return isinstance(body, list) and all(
+        isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) for line in body
     )
 
 
@@ -96,6 +116,8 @@ def _tree_of(function: FunctionType) -> ast.AST | None:
 def bound(judge: Callable, answers: tuple, named: dict[str, Any]) -> inspect.BoundArguments:
     """The answers as the judge's arguments, each in the type that its annotation asks for."""
     signature = inspect.signature(judge)
+    if len(signature.parameters) == len(named) == 1:  # one answer needs no name, so any name will do
+        answers, named = (*answers, *named.values()), {}
     try:
         arguments = signature.bind(*answers, **named)
     except TypeError:
@@ -108,6 +130,15 @@ def bound(judge: Callable, answers: tuple, named: dict[str, Any]) -> inspect.Bou
     for name, value in arguments.arguments.items():
         arguments.arguments[name] = _fitted(value, signature.parameters[name])
     return arguments
+
+
+KINDS: dict[str, tuple[Any, str]] = {
+    "str": (str, "text, in quotation marks"),
+    "bool": (bool, "True or False"),
+    "list": (Iterable, "a list"),
+    "dict": (Mapping, "a dict"),
+}
+MOST = 10_000  # items of a list; a generator may have no end
 
 
 def _fitted(value: Any, parameter: inspect.Parameter) -> Any:
@@ -124,25 +155,32 @@ def _fitted(value: Any, parameter: inspect.Parameter) -> Any:
         if number != int(number):
             raise Wrong(f"{name} is {number:g}; a whole number is wanted.")
         return int(number)
-    kinds: dict[str, tuple[Any, str]] = {
-        "str": (str, "text, in quotation marks"),
-        "bool": (bool, "True or False"),
-        "list": ((list, tuple), "a list"),
-        "dict": (dict, "a dict"),
-    }
-    if kind in kinds and not isinstance(value, kinds[kind][0]):
-        raise Wrong(f"{name} is {described(value)}; wanted is {kinds[kind][1]}.")
-    return list(value) if kind == "list" else value
+    if kind in KINDS and not isinstance(value, KINDS[kind][0]):
+        raise Wrong(f"{name} is {described(value)}; wanted is {KINDS[kind][1]}.")
+    if kind != "list":
+        return dict(value) if kind == "dict" else value
+    if isinstance(value, (str, bytes, Mapping)):
+        raise Wrong(f"{name} is {described(value)}; wanted is a list.")
+    found = list(itertools.islice(value, MOST + 1))
+    if len(found) > MOST:
+        raise Wrong(f"{name} has more than {MOST} items; wanted is a list that ends.")
+    if any(is_untouched(item, 1) for item in found):
+        raise NotAttempted("there is still a `...` in the list. Put your answer in its place.")
+    return found
 
 
 def as_number(value: Any, name: str) -> float:
-    """A finite float from a Python, NumPy or torch scalar."""
+    """A finite float from a Python, NumPy or torch scalar, a Fraction or a Decimal."""
     value = _plain(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, decimal.Decimal)):
         raise Wrong(f"{name} is {described(value)}; a number is wanted.")
-    if not math.isfinite(value):
-        raise Wrong(f"{name} is {value}; a finite number is wanted.")
-    return float(value)
+    try:
+        number = float(value)
+    except (OverflowError, ValueError):
+        number = math.inf
+    if not math.isfinite(number):
+        raise Wrong(f"{name} is {described(value)}; a finite number is wanted.")
+    return number
 
 
 def _plain(value: Any) -> Any:
@@ -152,21 +190,32 @@ def _plain(value: Any) -> Any:
     return value
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxdict = 20
+
+
 def described(value: Any) -> str:
     """A value and its type in a few words, the same on every machine (no address)."""
-    shown = repr(value)
-    shown = shown if len(shown) <= 40 and "\n" not in shown and " at 0x" not in shown else ""
+    try:
+        shown = _SHORT.repr(value)
+    except Exception:  # a learner's class may fail to show itself
+        shown = ""
+    shown = shown if len(shown) <= 40 and "\n" not in shown and " at 0x" not in shown and "..." not in shown else ""
     return f"{shown} ({type(value).__name__})" if shown else f"a {type(value).__name__}"
 
 
 def what_was_raised(error: BaseException) -> str:
     """One sentence: what was raised and, if the learner's own code raised it, where."""
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    try:
+        said = next((line.strip() for line in str(error)[:2000].splitlines() if line.strip()), "")
+    except Exception:  # an exception whose text raises
+        said = ""
     raised = f"{type(error).__name__}: {textwrap.shorten(said, 300)}".rstrip(": ")
     frame, own = error.__traceback__, None
     while frame is not None:
         code = frame.tb_frame.f_code
-        if code.co_name != "judge" and not _is_library(code.co_filename):
+        if code.co_name not in ("judge", "call") and not _is_library(code.co_filename):
             own = frame
         frame = frame.tb_next
     if own is None:

@@ -18,15 +18,12 @@ from labsupport.errors import LabError
 from labsupport.exercises import answers as given_answers
 from labsupport.exercises import progress
 from labsupport.exercises.answers import NotAttempted, Wrong
+from labsupport.exercises.calling import returned
+from labsupport.exercises.feedback import Text, box, lines
 
+CHECK_S = 120.0  # for one check, where a lab's module names no other
+LONGEST = 1500  # letters of a message; an answer may be a book
 _HEADS = {"not attempted": "Not attempted yet: ", "wrong": "Not quite: ", "right": "Correct. "}
-
-
-class Text(str):
-    """Text that shows itself in a notebook without quotation marks."""
-
-    def __repr__(self) -> str:
-        return str(self)
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,12 @@ class Verdict:
     def __repr__(self) -> str:
         said = (_HEADS[self.outcome] + self.message).rstrip()
         return said if not self.note else f"{said}\n({self.note})"
+
+    def __str__(self) -> str:
+        return lines(repr(self))
+
+    def _repr_html_(self) -> str | None:
+        return box(self.outcome, "\n\n".join(filter(None, [self.message, self.note])))
 
 
 class Exercise:
@@ -95,17 +98,27 @@ class Exercise:
         raise NotImplementedError(f"{type(self).__name__} has no judge")
 
     def check(self, *answers: Any, **named: Any) -> Verdict:
-        """Judge the answers. Whatever the learner's code raises becomes part of the verdict."""
+        """Judge the answers. What the learner's code raises, and that it never ends, becomes part of the verdict."""
+        patience = getattr(sys.modules[type(self).__module__], "CHECK_S", CHECK_S)
         try:
-            verdict = self._judged(answers, named)
+            verdict = returned(lambda: self._judged(answers, named), "what you handed in", patience)
         except NotAttempted as reason:
             verdict = Verdict("not attempted", str(reason))
         except (Wrong, LabError) as reason:
-            verdict = Verdict("wrong", str(reason))
-        except (Exception, SystemExit) as error:  # a learner's exit() must not end the kernel either
-            verdict = Verdict("wrong", given_answers.what_was_raised(error))
+            verdict = self._unless_unfinished(answers, named, Verdict("wrong", _cut(str(reason))))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a learner's exit() must not end the kernel either
+            verdict = Verdict("wrong", _cut(given_answers.what_was_raised(error)))
+            verdict = self._unless_unfinished(answers, named, verdict)
         note = progress.record(self.lab, self.name, verdict.outcome)
         return Verdict(verdict.outcome, verdict.message, note or verdict.note)
+
+    def _unless_unfinished(self, answers: tuple, named: dict[str, Any], verdict: Verdict) -> Verdict:
+        """A wrong answer in which a line of the starter is left is not finished; a right one is right all the same."""
+        if not any(given_answers.is_untouched(value, leftover=True) for value in (*answers, *named.values())):
+            return verdict
+        return Verdict("not attempted", f"a `...` still stands in a line of its own. As it is: {verdict.message}")
 
     def _judged(self, answers: tuple, named: dict[str, Any]) -> Verdict:
         given = (*answers, *named.values())
@@ -128,12 +141,14 @@ class Exercise:
             return Text(f"Hints are numbered from 1 to {total}: ask for hint(1).")
         if n > total:
             return Text(f"There is no hint {n}; hint {total} is the last. `{self.name}.solution()` shows one way.")
-        return Text(f"Hint {n} of {total}: {self.hints[n - 1]}" + (f" (hint({n + 1}) says more.)" if n < total else ""))
+        said = self.hints[n - 1] + (f" (hint({n + 1}) says more.)" if n < total else "")
+        return Text(f"Hint {n} of {total}: {said}", "hint", said, word=f"Hint {n} of {total}:")
 
     def solution(self) -> Text:
         """One way to do it, runnable as a cell, and the reason."""
         parts = [textwrap.dedent(self.solution_source).strip(), textwrap.dedent(self.answer).strip()]
-        return Text(f"Solution: {self.question}\n\n" + "\n\n".join(part for part in parts if part))
+        whole = f"Solution: {self.question}\n\n" + "\n\n".join(part for part in parts if part)
+        return Text(whole, "solution", self.question, *parts)
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.question}"
@@ -143,27 +158,51 @@ class Prediction(Exercise):
     """A number the learner guesses first and meets again when it has been measured.
 
     A subclass sets ``question``, ``quantity`` ("median latency of batch 1") and ``unit``; a guess within the
-    factor ``within`` of the measurement counts as right.
+    factor ``within`` of the measurement counts as right. A guess is above 0, or ``least`` and more where that is set.
+    Once the result was shown, the guess stays as it is.
     """
 
     quantity = ""
     unit = ""
     within = 2.0
+    least: float | None = None
     _least_hints = 0
     _guess: float | None = None
+    _shown = _late = False
 
     def predict(self, guess: Any = ...) -> Text:
         """Note the guess; nothing is judged yet."""
         if given_answers.is_untouched(guess):
-            return Text(f"Not attempted yet: {self.question} Replace the `...` with a number; a rough one will do.")
+            said = f"{self.question} Replace the `...` with a number; a rough one will do."
+            return Text(f"Not attempted yet: {said}", "not attempted", said)
         try:
-            self._guess = given_answers.as_number(guess, "your prediction")
+            number = self._possible(guess)
         except Wrong as reason:
-            return Text(f"Not quite: {reason}")
-        note = progress.record(self.lab, self.name, "not attempted", prediction=self._guess)
-        return Text(
-            f"Noted: you predict {self._with_unit(self._guess)} for {self.quantity}." + (f"\n({note})" if note else "")
-        )
+            return Text(f"Not quite: {reason}", "wrong", str(reason))
+        kept = progress.noted(self.lab, self.name)
+        shown = self._shown or kept.get("shown", False)
+        before = self._guess if self._guess is not None else kept.get("prediction")
+        if shown and before is not None and before != number:
+            said = f"the result was shown already, so your prediction of {self._with_unit(before)} stays."
+            return Text(f"Not noted: {said} What did it leave out?", "wrong", said, word="Not noted")
+        self._guess = number
+        late = before is None and shown
+        facts = {"prediction": number, **({"late": True} if late else {})}
+        note = progress.record(self.lab, self.name, "not attempted", **facts)
+        said = f"you predict {self._with_unit(number)} for {self.quantity}."
+        if late:
+            self._late = True
+            said += " The result was shown before, so this guess is compared and not counted."
+        said += f"\n({note})" if note else ""
+        return Text(f"Noted: {said}", "noted", said)
+
+    def _possible(self, guess: Any) -> float:
+        number = given_answers.as_number(guess, "your prediction")
+        if self.least is None and number <= 0:
+            raise Wrong(f"you predict {self._with_unit(number)}, and {self.quantity} can only be above 0.")
+        if self.least is not None and number < self.least:
+            raise Wrong(f"you predict {self._with_unit(number)}; {self._with_unit(self.least)} is the least possible.")
+        return number
 
     def compare(self, measured: Any = ...) -> Verdict:
         """The prediction beside ``measured``: a number, or a measurement that has ``as_metric()``."""
@@ -173,13 +212,22 @@ class Prediction(Exercise):
         if hasattr(measured, "as_metric"):
             measured = measured.as_metric()["value"]
         measured = given_answers.as_number(measured, "the measurement")
-        guess = self._guess if self._guess is not None else progress.prediction(self.lab, self.name)
+        kept = progress.noted(self.lab, self.name)
+        guess = self._guess if self._guess is not None else kept.get("prediction")
+        self._shown = True
+        progress.record(self.lab, self.name, "not attempted", shown=True)
         if guess is None:
             raise NotAttempted(
                 f"{self.quantity}: measured {self._with_unit(measured)}; there is no prediction "
                 f"to hold against it, `{self.name}.predict(...)` takes one."
             )
         seen = f"You predicted {self._with_unit(guess)} for {self.quantity}; measured {self._with_unit(measured)}"
+        if self._late or kept.get("late", False):
+            raise NotAttempted(f"{seen}. It was guessed after the result was shown, so it does not count.")
+        return self._against(guess, measured, seen)
+
+    def _against(self, guess: float, measured: float, seen: str) -> str:
+        """What a prediction made in time is worth."""
         if guess == measured:
             return f"{seen}: exactly."
         if guess <= 0 or measured <= 0:
@@ -191,6 +239,10 @@ class Prediction(Exercise):
 
     def _with_unit(self, value: float) -> str:
         return f"{value:.4g} {self.unit}".rstrip()
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= LONGEST else f"{message[: LONGEST - 300]} … {message[-300:]}"
 
 
 def of(module: ModuleType) -> dict[str, Exercise]:

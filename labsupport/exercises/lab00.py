@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.calling import needs_function
+from labsupport.exercises.watched import Watched
 
-LAB = "00_start_here"
+LAB, CHECK_S = "00_start_here", 60.0
 ONCE = ("export", "build", "load")
 EACH = ("preprocess", "run")
 TEST_DIGITS = 500
@@ -120,35 +123,32 @@ class HalfPrecision(Exercise):
 
 class FullBatch(Exercise):
     question = (
-        "Measure `optimized` on all 500 test digits in one call, at least 30 calls, and hand in what "
-        "benchmarking.latency returns."
+        "Write `latency_of(run)`: it measures the network `run` on all 500 test digits in one call, at least 30 calls, "
+        "and returns what benchmarking.latency returns. Hand in the function, and `optimized`."
     )
     hints = (
         "The array `images` holds all 500 preprocessed digits; images[:1] was a single one.",
-        "benchmarking.latency(optimized, images, runs=...) returns the whole result; hand that in, not its median.",
+        "benchmarking.latency(run, images, runs=...) returns the whole result; return that, not its median.",
     )
-    solution_source = "lab00.full_batch.check(benchmarking.latency(optimized, images, runs=40))"
+    solution_source = """
+        def latency_of(run):
+            return benchmarking.latency(run, images, runs=40)
+
+        lab00.full_batch.check(latency_of, optimized)
+    """
     answer = "The call takes longer, but five hundred digits share its fixed cost, so each of them is cheaper."
 
-    def judge(self, measured: Any) -> str:
-        from labsupport.benchmarking.measurements import Latency, earned
+    def judge(self, latency_of: Callable, optimized: Any) -> str:
+        from labsupport.benchmarking.measurements import earned
 
-        if not isinstance(measured, Latency):
-            raise Wrong(
-                f"that is of type {type(measured).__name__}; hand in the whole Latency. A bare number has "
-                "forgotten its clock, its batch and its spread."
-            )
-        if measured.name.startswith("torch"):
-            raise Wrong("that is PyTorch's time; measure `optimized`.")
-        if measured.batch != TEST_DIGITS:
-            raise Wrong(
-                f"that call had {measured.batch} digit{'s' * (measured.batch != 1)} in it; feed all 500 at once."
-            )
-        if len(measured.samples_ms) < FEWEST_RUNS:
-            raise Wrong(
-                f"{len(measured.samples_ms)} calls are few; measure at least {FEWEST_RUNS}, since one busy "
-                "moment of the machine would pass for the network's speed."
-            )
+        needs_function(latency_of, "latency_of")
+        if not callable(optimized) or str(getattr(optimized, "name", "")).startswith("torch"):
+            raise Wrong("the second answer is the network to be measured: check(latency_of, optimized).")
+        run = Watched(optimized)
+        measured = latency_of(run)
+        if measured is None:
+            raise Wrong("latency_of gave None. Did it forget its `return`?")
+        run.judge(measured, items=TEST_DIGITS, least=FEWEST_RUNS)
         rate = earned(measured.items_per_s, measured.items_per_s * measured.spread)
         return (
             f"{rate} digits per second. Compare that with the items/s of one digit a call in the table above: "

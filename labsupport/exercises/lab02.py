@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.calling import needs_function, yes_or_no
 
-LAB = "02_build_and_run"
+LAB, CHECK_S = "02_build_and_run", 120.0
 TRAFFIC = {2: 40, 8: 5200, 12: 300, 20: 15}  # images in a request → requests an hour
 PAGE = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body>No such model.</body></html>\n"
 
@@ -183,13 +186,11 @@ class Probabilities(Exercise):
         weights = lab02_network.small_network(trt, network)  # kept: TensorRT reads the arrays where they lie
         before = network.num_layers
         add(trt, network)
-        layers = {}  # by what they make; kinds are read here, since a downcast layer answers `type` differently
-        for i in range(network.num_layers):
-            layer = network.get_layer(i)
-            layers[layer.get_output(0).name] = (i, layer.type.name, layer)
+        layers = lab02_network.layers_by_output(network)
         output = lab02_network.only_new_output(network, layers, before)
-        logits = np.random.default_rng(0).normal(0, 2, (4, lab02_network.CLASSES))
-        lab02_network.compare_with_softmax(logits, lab02_network.evaluate(trt, layers, output, {"logits": logits}))
+        logits = np.random.default_rng().normal(0, 2, (4, lab02_network.CLASSES))
+        known = {network.get_layer(before - 1).get_output(0).name: logits}  # whatever it is called by now
+        lab02_network.compare_with_softmax(logits, lab02_network.evaluate(trt, layers, output, known))
         return (
             f"{network.num_layers - before} added to the {before} layers, {len(weights)} weights as they were; "
             "one output is left, and each of its rows sums to 1."
@@ -269,28 +270,15 @@ class SilentEngine(Exercise):
         lab02.silent_engine.check(silent)
     """
     answer = "An engine is silent when its counter has nothing under the precision it was asked for."
-    cases = (  # asked for, layers read back, whether silent, what an error here means
-        ("fp16", {"fp32": 5}, True, "FP16 was asked for and five layers compute in FP32: that is the silent engine"),
-        ("fp16", {"fp16": 5}, False, "FP16 was asked for and all five layers have it"),
-        ("fp32", {"fp32": 7}, False, "FP32 was asked for and built; an engine in FP32 is no fault in itself"),
-        (
-            "fp16",
-            {"fp32": 6, "fp16": 2},
-            False,
-            "two of eight layers do compute in FP16: on TensorRT 8.6 a mixture is the builder's choice, not silence",
-        ),
-        ("int8", {"fp16": 9}, True, "INT8 was asked for and FP16 was built: silent too, though nothing is FP32"),
-        ("int8", {"fp32": 1, "fp16": 4, "int8": 20}, False, "twenty layers compute in INT8 as asked"),
-    )
 
     def judge(self, silent: Any) -> str:
         from labsupport.build.engines import Engine
 
-        if isinstance(silent, (bool, Engine)):
-            raise Wrong(f"the answer is a {type(silent).__name__}; wanted is the function itself, without parentheses.")
-        if not callable(silent):
-            raise Wrong(f"the answer is a {type(silent).__name__}; wanted is a function of one engine.")
-        for asked, built, expected, meaning in self.cases:
+        if isinstance(silent, Engine):
+            raise Wrong(f"that is {described(silent)}; hand in the function itself, `silent`, without calling it.")
+        needs_function(silent, "silent")
+        cases = drawn_engines()
+        for asked, built, meaning in cases:
             sidecar = {
                 "name": f"asked_{asked}",
                 "precision": asked,
@@ -301,12 +289,30 @@ class SilentEngine(Exercise):
                 "bytes": 0,
                 "sha256": "",
             }
-            said = silent(Engine(path=Path("exercise.plan"), sidecar=sidecar))
-            if said is None:
-                raise Wrong("your function returned None. Did it forget its `return`?")
-            if bool(said) != expected:
-                raise Wrong(f"it says {bool(said)} of an engine asked for {asked} with the layers {built}: {meaning}.")
-        return f"told apart {len(self.cases)} engines by what was built, not by what was wished."
+            said = yes_or_no(silent(Engine(path=Path("exercise.plan"), sidecar=sidecar)), "silent")
+            if said != (not built.get(asked)):
+                raise Wrong(f"it says {said} of an engine asked for {asked} with the layers {built}: {meaning}.")
+        return f"told apart {len(cases)} engines by what was built, not by what was wished."
+
+
+def drawn_engines() -> list[tuple[str, dict[str, int], str]]:
+    """(asked for, layers read back, what an error here means), counts, order and precisions drawn anew."""
+    draw, kinds = random.Random(), ("fp32", "fp16", "bf16", "int8", "fp8")
+    cases = []
+    for asked in kinds:
+        one, two, three = draw.sample([kind for kind in kinds if kind != asked], 3)
+        layers = [draw.randint(2, 40) for _ in range(4)]
+        silence = "not one of these layers computes as it was asked for, which is silent"
+        cases += [
+            (asked, {asked: layers[0]}, "asked for and built: nothing is hidden"),
+            (asked, {one: layers[1]}, silence),
+            (asked, {one: layers[1], two: layers[2]}, silence),
+            (asked, {one: layers[1], two: 1, three: layers[3]}, silence),
+            (asked, {one: layers[1], asked: 1}, "one layer does compute as asked: a mixture is the builder's choice"),
+            (asked, {asked: 1, one: layers[1], two: layers[2]}, "one layer does compute as asked, among others"),
+        ]
+    draw.shuffle(cases)
+    return cases
 
 
 parsed_layers = ParsedLayers()

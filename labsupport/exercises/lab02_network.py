@@ -29,6 +29,12 @@ def small_network(trt, network) -> list[np.ndarray]:
     return [weight, bias]
 
 
+def layers_by_output(network) -> dict[str, tuple[int, str, object]]:
+    """(place, kind, layer) by what it makes; kinds are read here, since a downcast layer answers `type` differently."""
+    found = ((i, network.get_layer(i)) for i in range(network.num_layers))
+    return {layer.get_output(0).name: (i, layer.type.name, layer) for i, layer in found}
+
+
 def only_new_output(network, layers: dict, before: int) -> str:
     """Name of the network's single output, which an added layer makes; else Wrong."""
     outputs = [network.get_output(i).name for i in range(network.num_outputs)]
@@ -66,6 +72,8 @@ def _computed(trt, kind: str, layer, values: list[np.ndarray]) -> np.ndarray:
         "ACTIVATION": trt.IActivationLayer,
         "CONSTANT": trt.IConstantLayer,
     }
+    if kind in ("IDENTITY", "CAST"):
+        return values[0]
     if kind not in classes:
         raise Wrong(f"the checker cannot follow a layer {kind}; a single softmax layer is enough here.")
     layer.__class__ = classes[kind]  # get_layer returns the base class, although the object is the derived one

@@ -4,15 +4,23 @@ leak.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
-from labsupport.errors import BadInput
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
-from labsupport.exercises.lab04_stand_ins import BadRequest, Counter, random_schedule, resnet_schedule
+from labsupport.exercises.calling import comes_from, needs_function
+from labsupport.exercises.lab04_stand_ins import (
+    BadRequest,
+    Counter,
+    largest_first,
+    planned,
+    random_schedule,
+    resnet_schedule,
+)
 
-LAB = "04_memory"
+LAB, CHECK_S = "04_memory", 60.0
 
 # (tensor, MiB, what it is computed from); "scores" is read by nobody, so it is the network's output
 PUZZLE = (
@@ -36,7 +44,7 @@ LEAST_PEAK = 21  # of all orders of BRANCHES; the tests try every one
 
 BUDGET_MIB, WEIGHTS_MIB, CONTEXTS = 1024, 50, 2
 PEAK_PER_IMAGE, SUM_PER_IMAGE = 4.59375, 50.4375  # MiB of ResNet-50 in FP16; the tests read them from the graph
-TUNED_FOR, IMAGE = 8, (3, 224, 224)
+TUNED_FOR, STEP, IMAGE = 8, 4, (3, 224, 224)  # in steps of 8 the weights forgotten would give the same batch
 
 
 class Reuse(Prediction):
@@ -142,12 +150,13 @@ class Allocator(Exercise):
     )
     hints = (
         "`first_fit` above is right and not tight: where it leaves holes, a large tensor came too late to fit in.",
-        "The order of placing is free, since all lifetimes are known beforehand. Place the largest tensors first.",
+        "The order of placing is free, since all lifetimes are known beforehand. Place the largest tensors first, and "
+        "of equally large ones the one that was born first.",
     )
     solution_source = """
         def place_tensors(tensors):
             offsets = {}
-            for tensor in sorted(tensors, key=lambda each: -each.mib):
+            for tensor in sorted(tensors, key=lambda each: (-each.mib, each.born)):
                 taken = sorted((offsets[other.name], offsets[other.name] + other.mib)
                                for other in tensors if other.name in offsets and other.overlaps(tensor))
                 start = 0
@@ -166,23 +175,12 @@ class Allocator(Exercise):
     )
 
     def judge(self, place_tensors: Callable) -> str:
-        from labsupport import footprint
-
-        if not callable(place_tensors):
-            raise Wrong(f"that is {described(place_tensors)}; hand in the function itself, without calling it.")
+        needs_function(place_tensors, "place_tensors")
         whole = resnet_schedule()
-        plans = {}
-        for name, lives in {
-            "ResNet-50": whole,
-            **{f"random network {seed}": random_schedule(seed) for seed in range(4)},
-        }.items():
-            offsets = place_tensors(list(lives.tensors))
-            if offsets is None:
-                raise Wrong("place_tensors gave None. Did it forget its `return`?")
-            try:
-                plans[name] = footprint.arena(lives, offsets)
-            except BadInput as fault:
-                raise Wrong(f"for {name}, {fault}.") from None
+        plans = {"ResNet-50": planned(place_tensors, whole, "ResNet-50")}
+        drawn = [random_schedule(random.randrange(10**6)) for _ in range(4)]
+        for place, lives in enumerate(drawn):
+            plans[f"drawn {place}"] = planned(place_tensors, lives, "a network drawn at random")
         plan = plans["ResNet-50"]
         if plan.size_mib > 0.9 * whole.total_mib:
             raise Wrong(
@@ -190,10 +188,17 @@ class Allocator(Exercise):
                 "are alive at the fullest step. A tensor may move in where another has died."
             )
         if plan.size_mib > 1.05 * whole.peak_mib:
+            ties = all(plans[f"drawn {i}"].size_mib == largest_first(lives) for i, lives in enumerate(drawn))
             raise Wrong(
                 f"nothing overlaps, but ResNet-50 takes {plan.size_mib:.1f} MiB, "
                 f"{plan.size_mib / whole.peak_mib - 1:.0%} above its peak of {whole.peak_mib:.1f}: holes stay that no "
-                "later tensor fits in. Must tensors be placed in the order they are born?"
+                "later tensor fits in. "
+                + (
+                    "The largest come first, and that is the way; ResNet-50 has many tensors of one size, though. "
+                    "Which of two equally large ones should settle first?"
+                    if ties
+                    else "Must tensors be placed in the order they are born?"
+                )
             )
         return (
             f"No two living tensors share a byte in five networks, and ResNet-50 fits in {plan.size_mib:.1f} MiB; its "
@@ -203,9 +208,9 @@ class Allocator(Exercise):
 
 class Budget(Exercise):
     question = (
-        f"Which profile takes 1 image and more, is tuned for {TUNED_FOR}, and has the largest multiple of 8 for which "
-        f"{WEIGHTS_MIB} MiB of weights and {CONTEXTS} contexts fit into {BUDGET_MIB} MiB? Hand in a build.Profile for "
-        "shape (batch, 3, 224, 224)."
+        f"Which profile takes 1 image and more, is tuned for {TUNED_FOR}, and has the largest multiple of {STEP} "
+        f"for which {WEIGHTS_MIB} MiB of weights and {CONTEXTS} contexts fit into {BUDGET_MIB} MiB? Hand in a "
+        "build.Profile for shape (batch, 3, 224, 224)."
     )
     hints = (
         (
@@ -214,12 +219,12 @@ class Budget(Exercise):
         ),
         (
             "Memory = weights + contexts × batch × peak of one image. Solve that for the batch, then round down to a "
-            "multiple of 8."
+            f"multiple of {STEP}."
         ),
     )
     solution_source = """
         per_image = footprint.lifetimes(graph, batch=1, precision="fp16").peak_mib
-        largest = int((1024 - 50) / 2 / per_image) // 8 * 8
+        largest = int((1024 - 50) / 2 / per_image) // 4 * 4
         lab04.budget.check(build.Profile((1, 3, 224, 224), (8, 3, 224, 224), (largest, 3, 224, 224)))
     """
     answer = "A context is sized for the largest batch it may meet, also while it serves a single image."
@@ -242,8 +247,8 @@ class Budget(Exercise):
         need = WEIGHTS_MIB + CONTEXTS * most * PEAK_PER_IMAGE
         return (
             f"{WEIGHTS_MIB} + {CONTEXTS} × {most} × {PEAK_PER_IMAGE:.2f} = {need:.0f} of {BUDGET_MIB} MiB, and the "
-            "next multiple of 8 does not fit. Real contexts add scratch memory and fusion takes tensors away, so the "
-            "engine has the last word: read its device memory size."
+            f"next multiple of {STEP} does not fit. Real contexts add scratch memory and fusion takes tensors away, so "
+            "the engine has the last word: read its device memory size."
         )
 
     def _judge_largest(self, most: int) -> None:
@@ -259,18 +264,19 @@ class Budget(Exercise):
             largest(
                 PEAK_PER_IMAGE, weights=CONTEXTS * WEIGHTS_MIB
             ): "more fits: the contexts share the engine's one copy of the weights.",
+            largest(PEAK_PER_IMAGE, weights=0): "that leaves the weights out, and they are in the same memory.",
             largest(PEAK_PER_IMAGE, contexts=1): "that fills the budget with one context, and there are two.",
         }
         for batch, slip in slips.items():
-            if most in (batch, batch // 8 * 8) and most != best // 8 * 8:
+            if most in (batch, batch // STEP * STEP) and most != best // STEP * STEP:
                 raise Wrong(f"batch {most}: {slip}")
         if most > best:
             need = WEIGHTS_MIB + CONTEXTS * most * PEAK_PER_IMAGE
             raise Wrong(f"batch {most} needs {need:.0f} MiB, and there are {BUDGET_MIB}.")
-        if most % 8:
-            raise Wrong(f"batch {most} fits, but is no multiple of 8.")
-        if most != best // 8 * 8:
-            raise Wrong(f"batch {most} fits, and so does a larger multiple of 8.")
+        if most % STEP:
+            raise Wrong(f"batch {most} fits, but is no multiple of {STEP}.")
+        if most != best // STEP * STEP:
+            raise Wrong(f"batch {most} fits, and so does a larger multiple of {STEP}.")
 
 
 class Serving(Exercise):
@@ -293,13 +299,14 @@ class Serving(Exercise):
     answer = "`with` round the loop loads once and closes once, also when a request raises on the way."
 
     def judge(self, serve: Callable) -> str:
-        if not callable(serve) or hasattr(serve, "close"):
-            raise Wrong(f"that is {described(serve)}; hand in the function `serve` itself, without calling it.")
-        requests, counter = [1, 2, 3, 4], Counter()
-        answers = serve(counter.make, requests)
+        if hasattr(serve, "close"):
+            raise Wrong(f"that is {described(serve)}; hand in the function itself, `serve`, without calling it.")
+        needs_function(serve, "serve")
+        requests, counter = random.sample(range(1, 100), 4), Counter()
+        answers = serve(counter.make, list(requests))
         if answers is None:
             raise Wrong("serve gave None. Did it forget its `return`?")
-        if not isinstance(answers, list) or answers != [10 * images for images in requests]:
+        if not isinstance(answers, (list, tuple)) or list(answers) != [10 * images for images in requests]:
             raise Wrong(f"four requests gave {str(answers)[:60]}; wanted is a list with the answer of each, in order.")
         if counter.open:
             raise Wrong(
@@ -315,18 +322,23 @@ class Serving(Exercise):
         return "One load, four answers, nothing left open, and a failing request closes the runtime, too."
 
     def _judge_failure(self, serve: Callable) -> None:
-        counter, failed = Counter(), False
-        try:
-            serve(counter.make, [1, None, 3])
-        except BadRequest:
-            failed = True
-        if counter.open:
-            raise Wrong(
-                "when the second request fails, the runtime stays open: close() is never reached. That is how a "
-                "service leaks only on bad days."
-            )
-        if not failed:
-            raise Wrong("the failing request passed in silence; let its error reach the caller.")
+        for place, error in ((1, BadRequest("no number")), (0, MemoryError("none left")), (2, ValueError("odd"))):
+            requests: list = [1, 2, 3]
+            requests[place], counter, failed = error, Counter(), False
+            try:
+                serve(counter.make, requests)
+            except Exception as raised:
+                failed = comes_from(raised, (type(error),))
+                if not failed:
+                    raise
+            name = f"request {place + 1} fails with {type(error).__name__}"
+            if counter.open:
+                raise Wrong(
+                    f"when {name}, the runtime stays open: close() is never reached. That is how a service leaks only "
+                    "on bad days."
+                )
+            if not failed:
+                raise Wrong(f"{name}, and that passed in silence; let its error reach the caller.")
 
 
 reuse = Reuse()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Mapping
 
-from labsupport.exercises.base import Wrong
+from labsupport.errors import BadInput
+from labsupport.exercises.answers import Wrong, as_number
 
 
 class BadRequest(Exception):
@@ -33,6 +35,8 @@ class _Counted:
     def __call__(self, images):
         if self.closed:
             raise Wrong("a request reached a runtime that was closed already; answer before the `with` block ends.")
+        if isinstance(images, Exception):
+            raise images
         if not isinstance(images, int):
             raise BadRequest("this request cannot be answered")
         return 10 * images
@@ -81,8 +85,38 @@ def random_schedule(seed: int):
     from labsupport import footprint
 
     draw, steps = random.Random(seed), []
+    sizes = draw.sample(range(1, 400), 24)  # no two alike: which of two comes first is not the question here
     for step in range(24):
         earlier = [name for name, _, _ in steps[-5:]]
         reads = draw.sample(earlier, min(len(earlier), draw.choice((1, 1, 2)))) or ["images"]
-        steps.append((f"t{step}", draw.choice((1, 2, 3, 5, 8, 13)), reads))
+        steps.append((f"t{step}", sizes[step] / 8, reads))
     return footprint.schedule(steps)
+
+
+def largest_first(lives) -> float:
+    """MiB that a network takes when its largest tensors are placed first, each at the lowest free place."""
+    offsets: dict[str, float] = {}
+    for tensor in sorted(lives.tensors, key=lambda each: (-each.mib, each.born)):
+        others = [other for other in lives.tensors if other.name in offsets and other.overlaps(tensor)]
+        start = 0.0
+        for low, high in sorted((offsets[other.name], offsets[other.name] + other.mib) for other in others):
+            if low - start >= tensor.mib:
+                break
+            start = max(start, high)
+        offsets[tensor.name] = start
+    return max(offsets[tensor.name] + tensor.mib for tensor in lives.tensors)
+
+
+def planned(place_tensors: Callable, lives, name: str):
+    """A learner's plan of addresses for one network, if it is one."""
+    from labsupport import footprint
+
+    offsets = place_tensors(list(lives.tensors))
+    if offsets is None:
+        raise Wrong("place_tensors gave None. Did it forget its `return`?")
+    if isinstance(offsets, Mapping):
+        offsets = {each: as_number(offset, f"the offset of {each!r}") for each, offset in offsets.items()}
+    try:
+        return footprint.arena(lives, offsets)
+    except BadInput as fault:
+        raise Wrong(f"for {name}, {fault}.") from None

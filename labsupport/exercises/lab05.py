@@ -1,15 +1,17 @@
-"""Exercises of lab 05: a format for a range, rounding by hand, a long sum, a wide layer, a silent FP32 engine."""
+"""Exercises of lab 05: a format for a range, rounding by hand, a long sum, a wide layer, a scale that moves."""
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
+import copy
+import random
 from typing import Any
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.calling import needs_function
+from labsupport.exercises.lab05_stand_ins import bf16_cases, feed_forward, feed_forward_module, format_of, judge_half
 
-LAB = "05_precision"
+LAB, CHECK_S = "05_precision", 120.0
 
 # quantity → (smallest magnitude, largest, how exact); the narrowest format that holds it is asked for
 QUANTITIES = {
@@ -26,6 +28,7 @@ CLOSE = 0.01
 class WideNodes(Prediction):
     question = "How many of the network's 29 computing nodes must stay FP32, so that the rest can be FP16?"
     quantity = "nodes that must stay FP32"
+    least = 0
     within = 1.5
 
 
@@ -63,7 +66,7 @@ class Formats(Exercise):
             raise Wrong(f"there is no format for {lacking[0]!r}; the quantities are {list(QUANTITIES)}.")
         for name, (low, high, within) in QUANTITIES.items():
             chosen, best = (
-                number_formats.named(choice[name]),
+                format_of(choice[name]),
                 next(f for f in by_bits if f.holds(low, high, within=within)),
             )
             if high > chosen.max:
@@ -102,22 +105,22 @@ class ToBf16(Exercise):
         def to_bf16(x):
             bits = x.view(np.uint32)
             nearest = bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)
-            return (nearest & np.uint32(0xFFFF0000)).view(np.float32)
+            return np.where(np.isnan(x), x, (nearest & np.uint32(0xFFFF0000)).view(np.float32))
 
         lab05.to_bf16.check(to_bf16)
     """
-    answer = "Add 0x7FFF plus the last kept bit, then cut: ties go up only from an odd neighbor."
+    answer = (
+        "Add 0x7FFF plus the last kept bit, then cut: ties go up only from an odd neighbor. A NaN stays one: the carry "
+        "would make infinity or zero of it."
+    )
 
     def judge(self, function: Any) -> str:
         import numpy as np
 
         from labsupport.precision import number_formats
 
-        if not callable(function) or isinstance(function, type):
-            raise Wrong(f"that is {described(function)}; hand in the function itself: check(to_bf16).")
+        needs_function(function, "to_bf16")
         plain = np.array([1.0, 0.1, -2.7, 3e5, 1e-30, 0.0, 1.003], np.float32)
-        ties = np.array([1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8), 2 + 2**-7], np.float32)
-        large = np.array([3.4e38, -3.4e38], np.float32)
         given = plain.copy()
         got = function(given)
         if not isinstance(got, np.ndarray) or got.shape != plain.shape or got.dtype != np.float32:
@@ -127,11 +130,13 @@ class ToBf16(Exercise):
             raise Wrong("the function changed the array that it was given; make a new one.")
         if np.array_equal(got, (plain.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)):
             raise Wrong("that cuts the lower half off, so 0.1 became smaller; the nearest number lies above it.")
-        for name, values in (("the nearest number", plain), ("ties", ties), ("the largest numbers", large)):
+        for name, values in bf16_cases(plain).items():
             want, have = number_formats.rounded(values, "bf16"), function(values.copy())
-            wrong = np.flatnonzero(want != have)
-            if len(wrong):
-                first = wrong[0]
+            if not isinstance(have, np.ndarray) or have.shape != values.shape:
+                raise Wrong(f"{name}: for shape {values.shape} it gave {described(have)}.")
+            same = (want == have) & (np.signbit(want) == np.signbit(have)) | (np.isnan(want) & np.isnan(have))
+            if not same.all():
+                first = tuple(np.argwhere(~same)[0])
                 why = " In a tie the even neighbor wins, the one whose last bit is 0." if name == "ties" else ""
                 raise Wrong(f"{name}: {values[first]!s} became {have[first]!s}, and {want[first]!s} is right.{why}")
         return (
@@ -216,9 +221,10 @@ class KeepWide(Exercise):
             raise Wrong(
                 f"{len(wide)} of {len(kinds)} nodes are FP32; the fault needs fewer. Which nodes err by themselves?"
             )
+        fresh = np.random.default_rng().standard_normal(feed.shape, dtype=np.float32)
         with runtimes.OnnxRuntime(reference) as exact, runtimes.OnnxRuntime(precision.rounded(graph)) as low:
-            (expected,), (got,) = exact(feed).values(), low(feed).values()
-        error = layerwise.relative(expected, got)
+            pairs = [(*exact(each).values(), *low(each).values()) for each in (feed, fresh)]
+        error = max(layerwise.relative(*pair) for pair in pairs)
         if not np.isfinite(error):
             if "/Mul" in wide:
                 raise Wrong(
@@ -231,92 +237,55 @@ class KeepWide(Exercise):
         return f"{len(wide)} of {len(kinds)} nodes are FP32, and the answer is within {CLOSE:.0%} of FP32."
 
 
-class Silent(Exercise):
+class Rescaled(Exercise):
     question = (
-        "Write `is_silent(engine)`: True for an engine that was asked to be FP16 (`engine.precision`) and of whose "
-        "layers none computes in FP16 (`engine.precisions`). Hand in the function."
+        "Write `rescaled(block)`: a copy of the feed-forward block, `lab05.feed_forward_module()`, that computes the "
+        "same and does not overflow when all of it is FP16, `.half()`. No node may stay FP32: change weights and "
+        "biases. Hand in the function."
     )
     hints = (
-        (
-            "Two facts decide: what was asked, `engine.precision`, and what was read back, the Counter "
-            "`engine.precisions`."
-        ),
-        (
-            "An engine that was asked to be FP32 and is FP32 is honest. One FP16 layer among FP32 ones is not silent "
-            "either."
-        ),
+        "The block is x + down(relu(up(norm(x)))²). The square overflows; what is relu(y / s)² for s above 0?",
+        "It is relu(y)² / s². Divide the weight and the bias of `up` by s, and take s² back where the square is read: "
+        "in the weight of `down`, whose bias is added later.",
     )
     solution_source = """
-        def is_silent(engine):
-            return engine.precision == "fp16" and not engine.precisions["fp16"]
+        def rescaled(block):
+            tame, s = copy.deepcopy(block), 32.0
+            with torch.no_grad():
+                tame.up.weight /= s
+                tame.up.bias /= s
+                tame.down.weight *= s**2
+            return tame
 
-        lab05.silent.check(is_silent)
+        lab05.rescaled.check(rescaled)
     """
-    answer = "Asked for FP16, and no layer that computes in it: no warning says so, only the engine does."
+    answer = (
+        "ReLU lets a factor pass, and the square squares it: what `up` loses, `down` gives back. No kernel has to be "
+        "wide, so none is slower."
+    )
 
-    def judge(self, function: Any) -> str:
-        if not callable(function) or isinstance(function, type):
-            raise Wrong(f"that is {described(function)}; hand in the function itself: check(is_silent).")
-        for name, engine, silent in _engines():
-            got = function(engine)
-            if type(got).__name__ in ("bool_", "bool") and hasattr(got, "dtype"):  # NumPy's, under either of its names
-                got = bool(got)
-            if not isinstance(got, bool):
-                raise Wrong(f"for {name} the function gave {described(got)}; wanted is True or False.")
-            if got != silent:
-                kinds = dict(engine.precisions)
-                raise Wrong(
-                    f"{name} was asked for {engine.precision} and has {kinds}: is it silent? {silent}, and your "
-                    f"function says {got}."
-                )
-        return "`build.engine` asks the same question after each build and raises PrecisionMismatch."
+    def judge(self, rescaled: Any) -> str:
+        import torch
 
-
-def _engines():
-    """(name, engine, whether it is a silent FP32 engine): what a read-back gave, in sidecars."""
-    from labsupport.build.engines import Engine
-
-    cases = [
-        ("a small network on 8.6", "fp16", {"fp32": 6}, True),
-        ("a cast network", "fp16", {"fp16": 21, "fp32": 8}, False),
-        ("an honest FP32 engine", "fp32", {"fp32": 29}, False),
-        ("an FP32 graph on 11", "fp16", {"fp32": 30, "int64": 15}, True),
-        ("a whole FP16 engine", "fp16", {"fp16": 20}, False),
-        ("a quantized engine", "int8", {"int8": 18, "fp32": 3}, False),
-    ]
-    for name, asked, read, silent in cases:
-        yield name, Engine(Path("case.plan"), {"name": name, "precision": asked, "precisions": read}), silent
-
-
-@functools.cache
-def feed_forward():
-    """(graph, feed): LayerNorm, a product, squared ReLU (Primer, arXiv:2109.08668), a product, and the sum with its
-    input.
-    """
-    import torch
-    from torch import nn
-
-    from labsupport import export
-
-    class FeedForward(nn.Module):
-        input_name, output_name = "tokens", "hidden"
-
-        def __init__(self):
-            super().__init__()
-            self.norm, self.up, self.down = nn.LayerNorm(64), nn.Linear(64, 256), nn.Linear(256, 64)
-            nn.init.normal_(self.up.weight, std=12.0)
-            nn.init.normal_(self.down.weight, std=0.02)
-
-        def forward(self, x):
-            y = torch.relu(self.up(self.norm(x)))
-            return x + self.down(y * y)
-
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        block = FeedForward()
-        tokens = torch.randn(32, 64)
-    path = export.fresh_folder() / "feed_forward.onnx"
-    return export.to_onnx(block, tokens, path=path, dynamic=False), tokens.numpy()
+        needs_function(rescaled, "rescaled")
+        errors = []
+        for loud in (12.0, random.uniform(20.0, 60.0)):
+            given = feed_forward_module(loud, seed=random.randrange(10**6))
+            before = copy.deepcopy(given.state_dict())
+            tame = rescaled(given)
+            if tame is None:
+                raise Wrong("rescaled gave None. Did it forget its `return`?")
+            if not isinstance(tame, torch.nn.Module):
+                raise Wrong(f"rescaled gave {described(tame)}; wanted is the block with other weights.")
+            if tame is given:
+                raise Wrong("that is the block that was handed in; work on copy.deepcopy(block) and return the copy.")
+            if any(not torch.equal(value, before[name]) for name, value in given.state_dict().items()):
+                raise Wrong("the block that was handed in is changed. Work on copy.deepcopy(block).")
+            errors += [judge_half(given, tame, torch.randn(32, 64)) for _ in range(2)]
+        return (
+            f"Two blocks, two feeds each: the same in FP32, and within {max(errors):.2g} of it with nothing but FP16. "
+            "Where a scale can move, it is cheaper than a wide node."
+        )
 
 
 wide_nodes = WideNodes()
@@ -324,4 +293,4 @@ formats = Formats()
 to_bf16 = ToBf16()
 long_sum = LongSum()
 keep_wide = KeepWide()
-silent = Silent()
+rescaled = Rescaled()

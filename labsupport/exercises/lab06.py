@@ -1,17 +1,20 @@
-"""Exercises of lab 06: a gain guessed, a scale by hand, a threshold, a graph with one layer wide, a plan read, an
-engine built.
+"""Exercises of lab 06: a gain guessed, a scale by hand, a threshold, a graph with one layer wide, a plan read, a graph
+mended.
 """
 
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Callable
 from typing import Any
 
 from labsupport.exercises.answers import as_number, described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.calling import needs_function
+from labsupport.exercises.lab06_stand_ins import judge_mended, sick  # noqa: F401 - learners call lab06.sick()
 
-LAB = "06_quantization"
+LAB, CHECK_S = "06_quantization", 120.0
 
 RANGES = ((-1.0, 2.5), (0.0, 6.0), (-3.0, 0.0), (-2.0, 2.0))  # what unsigned codes must cover
 TAIL_DEGREES, TAIL_COUNT = 3, 20_000
@@ -57,10 +60,11 @@ class Affine(Exercise):
     )
 
     def judge(self, unsigned: Callable) -> str:
-        if not callable(unsigned) or isinstance(unsigned, type):
-            raise Wrong(f"that is {described(unsigned)}; hand in the function itself, without calling it.")
-        for low, high in RANGES:
+        needs_function(unsigned, "unsigned")
+        drawn = [(-random.uniform(0.1, 9), random.uniform(0.1, 9)) for _ in range(3)]
+        for low, high in (*RANGES, *drawn):
             given = unsigned(low, high)
+            given = given.tolist() if callable(getattr(given, "tolist", None)) else given
             if not isinstance(given, (tuple, list)) or len(given) != 2:
                 raise Wrong(
                     f"unsigned({low}, {high}) gave {described(given)}; wanted are two numbers, scale and zero point."
@@ -123,6 +127,8 @@ class ClipIt(Exercise):
         most = float(abs(values).max())
         if limit <= 0:
             raise Wrong("a threshold is a magnitude, so above 0.")
+        if limit < 1e-3 * most:
+            raise Wrong(f"{limit:.3g} clips nearly every value; the largest is {most:.3g}.")
         noise = quantization.measured_noise(values, quantization.scale_of(low=-limit, high=limit, format="int4"))
         best = _least_error()
         if limit >= 0.95 * most:
@@ -222,49 +228,42 @@ class Converts(Exercise):
         )
 
 
-class EngineOfInt8(Exercise):
+class Mend(Exercise):
     question = (
-        "Build an engine of `qat_graph` or another Q/DQ graph of this lab, and hand it in: at least five of "
-        "its layers must be INT8."
+        "`graph, images = lab06.sick()` is a Q/DQ graph of five layers with two faults: one scale is a thousand "
+        "times too large, and one layer's data comes without its pair. Hand in a graph whose five layers read codes, "
+        "and which answers as the FP32 network does on images that you have not seen."
     )
     hints = (
-        (
-            "`build.engine(graph, precision='int8', batch=...)` builds from a graph with Q/DQ nodes and reads its "
-            "types back."
-        ),
-        (
-            "`engine.precisions` counts the layers by type. `quantization.at_batch(qat_graph, 64)` fixes the batch, so "
-            "that TensorRT 8.6 tells them."
-        ),
+        "`quantization.placement(graph).wide` names the layer without a pair. For each scale, 127 times it should "
+        "be about the largest value of its tensor: `graph.model().graph.initializer` has them.",
+        "Divide that scale by 1000 and put a QuantizeLinear and a DequantizeLinear before the layer. Or take all "
+        "pairs out, since the weights are still FP32 before theirs, and quantize anew: `quantization.to_qdq(plain, "
+        "[images])`.",
     )
     solution_source = """
-        from labsupport import build, quantization
+        from labsupport import export, quantization
 
-        fixed = quantization.at_batch(qat_graph, 64)
-        engine = build.engine(fixed, precision="int8", optimization_level=1, name="digits_qat")
-        lab06.engine.check(engine)
+        sick, images = lab06.sick()
+        model, pairs, source = sick.model(), ("QuantizeLinear", "DequantizeLinear"), {}
+        for node in model.graph.node:
+            if node.op_type in pairs:  # what comes out of a pair → what went into it
+                source[node.output[0]] = source.get(node.input[0], node.input[0])
+        others = [node for node in model.graph.node if node.op_type not in pairs]
+        for node in others:
+            node.input[:] = [source.get(name, name) for name in node.input]
+        del model.graph.node[:]
+        model.graph.node.extend(others)
+        plain = export.save(model, export.fresh_folder() / "plain.onnx")
+        lab06.mend.check(quantization.to_qdq(plain, [images]))
     """
-    answer = "The types are read from the engine, never believed."
+    answer = (
+        "A pair changes values, never names alone: without all pairs the graph is the FP32 network again. No error "
+        "told of either fault; only the placement and images that nobody calibrated with did."
+    )
 
-    def judge(self, engine: Any) -> str:
-        from labsupport import build, export
-
-        if isinstance(engine, export.OnnxGraph):
-            raise Wrong("that is the graph; the engine is what build.engine makes of it.")
-        if not isinstance(engine, build.Engine):
-            raise Wrong(f"that is {described(engine)}; hand in what build.engine returns.")
-        kinds = ", ".join(f"{kind}×{count}" for kind, count in engine.precisions.most_common())
-        if not engine.precisions["int8"]:
-            raise Wrong(
-                f"not one layer of this engine is INT8 ({kinds}). Was it built from a graph with Q/DQ, and asked for "
-                "int8?"
-            )
-        if engine.precisions["int8"] < 5:
-            raise Wrong(
-                f"only {engine.precisions['int8']} layers are INT8 ({kinds}). How many were left out of the "
-                "quantization?"
-            )
-        return f"{engine.name} holds {engine.precisions['int8']} INT8 layers, read back by the {engine.evidence}."
+    def judge(self, graph: Any) -> str:
+        return judge_mended(graph)
 
 
 @functools.cache
@@ -308,4 +307,4 @@ affine = Affine()
 clip_it = ClipIt()
 keep_wide = KeepWide()
 converts = Converts()
-engine = EngineOfInt8()
+mend = Mend()

@@ -1,17 +1,26 @@
 """Exercises of lab 08: points gained, a shrinking gradient, losses that pull alike, a teacher that is heard, a
-student, a front.
+gain that is proven, a front.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.calling import items, needs_function, yes_or_no
+from labsupport.exercises.lab08_stand_ins import (
+    LEARNED,
+    STEPS,
+    class_of_two,
+    drawn_candidates,
+    drawn_duels,
+    look_at_loss,
+    share_not_learned,
+)
 
-LAB = "08_distillation"
+LAB, CHECK_S = "08_distillation", 120.0
 
 # five losses between two batches of logits; `suspect` gives the function
 SUSPECTS = {
@@ -32,7 +41,6 @@ CANDIDATES = {
     "E": (0.93, 1.2),
     "F": (0.85, 0.5),
 }
-FEWER = 10  # times fewer parameters than the teacher
 
 
 class Gain(Prediction):
@@ -43,6 +51,7 @@ class Gain(Prediction):
     quantity = "the gain by distillation"
     unit = "points"
     within = 1.5
+    least = -100
 
 
 class Factor(Exercise):
@@ -135,14 +144,13 @@ class SameGradient(Exercise):
 
 class Hears(Exercise):
     question = (
-        "Write `step(student, teacher, images, labels)` that returns a loss which the teacher takes part in and that "
-        "leaves the teacher as it is. Hand in the function."
+        "Write `step(student, teacher, images, labels)` that returns a loss. Whoever lowers it makes the student give "
+        "each image the chances that the teacher gives it, those of the wrong classes, too; the teacher stays as it "
+        "is. Hand in the function."
     )
     hints = (
-        (
-            "The article's loop computes two losses that never meet. Where does what the teacher answers enter the "
-            "student's?"
-        ),
+        "The article's loop computes two losses that never meet. Where does what the teacher answers enter the "
+        "student's?",
         "`with torch.no_grad(): answers = teacher(images)`, then a loss of `student(images)`, `answers` and `labels`.",
     )
     solution_source = """
@@ -158,9 +166,9 @@ class Hears(Exercise):
     def judge(self, step: Any) -> str:
         from labsupport import distillation
 
-        if not callable(step):
-            raise Wrong(f"that is {described(step)}; hand in the function itself, without calling it.")
-        student, teacher, images, labels = _class_of_two()
+        needs_function(step, "step")
+        student, teacher, images, labels = class_of_two()
+        look_at_loss(step, student, teacher, images, labels)
         found = distillation.audit(step, student, teacher, images, labels)
         if not found.asked:
             raise Wrong("the teacher is never asked: `teacher(images)` does not occur.")
@@ -175,98 +183,109 @@ class Hears(Exercise):
             raise Wrong(
                 f"{found.complaints[0]}. Ask it inside `with torch.no_grad():` and step no optimizer of its own."
             )
-        return "The loss and the student's gradient depend on what the teacher says, and not one of its bits moved."
+        left = share_not_learned(step)
+        if not left < LEARNED:
+            why = "Is the sign right?" if not left < 1000 else "Do both answer the same images?"
+            raise Wrong(
+                f"a student that lowered this loss {STEPS} times does not give the teacher's chances to the classes "
+                f"that the labels do not name. {why} Did logits go in, no probabilities, and all of them?"
+            )
+        return (
+            "The loss and the student's gradient depend on what the teacher says, and not one of its bits moved. A "
+            f"small student lowered it {STEPS} times and knows the teacher's chances to {max(left, 0):.1%}."
+        )
 
 
-class Smaller(Exercise):
+class Proven(Exercise):
     question = (
-        f"Make a student with at most a {FEWER}th of the teacher's parameters (289,391) that could learn from it, and "
-        "hand in the model."
+        "Write `proven(alone, taught)`: from the accuracies of the same seeds, alone and with the teacher, whether the "
+        "gain is proven: its mean over the seeds above twice its standard error, from three seeds or more. True or "
+        "False."
     )
     hints = (
-        (
-            "`distillation.staged_cnn(width=...)`: almost all parameters are in convolutions. How do they grow with "
-            "the width?"
-        ),
-        (
-            "With the square of it. The student of this lab has width 20 and 38,035 parameters; "
-            "`distillation.parameters` counts."
-        ),
+        "Each seed gives one gain, taught minus alone: what a seed does to both is gone from it. The mean's standard "
+        "error is the standard deviation of the gains, divided by the root of their number.",
+        "`gains = np.subtract(taught, alone)`, then `gains.mean()` and `gains.std(ddof=1) / len(gains) ** 0.5`. One "
+        "seed has no spread, and a teacher that harms proves no gain.",
     )
-    solution_source = "lab08.smaller.check(distillation.staged_cnn(width=16))"
-    answer = "Width 16 has 24,671 parameters: four fifths of the width, two thirds of the weights."
+    solution_source = """
+        import numpy as np
 
-    def judge(self, model: Any) -> str:
-        import torch
-        from torch import nn
+        def proven(alone, taught):
+            gains = np.subtract(taught, alone)
+            if len(gains) < 3:
+                return False
+            return gains.mean() > 2 * gains.std(ddof=1) / len(gains) ** 0.5
 
-        from labsupport import distillation
+        lab08.proven.check(proven)
+    """
+    answer = (
+        "Paired by seed, a small gain can be proven although the seeds differ widely, and a large one cannot where one "
+        "seed made it."
+    )
 
-        if not isinstance(model, nn.Module):
-            raise Wrong(f"that is {described(model)}; hand in the network.")
-        teacher = distillation.staged_cnn(width=32, depth=2)
-        distillation.check_pair(model, distillation.freeze(teacher), teacher.example_input(2))
-        mine, theirs = distillation.parameters(model), distillation.parameters(teacher)
-        if mine == theirs:
-            raise Wrong("that is as large as the teacher itself.")
-        if mine * FEWER > theirs:
-            raise Wrong(
-                f"{mine:,} parameters are {theirs / mine:.1f} times fewer than the teacher's; wanted are {FEWER} times."
-            )
-        if not any(
-            isinstance(part, (nn.ReLU, nn.Hardswish, nn.SiLU, nn.GELU, nn.LeakyReLU, nn.Tanh))
-            for part in model.modules()
-        ):
-            with torch.no_grad():
-                asked = copy.deepcopy(model).cpu().float().eval()  # the learner's own stays in its mode
-                x = teacher.example_input(2)
-                mixed = asked((x[:1] + x[1:]) / 2) - asked(x).mean(dim=0, keepdim=True)
-            if float(mixed.abs().max()) < 1e-4:
-                raise Wrong(
-                    "that network is linear, and has little to learn with; put an activation between its layers."
-                )
-        return (
-            f"{mine:,} parameters, {theirs / mine:.1f} times fewer, and it answers for the same 15 classes. Try "
-            "it in the duel above."
-        )
+    def judge(self, proven: Callable) -> str:
+        needs_function(proven, "proven")
+        cases = drawn_duels()
+        for name, alone, taught, right in cases:
+            said = yes_or_no(proven(list(alone), list(taught)), "proven")
+            if said != right:
+                gains = ", ".join(f"{100 * (after - before):+.1f}" for before, after in zip(alone, taught, strict=True))
+                raise Wrong(f"{name}: the gains are {gains[:80]} points, and it says {said}.")
+        return f"{len(cases)} duels, told apart by gain and spread. Three seeds are few, and one is none."
 
 
 class Front(Exercise):
     question = (
-        "`lab08.CANDIDATES` holds (accuracy, latency) of six candidates. Which of them are on the Pareto front, "
-        "beaten by no other in both? Hand in a list of names."
+        "Write `on_front(candidates)`: from a dict of name to (accuracy, latency), such as `lab08.CANDIDATES`, the "
+        "names on the Pareto front. Another beats a candidate if it is no worse in both and better in one. Hand in the "
+        "function."
     )
     hints = (
         "Go from the fastest to the slowest and keep a candidate only if it is more accurate than all you kept.",
-        "Three remain. Of two equally fast ones the more accurate beats the other, and the other way round.",
+        "Of two equally fast ones the more accurate beats the other, and the other way round; two that are equal in "
+        "both beat nobody, and both stay.",
     )
     solution_source = """
-        def beaten(one):
-            accuracy, ms = lab08.CANDIDATES[one]
-            return any(a >= accuracy and m <= ms and (a, m) != (accuracy, ms) for a, m in lab08.CANDIDATES.values())
+        def on_front(candidates):
+            def beaten(accuracy, ms):
+                return any(a >= accuracy and m <= ms and (a, m) != (accuracy, ms) for a, m in candidates.values())
 
-        lab08.front.check([name for name in lab08.CANDIDATES if not beaten(name)])
+            return [name for name, pair in candidates.items() if not beaten(*pair)]
+
+        lab08.front.check(on_front)
     """
-    answer = "A, E and D. B is as accurate as E and slower, F as fast as D and worse, C loses to B and E in both."
+    answer = "In `lab08.CANDIDATES`: A, E and D. B is as accurate as E and slower, F as fast as D and worse."
 
-    def judge(self, names: list) -> str:
-        unknown = [name for name in names if not isinstance(name, str) or name not in CANDIDATES]
-        if unknown:
-            raise Wrong(f"{unknown[0]!r} is no candidate; the names are {list(CANDIDATES)}.")
-        for name in names:
-            accuracy, ms = CANDIDATES[name]
-            for other, (their_accuracy, their_ms) in CANDIDATES.items():
-                if their_accuracy >= accuracy and their_ms <= ms and other != name:
-                    raise Wrong(
-                        f"{name} is beaten by {other}: accuracy {their_accuracy} against {accuracy}, {their_ms} ms "
-                        f"against {ms} ms."
-                    )
-        if len(set(names)) < 3:
-            raise Wrong("those are on it, and more are: a slow one stays if nothing as fast or faster is as accurate.")
+    def judge(self, on_front: Callable) -> str:
+        needs_function(on_front, "on_front")
+        for candidates in (CANDIDATES, *(drawn_candidates() for _ in range(5))):
+            found = items(on_front(dict(candidates)), "on_front")
+            if unknown := [name for name in found if not isinstance(name, str) or name not in candidates]:
+                raise Wrong(f"on_front gave {described(unknown[0])}, and the candidates are {list(candidates)}.")
+            _judge_front(candidates, set(found))
         return (
-            "Whoever is not on the front costs time or accuracy for nothing; which of the three to take, only a "
+            "Whoever is not on the front costs time or accuracy for nothing; which of the others to take, only a "
             "gate can say."
         )
+
+
+def _judge_front(candidates: dict, found: set[str]) -> None:
+    for name, (accuracy, ms) in candidates.items():
+        beats = [
+            other
+            for other, (theirs, their_ms) in candidates.items()
+            if theirs >= accuracy and their_ms <= ms and (theirs, their_ms) != (accuracy, ms)
+        ]
+        if beats and name in found:
+            theirs, their_ms = candidates[beats[0]]
+            raise Wrong(
+                f"{name} is beaten by {beats[0]}: accuracy {theirs} against {accuracy}, {their_ms} ms against {ms} ms."
+            )
+        if not beats and name not in found:
+            twin = any(pair == (accuracy, ms) for other, pair in candidates.items() if other != name)
+            why = " It has a twin that is equal in both, and equals beat nobody." if twin else ""
+            raise Wrong(f"{name}, accuracy {accuracy} in {ms} ms, is beaten by no other, and is missing.{why}")
 
 
 def suspect(name: str) -> Callable:
@@ -294,27 +313,9 @@ def suspect(name: str) -> Callable:
     }[name]
 
 
-def _class_of_two():
-    """A student, a frozen teacher whose answers differ from image to image, six images and their labels."""
-    import torch
-
-    from labsupport import distillation
-
-    teacher = distillation.staged_cnn(classes=5, width=4)
-    with torch.no_grad():
-        teacher.head.weight *= 50
-    labels = torch.arange(6) % 5
-    return (
-        distillation.staged_cnn(classes=5, width=2).train(),
-        distillation.freeze(teacher),
-        teacher.example_input(6),
-        labels,
-    )
-
-
 gain = Gain()
 factor = Factor()
 same_gradient = SameGradient()
 hears = Hears()
-smaller = Smaller()
+proven = Proven()
 front = Front()

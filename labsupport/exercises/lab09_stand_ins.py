@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import random
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from labsupport.exercises.answers import Wrong, described
+from labsupport.exercises.calling import comes_from, items, returned
 
 # An edge box: a processor that holds the camera's frame, and an accelerator behind a slow link. MiB and ms per segment.
 BOX_CUTS = (("frame", 6.0), ("crop", 0.6), ("stage1", 1.5), ("stage2", 0.8), ("stage3", 0.4), ("scores", 0.0))
@@ -18,7 +20,6 @@ BOX_FIXED_MS = 0.4
 
 # Rows of a run in a line: copy in, compute, copy out; ms of one item each.
 STEPS = (("copy in", 2.0), ("compute", 3.0), ("copy out", 1.0))
-PATIENCE_S = 5.0  # how long a learner's function may take before it counts as waiting for ever
 AT_ONCE = 3  # batches that double buffering may hold: one at work, one ready, one on its way
 
 
@@ -53,25 +54,36 @@ class BadBatch(Exception):
 
 
 class Mortal:
-    """A worker that answers a number with three times it, until it dies."""
+    """A worker that answers a request, a list with one number, from a table, until it dies."""
 
-    def __init__(self, after: int):
-        self.left, self.calls, self.asked_dead = after, 0, 0
+    def __init__(self, after: int, table: dict[int, int]):
+        self.left, self.calls, self.asked_dead, self.table = after, 0, 0, table
 
     def __call__(self, request):
         if self.left == 0:
             self.asked_dead += 1
             raise Died("this worker is dead")
+        if request[0] not in self.table:
+            raise BadBatch(f"nobody can answer {request}")
         self.left, self.calls = self.left - 1, self.calls + 1
-        return 3 * request
+        return self.table[request[0]]
+
+
+class Loaded:
+    """A batch that was loaded; only `infer` can look inside."""
+
+    def __init__(self, batch: int):
+        self.batch = batch
 
 
 class Stage:
-    """Loads and infers numbers, and notes whether a load began while infer was at work."""
+    """Loads and infers batches drawn anew, and notes whether a load began while infer was at work."""
 
-    def __init__(self, batches: int, broken: int | None = None):
-        self.batches, self.broken = batches, broken
-        self.begun = [threading.Event() for _ in range(batches)]
+    def __init__(self, count: int, broken: int | None = None):
+        self.batches = random.sample(range(1000), count)
+        self.right = [random.randrange(1000) for _ in self.batches]
+        self.broken = None if broken is None else self.batches[broken]
+        self.begun = {batch: threading.Event() for batch in self.batches}
         self.lock, self.held, self.most, self.overlapped = threading.Lock(), 0, 0, True
 
     def load(self, batch):
@@ -81,16 +93,19 @@ class Stage:
         with self.lock:
             self.held += 1
             self.most = max(self.most, self.held)
-        return batch
+        return Loaded(batch)
 
     def infer(self, loaded):
-        following = loaded + 1
-        if self.overlapped and following < self.batches and not self.begun[following].wait(0.5):
+        if not isinstance(loaded, Loaded):
+            raise Wrong(f"infer was called with {described(loaded)}; it wants what load returned.")
+        place = self.batches.index(loaded.batch)
+        following = self.batches[place + 1 : place + 2]
+        if self.overlapped and following and not self.begun[following[0]].wait(0.5):
             self.overlapped = False
         time.sleep(0.003)  # long enough for a loader without a brake to run away
         with self.lock:
             self.held -= 1
-        return 10 * loaded
+        return self.right[place]
 
 
 def worlds() -> dict:
@@ -102,27 +117,71 @@ def worlds() -> dict:
     }
 
 
-def needs_function(value: Any, name: str) -> None:
-    """Refuse what cannot be called."""
-    if not callable(value):
-        raise Wrong(f"that is {described(value)}; hand in the function `{name}` itself, without calling it.")
+def judge_deaths(serve_all: Callable, table: dict[int, int], survivor: int) -> None:
+    """Wrong unless 40 requests are answered once and in order while two of three workers die."""
+    requests = [[random.randrange(len(table))] for _ in range(40)]
+    crew = [Mortal(1000 if here == survivor else 7 + 5 * here, table) for here in range(3)]
+    given, workers = copy.deepcopy(requests), list(crew)
+    try:
+        got = returned(lambda: items(serve_all(given, workers), "serve_all"), "serve_all")
+    except Died:
+        raise Wrong(
+            "a worker died, and its error came out of serve_all; the requests behind it are lost. Catch `lab09.Died`."
+        ) from None
+    if given != requests or workers != crew:
+        whose = "requests" if given != requests else "workers"
+        raise Wrong(f"the list of {whose} that was handed in has changed; work on a copy, the caller needs it.")
+    if len(got) > len(requests):
+        raise Wrong(f"serve_all gave {len(got)} answers to {len(requests)} requests.")
+    if len(got) != len(requests) or any(each is None for each in got):
+        raise Wrong(
+            f"{sum(each is not None for each in got)} of {len(requests)} requests were answered; the ones "
+            "that the dying workers had are lost."
+        )
+    if got != [table[number] for (number,) in requests]:
+        raise Wrong("all requests were answered, but not in their order; an answer belongs at its request's place.")
+    asked = sum(worker.asked_dead for worker in crew)
+    if asked > 2:
+        raise Wrong(
+            f"dead workers were asked {asked} times; each death is noticed once, then that worker is left alone."
+        )
+    if sum(worker.calls for worker in crew) > len(requests):
+        raise Wrong("some requests were computed twice, though they had been answered.")
 
 
-def returned(work: Callable, what: str):
-    """What ``work`` returns or raises; a learner's endless wait must not hang the notebook."""
-    box_of: dict[str, Any] = {}
+def judge_all_dead(serve_all: Callable, table: dict) -> None:
+    """Wrong unless the caller is told that nobody is left."""
 
-    def call():
-        try:
-            box_of["value"] = work()
-        except BaseException as error:  # handed on below, in the thread of the checker
-            box_of["error"] = error
+    def work():
+        return items(serve_all([[n] for n in range(10)], [Mortal(2, table), Mortal(3, table)]), "serve_all")
 
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(PATIENCE_S)
-    if thread.is_alive():
-        raise Wrong(f"{what} has not come back after {PATIENCE_S:g} s; something waits for what will never come.")
-    if "error" in box_of:
-        raise box_of["error"]
-    return box_of["value"]
+    try:
+        got = returned(work, "serve_all, when every worker has died,")
+    except Wrong as reason:
+        if "gave None" not in str(reason):
+            raise
+        got = None
+    except Exception:
+        return
+    raise Wrong(
+        f"when every worker had died, serve_all gave {str(got)[:40]} and no error; the caller takes that for "
+        "the whole answer."
+    )
+
+
+def judge_bad_request(serve_all: Callable, table: dict) -> None:
+    """Wrong unless an error of a request, which is no death, reaches the caller."""
+    crew = [Mortal(1000, table) for _ in range(3)]
+    try:
+        returned(
+            lambda: items(serve_all([[1], [999], [2]], crew), "serve_all"),
+            "serve_all, when no worker can answer a request,",
+        )
+    except BaseException as error:
+        if comes_from(error, (BadBatch,)):
+            return
+        raise Wrong(
+            "a worker raised another error than Died, for a request that nobody can answer, and it was taken for "
+            f"a death: {type(error).__name__} came out, not that error."
+        ) from None
+    raise Wrong("a worker raised another error than Died, for a bad request, and the caller was not told.")

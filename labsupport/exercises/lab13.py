@@ -7,13 +7,13 @@ from typing import Any
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.calling import needs_function
 from labsupport.exercises.lab13_stand_ins import (
     Gate,
     Session,
     both_sides,
     chains,
     layout_shapes,
-    needs_function,
     opset_cases,
     opset_fault,
     provider_cases,

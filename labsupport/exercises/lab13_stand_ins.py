@@ -87,11 +87,6 @@ def both_sides() -> list:
     return [level] + [x - x.mean() + mean for x, mean in zip(noise, (0.02, -0.02, 0.2, -0.2, 0.8, -0.8, 2.0, -2.0))]
 
 
-def needs_function(function: Any, name: str) -> None:
-    if not callable(function) or isinstance(function, type):
-        raise Wrong(f"that is {described(function)}; hand in the function itself: check({name}).")
-
-
 def whole_numbers(values: Any, name: str) -> list[int]:
     """Whole numbers from whatever holds some: a list, a set, a range, an array."""
     if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable):

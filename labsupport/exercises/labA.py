@@ -17,17 +17,9 @@ CLOSE = 1e-6
 class WrongSigns(Prediction):
     question = "How many of the article's two gradients, dJ_dW and dJ_db, have the right sign?"
     quantity = "gradients with the right sign"
-    within = 1.0
+    least = 0
 
-    def judge(self, measured: Any) -> str:
-        from labsupport.exercises import answers, progress
-
-        measured = answers.as_number(measured, "the measurement")
-        guess = self._guess if self._guess is not None else progress.prediction(self.lab, self.name)
-        if guess is None:
-            raise answers.NotAttempted(
-                f"{self.quantity}: measured {measured:g}; there is no prediction, `signs.predict(...)` takes one."
-            )
+    def _against(self, guess: float, measured: float, seen: str) -> str:
         if guess != measured:
             raise Wrong(
                 f"you predicted {guess:g}, and {measured:g} have. The listing starts with truth minus prediction."

@@ -18,6 +18,7 @@ LAB = "B_article_map"
 class Compiles(Prediction):
     question = "How many of the article's Python listings run to their end as printed?"
     quantity = "listings that run as printed"
+    least = 0
     within = 1.5
 
 

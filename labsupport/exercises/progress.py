@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,26 +27,26 @@ def path() -> Path | None:
     return None if headless else ROOT / ".labprogress.json"
 
 
-def record(lab: str, exercise: str, outcome: str, *, prediction: float | None = None) -> str:
-    """Keep one outcome; returns "" or, once, what is wrong with the progress file. Raises nothing.
+def record(lab: str, exercise: str, outcome: str, **facts: Any) -> str:
+    """Keep one outcome and facts such as a ``prediction``; returns "" or, once, what is wrong with the progress file.
 
-    "right" stays: running the notebook again from the top does not take it back.
+    "right" stays, and its day: running the notebook again from the top does not take it back. Raises nothing.
     """
     file = path()
     if file is None:
         return ""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(file):
+        with files.locked(file, patience_s=2):  # two notebooks may check at once; better an entry lost than a hang
             labs, note = _read_or_move_aside(file)
             entry = labs.setdefault(lab, {}).setdefault(exercise, {})
             before = entry.get("outcome", "not attempted")
             rank = ["not attempted", "wrong", "right"]
             if before not in rank or rank.index(outcome) >= rank.index(before):
                 entry["outcome"] = outcome
-            entry["when"] = datetime.now().astimezone().isoformat(timespec="seconds")
-            if prediction is not None:
-                entry["prediction"] = prediction
+            if before != "right" or "when" not in entry:
+                entry["when"] = datetime.now().astimezone().isoformat(timespec="seconds")
+            entry.update(facts)
             _write(file, labs)
         return note
     except OSError as error:
@@ -59,7 +57,7 @@ def record(lab: str, exercise: str, outcome: str, *, prediction: float | None = 
 
 
 def load() -> dict[str, dict[str, dict[str, Any]]]:
-    """lab → exercise → {"outcome", "when", "prediction"}; empty when there is no file or it cannot be read."""
+    """lab → exercise → {"outcome", "when", "prediction", …}; empty when there is no file or it cannot be read."""
     file = path()
     if file is None:
         return {}
@@ -69,10 +67,13 @@ def load() -> dict[str, dict[str, dict[str, Any]]]:
         return {}
 
 
-def prediction(lab: str, exercise: str) -> float | None:
-    """The number the learner predicted, also from an earlier session."""
-    guess = load().get(lab, {}).get(exercise, {}).get("prediction")
-    return float(guess) if isinstance(guess, (int, float)) and not isinstance(guess, bool) else None
+def noted(lab: str, exercise: str) -> dict[str, Any]:
+    """What is kept of a prediction, also from an earlier session: ``prediction`` (float), ``shown``, ``late``."""
+    entry = load().get(lab, {}).get(exercise, {})
+    guess = entry.get("prediction")
+    number = isinstance(guess, (int, float)) and not isinstance(guess, bool)
+    flags = {name: entry.get(name) is True for name in ("shown", "late")}
+    return {**flags, **({"prediction": float(guess)} if number else {})}
 
 
 def read(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -83,6 +84,12 @@ def read(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
         raise ValueError("nested too deep") from error
     if not isinstance(content, dict) or not isinstance(content.get("labs"), dict):
         raise ValueError("not a progress file")
+    if not files.whole(content) or (files.SEAL not in content and content.get("version", 1) != 1):
+        raise ValueError("another checksum than its own")
+    return _entries(content)
+
+
+def _entries(content: dict) -> dict[str, dict[str, dict[str, Any]]]:
     return {
         lab: {name: entry for name, entry in exercises.items() if isinstance(entry, dict)}
         for lab, exercises in content["labs"].items()
@@ -98,33 +105,26 @@ def _read_or_move_aside(file: Path) -> tuple[dict, str]:
         return {}, ""
     except ValueError:  # JSON and UTF-8 errors are both ValueErrors
         aside = file.with_name(f"{file.stem}.damaged-{datetime.now():%Y%m%d-%H%M%S}{file.suffix}")
+        labs = _rescued(file)
         os.replace(file, aside)
-        return {}, _once(f"the progress file was damaged; it is kept as {aside.name} and a new one was started")
+        count = sum(map(len, labs.values()))
+        return labs, _once(
+            f"the progress file was damaged; it is kept as {aside.name} and a new one was started with the {count} "
+            "exercises that could be read"
+        )
+
+
+def _rescued(file: Path) -> dict:
+    """What still reads as progress in a damaged file; {} where nothing does."""
+    try:
+        return _entries(json.loads(file.read_bytes().decode("utf-8", errors="replace")))
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _write(file: Path, labs: dict) -> None:
-    text = json.dumps({"version": 1, "labs": labs}, indent=1, ensure_ascii=False)
+    text = json.dumps(files.sealed({"version": 2, "labs": labs}), indent=1, ensure_ascii=False)
     files.replace(file, (text + "\n").encode("utf-8"))
-
-
-@contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Two open notebooks may check at the same moment; without filelock the later write simply wins."""
-    try:
-        import filelock
-    except ImportError:
-        yield
-        return
-    lock = filelock.FileLock(f"{file}.lock")
-    try:
-        lock.acquire(timeout=2)
-    except filelock.Timeout:  # better an entry lost than a check that hangs
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _once(trouble: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from labsupport.exercises import base, progress
+from labsupport.exercises import base, own_copies, progress
 
 
 def report(notebooks: Path | None = None) -> str:
@@ -23,14 +23,16 @@ def report(notebooks: Path | None = None) -> str:
             if not isinstance(outcome, str) or outcome not in counts:  # the file may have been edited by hand
                 outcome = "not attempted"
             counts[outcome] += 1
-            when = str(entry.get("when", ""))[:16].replace("T", " ") if outcome != "not attempted" else ""
-            rows.append((lab if name == names[0] else "", name, outcome, when))
+            noted = outcome == "not attempted" and isinstance(entry.get("prediction"), (int, float))
+            when = str(entry.get("when", ""))[:16].replace("T", " ") if outcome != "not attempted" or noted else ""
+            rows.append((lab if name == names[0] else "", name, "predicted" if noted else outcome, when))
         if not names:
             rows.append((lab, "no exercises", "", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     table.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([*table, "", _totals(counts), *_state_of_file()])
+    newer = [] if notebooks else [own_copies.offer(own_copies.newer(root=progress.ROOT))]
+    return "\n".join([*table, "", _totals(counts), *_state_of_file(), *filter(None, newer)])
 
 
 def _totals(counts: dict[str, int]) -> str:

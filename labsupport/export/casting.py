@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 from labsupport.errors import BadInput, LabError
-from labsupport.export import onnx_graph, surgery
+from labsupport.export import large_constants, onnx_graph, surgery
 from labsupport.export.qdq_nodes import QDQ
 
 LOW = ("fp16", "bf16")
@@ -114,16 +115,39 @@ class Walk:
         listed = surgery.values_of(self.model)
         self.floats = {n for n, v in listed.items() if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
         self.floats |= set(self.weights)
-        self.containers = {n for n, v in listed.items() if v.type.WhichOneof("value") not in ("tensor_type", None)}
+        # Sequences and the like have no type to change, and of an unknown type nobody can say whether it may.
+        tensors = {n for n, v in listed.items() if v.type.HasField("tensor_type") and v.type.tensor_type.elem_type}
+        written = {name for node in self.model.graph.node for name in node.output if name}
+        self.untyped = (written | set(listed)) - tensors
         self.opsets = {o.domain: o.version for o in self.model.opset_import}
         if not self.floats:
             raise BadInput(
                 f"{self.graph.path.name} has no FP32 tensor, so there is nothing to cast; its precision is its own"
             )
+        self._keep_inside()
         self.is_low: set[str] = set()
         self.made: dict[tuple[str, bool], str] = {}
         self.nodes: list = []
         self.new_weights: list = []
+
+    def _keep_inside(self) -> None:
+        """Clamp the masks, and keep the nodes wide, whose constants the low type does not hold, and say so."""
+        self.bounds, wide = large_constants.outside(self.model, self.dtype, self.scales)
+        nodes = {node.name: node for node in self.model.graph.node}
+        told = {name: why for name, why in wide.items() if name not in self.wide and self.narrows(nodes[name])}
+        self.wide |= wide.keys()
+        if told:
+            name, why = next(iter(told.items()))
+            more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+            warnings.warn(
+                f"{self.graph.path.name}: {name} ({nodes[name].op_type}) stays FP32{more}, because {self.suffix} does "
+                f"not hold {why}; a reader that gets its result in {self.suffix} may overflow: name it in keep_wide",
+                stacklevel=4,
+            )
+        weights = {weight.name for weight in self.model.graph.initializer}
+        readers = large_constants.Readers(self.model)
+        given = (value.name for value in self.model.graph.input)
+        self.given_masks = {name for name in given if name in self.floats and readers.joins(name, weights)}
 
     def narrow_places(self, node) -> tuple[set[int], set[int]]:
         """Which inputs and outputs of a node, by place, take the low type: none of them where it is to stay FP32.
@@ -132,7 +156,7 @@ class Walk:
         """
         touched = [t for t in (*node.input, *node.output) if t in self.floats]
         wide = node.name in self.wide or node.op_type in ALWAYS_WIDE
-        if wide or not touched or self.containers & {*node.input, *node.output}:
+        if wide or not touched or self.untyped & {*node.input, *node.output}:
             return set(), set()
         ins, outs = ({i for i, t in enumerate(ts) if t in self.floats} for ts in (node.input, node.output))
         schema = self._schema(node)
@@ -171,6 +195,8 @@ class Walk:
         key = (name, True)
         if key not in self.made:
             exact = onnx.numpy_helper.to_array(self.weights[name])
+            if name in self.bounds:
+                exact = large_constants.clamped(exact, self.bounds[name])
             with np.errstate(over="ignore"):
                 values = exact.astype(self.dtype)
             if name in self.scales and not (values.all() and np.isfinite(values.astype(np.float32)).all()):
@@ -206,8 +232,11 @@ class Walk:
     def saved(self, path=None) -> onnx_graph.OnnxGraph:
         """Put the new nodes and weights into the model, drop what nobody reads, and save it."""
         body = self.model.graph
+        written = {t for node in self.nodes for t in node.output} - self.is_low
+        told = [value for value in body.value_info if value.name in written]  # what ONNX may not find out by itself
         del body.node[:], body.value_info[:]
         body.node.extend(self.nodes)
+        body.value_info.extend(told)
         body.initializer.extend(self.new_weights)
         read = {t for node in body.node for t in node.input} | {o.name for o in body.output}
         used = [w for w in body.initializer if w.name in read]
@@ -224,8 +253,17 @@ class Typed(Walk):
     """Types as strongly typed TensorRT reads them: narrow weights and tensors, Cast nodes where the type changes."""
 
     def change(self, tensor, target, low):
+        import numpy as np
         import onnx
 
+        if low and tensor in self.given_masks:  # −1e9 would be −inf, and a softmax of nothing but −inf is NaN
+            limit, inside = large_constants.most(self.dtype) / 2, self.names.free(f"{tensor}.inside")
+            ends = [self.names.free(f"{inside}/{side}") for side in ("least", "most")]
+            for end, number in zip(ends, (-limit, limit)):
+                self.new_weights.append(onnx.numpy_helper.from_array(np.array(number, np.float32), end))
+            name = self.names.free(f"{inside}/Clip")
+            self.nodes.append(onnx.helper.make_node("Clip", [tensor, *ends], [inside], name=name))
+            tensor = inside
         self.cast(tensor, target, self.low if low else onnx.TensorProto.FLOAT)
 
     def walk(self, keep_io: bool) -> Typed:
@@ -275,6 +313,7 @@ class Typed(Walk):
             if typed and attribute.i == onnx.TensorProto.FLOAT:
                 attribute.i = self.low
             if node.op_type == "ConstantOfShape" and attribute.name == "value":
-                attribute.t.CopyFrom(
-                    onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(attribute.t).astype(self.dtype))
-                )
+                number = onnx.numpy_helper.to_array(attribute.t)
+                if node.output[0] in self.bounds:
+                    number = large_constants.clamped(number, self.bounds[node.output[0]])
+                attribute.t.CopyFrom(onnx.numpy_helper.from_array(number.astype(self.dtype)))

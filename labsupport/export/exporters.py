@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import re
 import warnings
@@ -133,7 +134,10 @@ def _export_dynamo(model, examples, path, opset, names_in, names_out, axes, fold
 
     import torch
 
-    shapes = tuple({axis: torch.export.Dim.DYNAMIC for axis in axes.get(name, {})} or None for name in names_in)
+    shapes: tuple = tuple({axis: torch.export.Dim.DYNAMIC for axis in axes.get(name, {})} or None for name in names_in)
+    kinds = [each.kind for each in inspect.signature(model.forward).parameters.values()]
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL) if inspect.Parameter.VAR_POSITIONAL in kinds else None
+    given = shapes if named is None else (*shapes[:named], tuple(shapes[named:]))  # *args are one argument of many
     registry = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registry.level
     registry.setLevel(logging.ERROR)  # it warns that torchvision, which no lab needs, is missing
@@ -146,7 +150,7 @@ def _export_dynamo(model, examples, path, opset, names_in, names_out, axes, fold
                 opset_version=opset,
                 input_names=names_in,
                 output_names=names_out,
-                dynamic_shapes=shapes if any(shapes) else None,
+                dynamic_shapes=given if any(shapes) else None,
                 optimize=fold,
                 verbose=False,
             )

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from labsupport import files
 from labsupport.errors import BadInput, LabError
+from labsupport.export.sparse_weights import written_out
 
 LARGEST_INSIDE = 2**30  # bytes of weights that a file of at most 2 GB takes in
 
@@ -60,10 +62,10 @@ class OnnxGraph:
         return [self.path, *(self.path.parent / name for name in sorted(beside))]
 
     def model(self):
-        """The graph as an ``onnx.ModelProto``, for surgery."""
+        """The graph as an ``onnx.ModelProto``, for surgery; its sparse weights are written out with their zeros."""
         import onnx
 
-        return onnx.load(str(self.path))
+        return written_out(onnx.load(str(self.path)))
 
     def __repr__(self) -> str:
         ops = ", ".join(f"{op}×{n}" if n > 1 else op for op, n in self.ops.items())
@@ -152,12 +154,33 @@ def _check(model, path: Path) -> None:
                 f"{path.name}: {value.name!r} has element type {value.type.tensor_type.elem_type}, which ONNX does not "
                 "know; export it again"
             )
+    _check_names(model, path)
     try:
         onnx.checker.check_model(str(path))
     except Exception as error:
+        said = " ".join(str(error).split())[:200]
         raise BadInput(
-            f"{path.name} is not a valid ONNX network: {first_line(error)}; export it again or repair that node"
+            f"{path.name} is not a valid ONNX network: {said}; export it again or repair that node"
         ) from error
+
+
+def _check_names(model, path: Path) -> None:
+    """Refuse two tensors of one name in one graph: onnx's checker overlooks some, and runtimes take either of them."""
+    graphs = [model.graph, *(body for node in everywhere(model.graph.node) for body in bodies(node))]
+    scopes = [(f.name, f.node, list(f.input), []) for f in model.functions]
+    for graph in graphs:
+        weights = [w.name for w in graph.initializer] + [w.values.name for w in graph.sparse_initializer]
+        scopes.append((graph.name, graph.node, [value.name for value in graph.input], weights))
+    for place, nodes, given, weights in scopes:
+        given = given + [name for name in weights if name not in given]  # IR 3 lists weights among the inputs
+        counts = Counter([*given, *(name for node in nodes for name in node.output if name)])
+        counts += Counter(weights) - Counter(set(weights))
+        for name in (name for name, times in counts.items() if times > 1):
+            makers = " and ".join(f"{node.op_type} {node.name!r}" for node in nodes if name in node.output)
+            raise BadInput(
+                f"{path.name} has two tensors named {name!r} in {place!r}{makers and f', written by {makers}'}; give "
+                "each a name of its own, or export it again"
+            )
 
 
 def _opset(model) -> int:
@@ -169,6 +192,10 @@ def save(model, path: str | os.PathLike) -> OnnxGraph:
 
     Weights of more than 1 GiB go into a file beside it, ``<name>.data``: one ONNX file holds 2 GB at most.
     """
+    if not hasattr(model, "graph") or not isinstance(path, (str, os.PathLike)):
+        raise BadInput(
+            f"a {type(model).__name__} and a {type(path).__name__} came; wanted are an onnx.ModelProto and a name"
+        )
     path = Path(path)
     with _staged(path) as staged:
         write(model, staged)
@@ -202,13 +229,10 @@ def _staged(path: Path):
     """A file of the same name in a folder of its own, which takes the place of ``path`` if the block succeeds."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=".export-"))
-        try:
+        with files.scratch(inside=path.parent, prefix=".export-") as folder:
             yield folder / path.name
             for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):  # weights first
                 os.replace(file, path.parent / file.name)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise LabError(
             f"{path} cannot be written ({error.strerror or error}); name another file, or free some space. What was "
@@ -314,7 +338,7 @@ def first_line(error: Exception) -> str:
 @functools.lru_cache(maxsize=None)
 def scratch_folder() -> Path:
     """A folder for files that nobody named; it goes with the process, because exports are as large as their weights."""
-    folder = Path(tempfile.mkdtemp(prefix="labsupport-"))
+    folder = files.scratch_folder()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 

@@ -35,7 +35,7 @@ def shortcuts(model, kept: set[str], residual: str = "convolutions") -> list[tup
     found = []
     for node, makers in _residual_adds(model):
         main = next(((name, layer) for name, layer in makers if layer is not None and layer.name not in kept), None)
-        if main is None or (main[1].op_type in PRODUCTS and residual == "convolutions"):
+        if main is None or node.name in kept or (main[1].op_type in PRODUCTS and residual == "convolutions"):
             continue
         others = [name for name, _ in makers if name != main[0]]
         if len(others) == 1:

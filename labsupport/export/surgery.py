@@ -125,6 +125,19 @@ def inferred(model, *, data_prop: bool = False):
     """
     import onnx
 
+    try:
+        return onnx.shape_inference.infer_shapes(_light(model), data_prop=data_prop)
+    except Exception as error:  # the checker's own types
+        raise BadInput(
+            f"the shapes of this network do not follow from its inputs: {str(error).splitlines()[0]}; export it again, "
+            "or pass sizes_of=<the graph before fusion>"
+        ) from error
+
+
+def _light(model):
+    """The model with its small weights alone, and of the others their types and shapes."""
+    import onnx
+
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     for field in ("node", "input", "output", "value_info"):
         getattr(light.graph, field).extend(getattr(model.graph, field))
@@ -132,13 +145,19 @@ def inferred(model, *, data_prop: bool = False):
         small = math.prod(weight.dims) <= SMALL and weight.data_location != onnx.TensorProto.EXTERNAL
         hollow = onnx.TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
         light.graph.initializer.append(weight if small else hollow)
+    return light
+
+
+def contradictions(model) -> set[str]:
+    """What ONNX finds wrong with a model's shapes: one line each, which names the operator and the node."""
+    import onnx
+
     try:
-        return onnx.shape_inference.infer_shapes(light, data_prop=data_prop)
+        onnx.shape_inference.infer_shapes(_light(model), strict_mode=True, data_prop=True)
     except Exception as error:  # the checker's own types
-        raise BadInput(
-            f"the shapes of this network do not follow from its inputs: {str(error).splitlines()[0]}; export it again, "
-            "or pass sizes_of=<the graph before fusion>"
-        ) from error
+        lines = (line for line in str(error).splitlines() if "op_type" in line)
+        return {" ".join(re.sub(r"\[\w+\] (Inference error\(s\): )?", "", line).split()) for line in lines}
+    return set()
 
 
 def values_of(model) -> dict:
@@ -169,6 +188,9 @@ def exposed(graph, tensors: Iterable[str], *, path=None) -> OnnxGraph:
     and may round where the plain one does not. Raises BadInput for a tensor that is not there.
     """
     graph = graph if isinstance(graph, OnnxGraph) else onnx_graph.load(graph)
+    if not isinstance(tensors, Iterable):
+        raise BadInput(f"tensors={tensors!r}; give a list of tensor names, such as {list(graph.outputs)[:1]}")
+    tensors = [tensors] if isinstance(tensors, str) else tensors
     model, tensors = graph.model(), list(dict.fromkeys(tensors))
     known = values_of(model)
     for tensor in tensors:
@@ -209,6 +231,7 @@ def fix_batch(model, batch: int) -> tuple[list[str], list[int]]:
     first = {v.name: v.type.tensor_type.shape.dim[0] for v in values if v.type.tensor_type.shape.dim}
     free = {name: axis.dim_param for name, axis in first.items() if not axis.dim_value}
     fixed = [axis.dim_value for axis in first.values() if axis.dim_value]
+    before = contradictions(model) if free else set()
     for name in free:
         first[name].dim_value = batch
     symbols = {symbol for symbol in free.values() if symbol}
@@ -219,11 +242,18 @@ def fix_batch(model, batch: int) -> tuple[list[str], list[int]]:
     if free:
         _redeclare(model)
         _check_reshapes(model, batch)
+        if new := sorted(contradictions(model) - before):
+            raise BadInput(
+                f"the network does not run with a batch of {batch}: {new[0][:240]}; another number stands fixed in "
+                "that node or before it: export it with dynamic=True"
+            )
     return list(free), fixed
 
 
 def _check_reshapes(model, batch: int) -> None:
-    """Refuse a network in which a constant shape froze another batch. Raises BadInput naming the Reshape."""
+    """Refuse a network in which a constant froze another batch, where ONNX itself overlooks it. Raises BadInput naming
+    the Reshape or Gemm.
+    """
     known = inferred(model, data_prop=True).graph
     shapes = {weight.name: list(weight.dims) for weight in model.graph.initializer}
     for value in (*known.value_info, *known.input, *known.output):
@@ -231,6 +261,13 @@ def _check_reshapes(model, batch: int) -> None:
         if value.type.tensor_type.HasField("shape") and all(axis.HasField("dim_value") for axis in axes):
             shapes.setdefault(value.name, [axis.dim_value for axis in axes])
     for node in model.graph.node:
+        if node.op_type == "Gemm" and len(node.input) > 2:
+            rows, wanted = shapes.get(node.input[2]), shapes.get(node.output[0])
+            if rows and wanted and any(n not in (1, m) for n, m in zip(rows[::-1], wanted[::-1])):
+                raise BadInput(
+                    f"the network does not run with a batch of {batch}: {node.name or 'the Gemm'} that writes "
+                    f"{node.output[0]!r} adds {rows} to {wanted}; export it with dynamic=True"
+                )
         if node.op_type != "Reshape":
             continue
         came, wanted = shapes.get(node.input[0]), shapes.get(node.output[0])

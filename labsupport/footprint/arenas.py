@@ -38,7 +38,7 @@ def arena(lives: Lifetimes, offsets: Mapping[str, float]) -> Arena:
         raise BadInput(
             f"offsets is a {type(offsets).__name__}; wanted is a mapping from tensor name to its offset in MiB"
         )
-    names = {tensor.name for tensor in lives.tensors}
+    names = {tensor.name for tensor in checked(lives).tensors}
     for what, those in (("places no", names - set(offsets)), ("places an unknown", set(offsets) - names)):
         if those:
             raise BadInput(
@@ -57,6 +57,13 @@ def arena(lives: Lifetimes, offsets: Mapping[str, float]) -> Arena:
                     f"memory: {_span(one, offsets)} and {_span(other, offsets)}"
                 )
     return Arena(lives, dict(offsets))
+
+
+def checked(lives) -> Lifetimes:
+    """The lifetimes. Raises BadInput for anything else."""
+    if not isinstance(lives, Lifetimes):
+        raise BadInput(f"a {type(lives).__name__} came; wanted are lifetimes: footprint.lifetimes(graph)")
+    return lives
 
 
 def _span(tensor: Tensor, offsets: Mapping[str, float]) -> str:

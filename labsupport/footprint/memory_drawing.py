@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labsupport.footprint.arenas import Arena
+from labsupport.footprint.arenas import Arena, checked
 from labsupport.footprint.tensor_lifetimes import Lifetimes
 
 # --- pictures ---------------------------------------------------------------------------------------------------
@@ -12,7 +12,7 @@ def draw_lifetimes(lives: Lifetimes, *, title: str = ""):
     """Each tensor as a bar from its writer to its last reader, above the MiB alive at each step."""
     from labsupport.comparing.drawing import COLOURS, Drawing
 
-    figure, (bars, live) = _panels(2, height=2.2 + min(len(lives.tensors), 20) * 0.14)
+    figure, (bars, live) = _panels(2, height=2.2 + min(len(checked(lives).tensors), 20) * 0.14)
     for row, tensor in enumerate(lives.tensors):
         bars.barh(
             row,
@@ -56,6 +56,7 @@ def draw_arena(plan: Arena, *, title: str = ""):
     """The block of memory over time: a rectangle per tensor, as wide as its life and as high as its size."""
     from labsupport.comparing.drawing import COLOURS, HATCHES, Drawing
 
+    checked(getattr(plan, "lifetimes", plan))
     figure, (axes,) = _panels(1, height=3.0)
     named = len(plan.lifetimes.tensors) <= 12
     for i, tensor in enumerate(plan.lifetimes.tensors):

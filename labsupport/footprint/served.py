@@ -10,13 +10,12 @@ import math
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from labsupport import environment, export
+from labsupport import environment, export, files
 from labsupport.build import engines
 from labsupport.errors import BadInput, LabError
 
@@ -174,8 +173,8 @@ def pass_gb_per_s(mib: float, *, device: str = "cpu", seconds: float = 0.02) -> 
 
 def _apart(job: dict) -> tuple[tuple, str]:
     """Run a job of `_report` in a fresh Python; its lines, and whose GPU memory they tell."""
-    with tempfile.TemporaryDirectory(prefix="labsupport-served-") as folder:
-        asked, told = Path(folder) / "job.json", Path(folder) / "lines.json"
+    with files.scratch() as folder:
+        asked, told = folder / "job.json", folder / "lines.json"
         asked.write_text(json.dumps(job), encoding="utf-8")
         paths = [str(environment.REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
         code = "import sys; from labsupport.footprint import served; served._report(*sys.argv[1:])"

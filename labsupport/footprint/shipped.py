@@ -8,6 +8,7 @@ import numpy as np
 
 from labsupport import export
 from labsupport.errors import BadInput
+from labsupport.export import onnx_graph
 from labsupport.export.qdq_nodes import QDQ
 from labsupport.footprint.tensor_lifetimes import VALUE_BYTES, lifetimes
 
@@ -27,11 +28,11 @@ class Shipped:
 
 
 def shipped(graph, precision: str | None = None, *, batch: int = 1) -> Shipped:
-    """Weights and activations of a graph, for one batch size; ``precision`` is what the kernels compute in.
+    """Weights, wherever they stand in the file, and activations of a graph, for one batch size.
 
-    Left out, it is read from the graph: "int8" where there are Q/DQ nodes, else the type of the weights. A graph of
-    FP32 weights that the builder will cast ("fp16") counts them as narrow. Q/DQ nodes fuse into their layers and
-    hold nothing.
+    ``precision`` is what the kernels compute in. Left out, it is read from the graph: "int8" where there are Q/DQ
+    nodes, else the type of the weights. A graph of FP32 weights that the builder will cast ("fp16") counts them as
+    narrow. Q/DQ nodes fuse into their layers and hold nothing.
     """
     graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
     stored = export.float_type(graph)
@@ -43,7 +44,7 @@ def shipped(graph, precision: str | None = None, *, batch: int = 1) -> Shipped:
 
     codes = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     weights = 0
-    for weight in model.graph.initializer:
+    for weight in onnx_graph.tensors_of(model):
         array = numpy_helper.to_array(weight)
         # TensorRT's Q/DQ graphs keep FP32 weights before a QuantizeLinear, and the builder stores the codes alone
         weights += array.size if weight.name in codes else array.nbytes

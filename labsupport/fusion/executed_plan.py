@@ -58,6 +58,12 @@ def plan_of_onnx_runtime(source, graph, profile, name) -> Plan:
             "pass the original too: graph="
         )
     original, optimized = nodes_of(graph), nodes_of(executed)
+    loaded = nodes_of(run.graph) if run is not None and isinstance(run.graph, export.OnnxGraph) else original
+    if not loaded.by_name.keys() & original.by_name.keys():
+        raise BadInput(
+            f"{run.name} runs {run.graph.path.name}, in which no node is named like {original.nodes[0].name!r} of "
+            "graph=; pass the graph that the runtime loaded"
+        )
     placed = executed_nodes.placement(original, optimized)
     ours, theirs = set(original.producer) & set(placed.ends.values()), set(optimized.inputs) - set(original.inputs)
     if optimized.nodes and (not ours or theirs - original.constants):

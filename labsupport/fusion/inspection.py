@@ -73,7 +73,7 @@ def table(plan: Plan):
     from labsupport.comparing.tables import frame_class
 
     rows = []
-    for kernel in plan.kernels:
+    for kernel in _plan(plan).kernels:
         shown = [f"[{short(n)}]" if n in kernel.inferred else short(n) for n in kernel.nodes]
         row = {
             "kernel": short(kernel.name),
@@ -91,11 +91,17 @@ def table(plan: Plan):
     return frame_class()(rows)
 
 
+def _plan(plan) -> Plan:
+    if not isinstance(plan, Plan):
+        raise BadInput(f"a {type(plan).__name__} came; wanted is a plan: fusion.xray(engine, graph=graph)")
+    return plan
+
+
 def draw(plan: Plan, graph=None):
     """Before and after side by side: every ONNX node and the kernel it went into (a Drawing; .svg(), .save(path))."""
     from labsupport.fusion.pictures.before_after import draw_plan
 
-    graph = nodes_of(graph) if graph is not None else plan.graph
+    graph = nodes_of(graph) if graph is not None else _plan(plan).graph
     if graph is None:
         raise BadInput(f"{plan.name} was read without its ONNX graph, so there is no 'before' to draw; pass graph=")
     return draw_plan(plan, graph)
@@ -105,7 +111,7 @@ def time_bar(plan: Plan, *, top: int = 12, title: str | None = None):
     """Bars of time per kernel, the ``top`` longest, the rest added up in one bar (a Drawing)."""
     from labsupport.comparing.drawing import draw_bars
 
-    if plan.total_ms is None:
+    if _plan(plan).total_ms is None:
         raise BadInput(
             f"{plan.name} has no times; pass profile=fusion.profile(run, feed), or a plan recorded with its profile"
         )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from labsupport import files
 from labsupport.errors import BadInput, LabError
 from labsupport.fusion.onnx_nodes import nodes_of
 from labsupport.fusion.plan_text import parse, read_text
@@ -106,8 +106,8 @@ def _onnxruntime_rounds(run, feed, runs, warmup) -> list[dict[str, float]]:
     arrays = {
         name: x if isinstance(x, np.ndarray) else x.detach().cpu().numpy() for name, x in run.checked(feed).items()
     }
-    with tempfile.TemporaryDirectory(prefix="labsupport-trace-") as scratch:
-        session = _traced(run, model, folder, str(Path(scratch) / "trace"))
+    with files.scratch() as scratch:
+        session = _traced(run, model, folder, str(scratch / "trace"))
         for _ in range(warmup + runs):
             session.run(None, arrays)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

@@ -199,7 +199,8 @@ def _read(path: str, changed: int) -> NodeGraph:
 
 def _from_model(model) -> NodeGraph:
     graph = model.graph
-    constants = frozenset(tensor.name for tensor in graph.initializer)
+    sparse = (tensor.values.name for tensor in graph.sparse_initializer)
+    constants = frozenset([*(tensor.name for tensor in graph.initializer), *sparse])
     opsets = {opset.domain: opset.version for opset in model.opset_import}
     nodes, seen = [], set()
     for proto in graph.node:

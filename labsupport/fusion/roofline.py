@@ -12,11 +12,16 @@ from dataclasses import dataclass
 
 from labsupport import export
 from labsupport.errors import BadInput
+from labsupport.export import surgery
 
 # They hand on the same bytes under another shape: nothing to compute, nothing to move.
 FREE = ("Constant", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Shape")
 WEIGHTED = ("Conv", "ConvTranspose")
 PRODUCTS = ("MatMul", "Gemm")
+# Their products hide inside: in an equation, in steps over time, in bodies, in integers.
+UNCOUNTED = (
+    "Attention ConvInteger DFT DeformConv Einsum GRU If LSTM Loop MatMulInteger QLinearConv QLinearMatMul RNN STFT Scan"
+).split()
 VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
@@ -88,12 +93,11 @@ class Ceiling:
 
 def work(graph, *, batch: int = 1, precision: str = "fp32") -> Work:
     """Count operations and bytes of an ONNX graph for one batch size; floating-point values count as ``precision``."""
-    import onnx
-
     if precision not in VALUE_BYTES:
         raise BadInput(f"precision={precision!r} is not a type to count in; choose one of {list(VALUE_BYTES)}")
     graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
-    model = onnx.shape_inference.infer_shapes(graph.model())
+    model = graph.model()
+    model = surgery.inferred(surgery.plain(model) if model.functions else model)
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     named = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     shapes = {**{value.name: _shape(value, batch) for value in named}, **weights}
@@ -102,11 +106,17 @@ def work(graph, *, batch: int = 1, precision: str = "fp32") -> Work:
     for node in model.graph.node:
         if node.op_type in FREE:
             continue
+        if node.op_type in UNCOUNTED:
+            raise BadInput(
+                f"the operations of {node.name or node.output[0]} ({node.op_type}) do not follow from its tensors' "
+                "shapes; write it with MatMul or Conv, or count the network without it"
+            )
         touched = [name for name in dict.fromkeys((*node.input, *node.output)) if name and name not in constants]
         lacking = [name for name in touched if name not in shapes]
         if lacking:
             raise BadInput(
-                f"ONNX cannot tell the shape of {lacking[0]!r} at {node.name}, so its bytes cannot be counted"
+                f"ONNX cannot tell the shape of {lacking[0]!r} at {node.name or node.op_type}, so its bytes cannot be "
+                "counted"
             )
         moved = width * sum(math.prod(shapes[name]) for name in touched)
         steps.append(Step(node.name, node.op_type, _flops(node, shapes), moved))
@@ -170,11 +180,13 @@ def _best(call, wait, rounds: int, now, calls: int = 4) -> float:
 
 
 def _flops(node, shapes) -> int:
-    values = math.prod(shapes[node.output[0]])
-    if node.op_type in WEIGHTED:
-        return 2 * values * math.prod(shapes[node.input[1]][1:])
+    values = math.prod(shapes[next(name for name in node.output if name)])
+    if node.op_type in WEIGHTED:  # a transposed convolution uses its weights once an input value
+        spread = math.prod(shapes[node.input[0]]) if node.op_type == "ConvTranspose" else values
+        return 2 * spread * math.prod(shapes[node.input[1]][1:])
     if node.op_type in PRODUCTS:
-        return 2 * values * shapes[node.input[0]][-1]
+        turned = any(a.name == "transA" and a.i for a in node.attribute)
+        return 2 * values * shapes[node.input[0]][-2 if turned else -1]
     return values
 
 

@@ -10,10 +10,10 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+from labsupport import files
 from labsupport.errors import BadInput, LabError
 
 WAYS = ("tensor", "pipeline", "generate")
@@ -32,7 +32,7 @@ def run(way: str, network, inputs, *, world: int = 2, options: dict | None = Non
     if way not in WAYS:
         raise BadInput(f"way={way!r} is none; choose one of {list(WAYS)}")
     check_split(way, network.shape, world)
-    with tempfile.TemporaryDirectory(prefix="labsupport-parallel-") as folder:
+    with files.scratch() as folder:
         job = {"way": way, "world": world, "kind": type(network).__name__, **(options or {})}
         torch.save(
             {"network": network.state_dict(), "shape": network.shape.__dict__, "inputs": inputs}, f"{folder}/whole.pt"
@@ -45,7 +45,7 @@ def run(way: str, network, inputs, *, world: int = 2, options: dict | None = Non
         }
         if sys.platform == "linux":
             environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # never ask which network this machine is in
-        command = [sys.executable, "-W", "ignore", "-m", "labsupport.language.parallel", folder]
+        command = [sys.executable, "-W", "ignore", "-m", "labsupport.language.parallel", str(folder)]
         logs = [Path(folder, f"rank{rank}.log").open("w+b") for rank in range(world)]
         workers = [
             subprocess.Popen([*command, str(rank)], env=environment, stdout=log, stderr=log)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from labsupport import files
 from labsupport.errors import BadInput, NotAvailable
 
 MOST_TEXT = 20_000  # characters kept of what a program prints
@@ -87,13 +88,13 @@ def _check(code, seconds) -> None:
 
 
 def _run(command: list[str], job: dict | None, seconds: float) -> Outcome:
-    with tempfile.TemporaryDirectory(prefix="labsupport-", ignore_cleanup_errors=True) as folder:
-        scratch = Path(folder) / "scratch"
+    with files.scratch() as folder:
+        scratch = folder / "scratch"
         scratch.mkdir()
-        report = Path(folder) / "report.json"
+        report = folder / "report.json"
         if job is not None:
-            (Path(folder) / "job.json").write_text(json.dumps(job), encoding="utf-8")
-            command = [*command, str(Path(folder) / "job.json"), str(report)]
+            (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+            command = [*command, str(folder / "job.json"), str(report)]
         with tempfile.TemporaryFile() as output:  # a pipe would be kept open by what the child leaves running
             child = subprocess.Popen(
                 command,
@@ -113,29 +114,29 @@ def _run(command: list[str], job: dict | None, seconds: float) -> Outcome:
                 _end(child)
             output.seek(0)
             printed = output.read(4 * MOST_TEXT).decode(errors="replace")[:MOST_TEXT]
-            printed = printed.replace(folder, "…").replace(sys.executable, "python")
-        files = tuple(sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if not path.is_dir()))
+            printed = printed.replace(str(folder), "…").replace(sys.executable, "python")
+        made = tuple(sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if not path.is_dir()))
         if hung:
             return Outcome(
-                "hung", message="it did not end within its limit, so it was stopped", printed=printed, files=files
+                "hung", message="it did not end within its limit, so it was stopped", printed=printed, files=made
             )
-        return _read(report, child.returncode, printed, files, job is not None)
+        return _read(report, child.returncode, printed, made, job is not None)
 
 
-def _read(report: Path, code: int, printed: str, files: tuple[str, ...], from_python: bool) -> Outcome:
+def _read(report: Path, code: int, printed: str, made: tuple[str, ...], from_python: bool) -> Outcome:
     try:
         said = json.loads(report.read_text(encoding="utf-8"))
-        return Outcome(said["kind"], said["error"], said["message"], said["line"], printed, files)
+        return Outcome(said["kind"], said["error"], said["message"], said["line"], printed, made)
     except (OSError, ValueError, KeyError):
         pass
     if code == 0 and not from_python:
-        return Outcome("ok", printed=printed, files=files)
+        return Outcome("ok", printed=printed, files=made)
     last = next((line.strip() for line in reversed(printed.splitlines()) if line.strip()), "")
     if from_python:
         return Outcome(
-            "died", message=f"exit code {code}; its last words: {last[:200] or 'none'}", printed=printed, files=files
+            "died", message=f"exit code {code}; its last words: {last[:200] or 'none'}", printed=printed, files=made
         )
-    return Outcome("raised", f"exit code {code}", last[:200], None, printed, files)
+    return Outcome("raised", f"exit code {code}", last[:200], None, printed, made)
 
 
 def _package_folders() -> list[str]:

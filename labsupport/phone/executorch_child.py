@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from labsupport import environment
+from labsupport import environment, files
 from labsupport.benchmarking.measurements import Latency
 from labsupport.errors import BadInput, LabError
 
@@ -23,14 +22,14 @@ def executorch_latency(path: str | Path, images, *, threads: int, runs: int = 10
     environment.require("executorch")
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise BadInput(f"threads={threads!r}; give a whole number, 1 or more")
-    with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
-        np.save(Path(folder) / "images.npy", np.asarray(images))
-        command = [sys.executable, "-m", __name__, str(path), folder, str(threads), str(runs)]
+    with files.scratch() as folder:
+        np.save(folder / "images.npy", np.asarray(images))
+        command = [sys.executable, "-m", __name__, str(path), str(folder), str(threads), str(runs)]
         child = subprocess.run(command, capture_output=True, text=True, timeout=120)
         if child.returncode:
             raise LabError(f"ExecuTorch with {threads} threads ended with {child.returncode}: {child.stderr[-300:]}")
-        samples = json.loads((Path(folder) / "samples.json").read_text(encoding="utf-8"))
-        answers = np.load(Path(folder) / "answers.npy")
+        samples = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
+        answers = np.load(folder / "answers.npy")
     name, here = f"executorch, {threads} threads", environment.machine()
     return Latency(name, "host", samples, len(answers), f"{here.cpu}, {here.cores} cores"), answers
 

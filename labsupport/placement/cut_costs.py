@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,8 @@ class CostModel:
                 f"{len(self.cuts)} cuts make {segments} segments; got {len(self.first_ms)} and "
                 f"{len(self.second_ms)} times and {len(self.cross_ms)} crossings"
             )
-        bad = [ms for ms in (*self.first_ms, *self.second_ms, *self.cross_ms, self.fixed_ms) if not 0 <= ms < math.inf]
+        times = (*self.first_ms, *self.second_ms, *self.cross_ms, self.fixed_ms)
+        bad = [ms for ms in times if not (isinstance(ms, numbers.Real) and 0 <= ms < math.inf)]
         if bad:
             raise BadInput(f"{bad[0]!r} ms is no time of a segment or a crossing; give finite numbers, 0 or more")
 
@@ -64,7 +66,7 @@ class CostModel:
         """The same model where the devices take that many times as long as when it was made, such as a core beside
         busy ones.
         """
-        if not (first > 0 and second > 0 and math.isfinite(first) and math.isfinite(second)):
+        if not all(isinstance(each, numbers.Real) and 0 < each < math.inf for each in (first, second)):
             raise BadInput(f"first={first!r}, second={second!r}; give factors above 0, 1 for an unchanged device")
         times = {
             "first_ms": (self.first_ms, first),
@@ -126,7 +128,13 @@ def cost_model(
     besides, ``fixed_ms``, is measured with a network of next to nothing; for TensorRT that is one more engine, built in
     a moment.
     """
-    cuts, ends = tuple(cuts or natural(graph)), (*graph.inputs, *graph.outputs)
+    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    _check_runs({"first": first, "second": second}, graph)
+    if not callable(cross_ms):
+        raise BadInput(
+            f"cross_ms is a {type(cross_ms).__name__}; give a function from MiB to ms, such as a copy's time"
+        )
+    cuts, ends = _checked_cuts(cuts, graph), (*graph.inputs, *graph.outputs)
     if (cuts[0].name, cuts[-1].name) != (ends[0], ends[-1]):
         raise BadInput(
             f"the cuts run from {cuts[0].name!r} to {cuts[-1].name!r}; begin with {ends[0]!r} and end with "
@@ -145,6 +153,44 @@ def cost_model(
         tuple(cross_ms(cut.mib) for cut in cuts),
         fixed,
     )
+
+
+def _check_runs(runs: dict, graph) -> None:
+    """Refuse what is no runtime, and a runtime of another network. Raises BadInput."""
+    for which, run in runs.items():
+        if not callable(run) or not hasattr(run, "device") or not hasattr(run, "inputs"):
+            raise BadInput(f"{which} is a {type(run).__name__}; give a runtime of the whole graph, such as OnnxRuntime")
+        for ours, theirs in ((graph.inputs, run.inputs), (graph.outputs, run.outputs)):
+            shapes = {name: tuple(getattr(spec, "shape", None) or ()) for name, spec in theirs.items()}
+            for name, (shape, _) in ours.items():
+                if name not in shapes or _clash(shape, shapes[name]):
+                    raise BadInput(
+                        f"{which} ({run.name}) runs another network: {graph.path.name} has {name!r} as {shape}, "
+                        f"the runtime as {shapes.get(name, 'nothing')}; load this graph"
+                    )
+
+
+def _clash(ours, theirs) -> bool:
+    lengths = [(a, b) for a, b in zip(ours, theirs) if isinstance(a, int) and isinstance(b, int) and b >= 0]
+    return len(ours) != len(theirs) or any(a != b for a, b in lengths)
+
+
+def _checked_cuts(cuts, graph) -> tuple[Cut, ...]:
+    """The cuts, named or whole, after a check that they are this network's and follow one another. Raises BadInput."""
+    own = {cut.name: cut for cut in natural(graph)}
+    chosen = list(own.values()) if not cuts else list(cuts)
+    for cut in chosen:
+        if getattr(cut, "name", cut) not in own or isinstance(cut, Cut) and cut != own[cut.name]:
+            raise BadInput(
+                f"{cut!r} is no cut of {graph.path.name}; choose from {list(own)}, as cuts.natural tells them"
+            )
+    chosen = [own[str(getattr(cut, "name", cut))] for cut in chosen]
+    for before, after in zip(chosen, chosen[1:]):
+        if not before.after < after.after:
+            raise BadInput(
+                f"{after.name!r} stands behind {before.name!r}; give each cut once, in the order of the network"
+            )
+    return tuple(chosen)
 
 
 def _fixed_ms(second, cross_ms, runs: int) -> float:

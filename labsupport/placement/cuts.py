@@ -47,6 +47,9 @@ class Placed:
 
 def placed(graph, at, make_first: Callable, make_second: Callable, *, cross: Callable | None = None) -> Placed:
     """A graph cut in two, each part loaded on its device; where the second cannot be loaded the first is closed."""
+    for name, make in {"make_first": make_first, "make_second": make_second}.items():
+        if not callable(make):
+            raise BadInput(f"{name} is a {type(make).__name__}; give what makes a runtime, such as OnnxRuntime")
     head, tail = split(graph, at)
     first = head and make_first(head)
     try:

@@ -6,15 +6,14 @@ import contextlib
 import json
 import math
 import statistics
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from labsupport import files
 from labsupport.benchmarking.measurements import at_least
 from labsupport.comparing import timeline
 from labsupport.errors import BadInput, EngineError, NotAvailable
@@ -318,8 +317,8 @@ def kernel_use(lanes, *, rounds: int = 30, name: str | None = None) -> KernelUse
             lane.stream.wait_event(opened)
         _compute(lanes, rounds)
         torch.cuda.synchronize()
-    with tempfile.TemporaryDirectory(prefix="labsupport-trace-") as folder:
-        path = Path(folder) / "trace.json"
+    with files.scratch() as folder:
+        path = folder / "trace.json"
         seen.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8"), strict=False)["traceEvents"]
     return _use_of(name or f"{lanes[0].run.name}, {len(lanes)} lanes, batch {lanes[0].batch}", events)

@@ -1,4 +1,4 @@
-"""What a worker of `pool` is and does in its own process: load a network, answer until its pipe ends."""
+"""What a worker of `pool` is and does in its own process: load a network, answer until it is told to leave."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ def answer_requests(pipe, source: str, is_engine: bool, threads: int, repeat: in
     while True:
         try:
             number, request = pipe.recv()
+            if number == "leave":
+                return
             if number == "sleep":
                 time.sleep(request)
                 continue

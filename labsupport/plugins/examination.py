@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from labsupport.benchmarking.measurements import one_of
 from labsupport.errors import BadInput, LabError
 from labsupport.plugins.gated_norm import DTYPES, EPSILON, example, reference
 
@@ -129,6 +130,7 @@ def laid_out(x, gate, layout: str):
     """The same values in another place: as two halves of one tensor, or with columns side by side."""
     import torch
 
+    one_of("layout", layout, LAYOUTS)
     if layout == "sliced":
         return torch.cat([x, gate], -1).split(x.shape[-1], -1)
     if layout == "transposed":

@@ -10,7 +10,7 @@ import numpy as np
 
 from labsupport import export, runtimes
 from labsupport.errors import BadInput
-from labsupport.export import casting, surgery
+from labsupport.export import casting, large_constants, surgery
 from labsupport.precision import number_formats, rounding
 from labsupport.precision.type_reports import MOVERS
 
@@ -193,7 +193,10 @@ class Twins(casting.Walk):
         import onnx
 
         if (name, True) not in self.made:
-            low = number_formats.rounded(onnx.numpy_helper.to_array(self.weights[name]), self.suffix)
+            exact = onnx.numpy_helper.to_array(self.weights[name])
+            if name in self.bounds:
+                exact = large_constants.clamped(exact, self.bounds[name])
+            low = number_formats.rounded(exact, self.suffix)
             self.made[(name, True)] = self.names.free(f"{name}.{self.suffix}")
             self.new_weights.append(onnx.numpy_helper.from_array(low, self.made[(name, True)]))
         return self.made[(name, True)]

@@ -193,7 +193,9 @@ def draw(
         )
     for place, (label, value) in enumerate(marks.items()):
         axes.axvline(np.log10(value), color="black", linestyle="--", linewidth=1)
-        axes.annotate(f" {label}", (np.log10(value), len(chosen) - 0.45 + 0.45 * place), fontsize=8, va="center")
+        clear = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # another mark's line may run behind the words
+        spot = (np.log10(value), len(chosen) - 0.45 + 0.45 * place)
+        axes.annotate(label, spot, (3, 0), textcoords="offset points", fontsize=8, va="center", bbox=clear)
     axes.set_yticks(range(len(chosen)), [f"{f.name} ({f.bits} bits)" for f in chosen])
     axes.set_ylim(len(chosen) - 0.5 + 0.45 * len(marks), -0.6)
     axes.set_xlim(min(np.log10(f.smallest_subnormal) for f in chosen) - 1, max(np.log10(f.max) for f in chosen) + 8)

@@ -59,7 +59,8 @@ def rounded(graph, *, path=None) -> export.OnnxGraph:
             nodes += pair(node.output[place], tensor, narrow[tensor], names)
     weights = [onnx.numpy_helper.from_array(_float32(w), w.name) if w.data_type in low else w for w in body.initializer]
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    for field, content in ((body.node, nodes), (body.initializer, weights), (body.value_info, [])):
+    told = [value for value in body.value_info if value.name not in narrow]
+    for field, content in ((body.node, nodes), (body.initializer, weights), (body.value_info, told)):
         del field[:]
         field.extend(content)
     folder = export.fresh_folder()

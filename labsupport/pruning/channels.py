@@ -17,7 +17,7 @@ from labsupport.errors import BadInput, LabError
 from labsupport.pruning import dependencies
 from labsupport.pruning.dependencies import norm_after, traceable
 from labsupport.pruning.macs import Cost, cost, example_of
-from labsupport.pruning.masks import layer
+from labsupport.pruning.masks import layer, recomputed
 
 CRITERIA = ("magnitude", "batchnorm", "taylor")
 
@@ -170,6 +170,7 @@ def shrink(
         fixed = dependencies.fixed_layers(graded, example, round_to)
         best, complaint = _search(model, graded, [*protected, *fixed], **options)
     if best is None:
+        complaint = complaint or recomputed(model)
         raise BadInput(
             f"{macs:.0%} of the MACs cannot be reached with widths of at least {round_to}; "
             f"raise macs, or lower round_to{': ' * bool(complaint)}{complaint}"

@@ -11,7 +11,7 @@ from torch.utils import _pytree
 
 from labsupport.errors import BadInput, NotAvailable
 from labsupport.pruning.macs import example_of
-from labsupport.pruning.masks import layer
+from labsupport.pruning.masks import copied, layer, recomputed
 
 NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
 WIDE = (nn.Linear, nn.modules.conv._ConvNd)  # layers with a number of output channels
@@ -43,7 +43,7 @@ def coupled(model: nn.Module, name: str, example: Tensor | None = None) -> Coupl
     model = traceable(model)
     names = {module: n for n, module in model.named_modules()}
     found: dict[str, list[str]] = {"outputs": [], "norms": [], "inputs": []}
-    for dependency, _ in group_of(model, name, [0], example):
+    for dependency in _followed(model, name, example):
         module = dependency.target.module
         if module in names:
             way = "inputs" if reads(dependency) else "outputs"
@@ -55,7 +55,7 @@ def norm_after(model: nn.Module, name: str) -> nn.Module:
     """The BatchNorm that reads a layer's output. Raises BadInput where none does."""
     model = traceable(model)
     conv = layer(model, name)
-    for dependency, _ in group_of(model, name, [0], None):
+    for dependency in _followed(model, name, None):
         if dependency.source.module is conv and isinstance(dependency.target.module, NORMS):
             return dependency.target.module
     raise BadInput(f"no BatchNorm follows {name}, so there is no scale to read; choose 'magnitude' or 'taylor'")
@@ -63,10 +63,20 @@ def norm_after(model: nn.Module, name: str) -> nn.Module:
 
 def traceable(model: nn.Module) -> nn.Module:
     """A copy that torch-pruning can follow: it reads the graph of gradients, which a frozen network has none of."""
-    copied = copy.deepcopy(model)
-    for parameter in copied.parameters():
+    model = copied(model)
+    for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    return copied
+    return model
+
+
+def _followed(model: nn.Module, name: str, example: Tensor | None) -> list:
+    """What is coupled to a layer. Raises BadInput where torch-pruning does not see that layer in the network."""
+    try:
+        return [dependency for dependency, _ in group_of(model, name, [0], example)]
+    except ValueError as error:
+        raise BadInput(
+            f"torch-pruning cannot follow the channels of {name} ({said(error)}); choose another layer"
+        ) from error
 
 
 def group_of(model: nn.Module, name: str, channels: list[int], example: Tensor | None):
@@ -135,6 +145,8 @@ class Twin:
         shapes = [[tuple(each.shape) for each in side] for side in (expected, got)]
         if shapes[0] != shapes[1]:
             return f"the network's outputs would change from {shapes[0]} to {shapes[1]}; they feed an output"
+        if not all(torch.isfinite(each).all() for each in (*expected, *got)):
+            return "the network answers NaN or infinity, before or after; look at its weights"
         if self.comparable and not all(
             torch.allclose(*pair, rtol=1e-2, atol=1e-3 * _size(pair[0])) for pair in zip(expected, got)
         ):
@@ -175,6 +187,8 @@ def drop(thin: nn.Module, name: str, channels: list[int], example: Tensor) -> st
     twin = Twin(thin)
     try:
         group = group_of(thin, name, channels, example)
+        if why := recomputed(thin, {dependency.target.module for dependency, _ in group}):
+            return why
         twin.follow(thin, group)
         group.prune()
     except BadInput:

@@ -73,10 +73,13 @@ def layer(model: nn.Module, name: str, kinds: tuple[type, ...] = PRUNABLE) -> nn
         import difflib
 
         near = difflib.get_close_matches(str(name), layers, n=3, cutoff=0.3) or list(layers)[:3]
-        raise BadInput(
-            f"{type(model).__name__} has no convolution or dense layer {name!r}; it has {', '.join(near)} "
-            f"and {len(layers) - len(near)} more"
-        )
+        more = f" and {len(layers) - len(near)} more" if near else ""
+        there = dict(model.named_modules()).get(name) if isinstance(name, str) else None
+        what = f"no convolution or dense layer {name!r}"
+        if there is not None:
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            what = f"{name!r} as a {type(there).__name__}, and a {wanted} is wanted"
+        raise BadInput(f"{type(model).__name__} has {what}; it has {', '.join(near) or 'none at all'}{more}")
     return layers[name]
 
 
@@ -144,9 +147,56 @@ def magnitude(
     )
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of a network, also where it holds tensors that it computed, such as weight_norm's weight: PyTorch copies
+    no part of a graph of gradients, and they are computed anew at the next call.
+    """
+    held = [
+        (vars(module), name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    ]
+    try:
+        for place, name, value in held:
+            place[name] = value.detach()
+        return copy.deepcopy(model)
+    finally:
+        for place, name, value in held:
+            place[name] = value
+
+
+def recomputed(model: nn.Module, members=None) -> str:
+    """Which layers' weights are no parameters but computed at each call, and what to do about it; "" where none are.
+
+    ``members`` are the modules to look at; left out, all of the network's.
+    """
+    removers = []
+    for name, module in model.named_modules():
+        looked_at = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and (members is None or module in members)
+        if looked_at and "weight" not in module._parameters:
+            hooks = {type(hook).__name__: hook for hook in module._forward_pre_hooks.values()}
+            remover = f"torch.nn.utils.prune.remove({name}, 'weight')"
+            if parametrize.is_parametrized(module, "weight"):
+                remover = f"torch.nn.utils.parametrize.remove_parametrizations({name}, 'weight')"
+            elif {"WeightNorm", "SpectralNorm"} & hooks.keys():
+                kind = "weight_norm" if "WeightNorm" in hooks else "spectral_norm"
+                remover = f"torch.nn.utils.remove_{kind}({name})"
+            removers.append((name, remover))
+    if not removers:
+        return ""
+    more = f" (and {len(removers) - 1} more)" if len(removers) > 1 else ""
+    return (
+        f"the weight of {removers[0][0]}{more} is computed anew at each call (weight_norm, spectral_norm, a mask …), "
+        f"so nothing can be taken out of it; make it a plain weight first: {removers[0][1]}"
+    )
+
+
 def masked(model: nn.Module, masks: Mapping[str, Tensor], skipped: Mapping[str, str] | None = None) -> Masked:
     """A copy in which the weights are zero where their layer's mask is False."""
-    pruned = copy.deepcopy(model)
+    if why := recomputed(model, {layer(model, name) for name in masks}):
+        raise BadInput(why)
+    pruned = copied(model)
     for name, mask in masks.items():
         weight = layer(pruned, name).weight
         if not isinstance(mask, Tensor):

@@ -5,7 +5,6 @@ Mishra et al. 2021, arXiv:2104.08378. A convolution's weight (K, C, h, w) is gro
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from labsupport.environment.packages import settle_distutils
 from labsupport.errors import BadInput, NotAvailable
-from labsupport.pruning.masks import Masked, masked, prunable
+from labsupport.pruning.masks import Masked, copied, masked, prunable
 from labsupport.quiet import quietly
 
 GROUP = 4
@@ -126,7 +125,7 @@ def by_modelopt(model: nn.Module) -> Masked:
                 f"NVIDIA's Model Optimizer does not load ({error}); "
                 "get it with: python3 -m pip install nvidia-modelopt requests huggingface_hub"
             ) from error
-        thin = mts.export(mts.sparsify(copy.deepcopy(model), mode="sparse_magnitude"))
+        thin = mts.export(mts.sparsify(copied(model), mode="sparse_magnitude"))
     weights = {name: module.weight.detach() for name, module in prunable(thin).items()}
     masks = {name: weight != 0 for name, weight in weights.items() if bool((weight == 0).any())}
     skipped = {name: "was skipped by Model Optimizer" for name in weights if name not in masks}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
+from labsupport import files
 from labsupport.errors import BadInput
 
 
@@ -32,11 +31,11 @@ def on_cpu(widths: Iterable[int], *, border: int = 64, size: int = 14, runs: int
     widths = _checked(widths)
     image = torch.randn(1, border, size, size, generator=torch.Generator().manual_seed(0))
     sessions, best = {}, dict.fromkeys(widths, float("inf"))
-    with tempfile.TemporaryDirectory(prefix="labsupport-stairs-", ignore_cleanup_errors=True) as folder:
+    with files.scratch() as folder:
         for width in widths:
             first, second = nn.Conv2d(border, width, 3, padding=1), nn.Conv2d(width, border, 3, padding=1)
             pair = nn.Sequential(first, nn.ReLU(), second).eval()
-            graph = export.to_onnx(pair, image, path=Path(folder) / f"w{width}.onnx", dynamic=False)
+            graph = export.to_onnx(pair, image, path=folder / f"w{width}.onnx", dynamic=False)
             sessions[width] = runtimes.OnnxRuntime(graph)
         for _ in range(runs):
             for width, run in sessions.items():

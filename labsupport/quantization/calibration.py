@@ -64,6 +64,17 @@ class Histogram:
         more = np.histogram(x, len(counts), (-reach, reach))[0]
         return Histogram(counts + more, reach, min(self.lowest, low), max(self.highest, high), self.name)
 
+    def gap(self) -> float:
+        """How many times as large as all other values those are that lie farthest out, beyond an empty stretch; else 1.
+
+        A mask of attention lies so: nothing between the scores and −1e9. What lies out there spans a factor of 4 at
+        most.
+        """
+        bins = np.flatnonzero(self.magnitudes)
+        below, above = bins[:-1] + 1, bins[1:]
+        far = (above / below)[4 * above >= bins[-1]] if len(bins) else np.empty(0)
+        return float(far.max(initial=1.0))
+
     def threshold(self, method: str = "max", *, percentile: float = 99.99, format: str = "int8") -> float:
         """Where to clip |value|: "max", "percentile", "entropy" (least KL divergence) or "mse" (least mean square).
 
@@ -199,6 +210,8 @@ def feeds(graph, batches) -> Iterator[dict[str, np.ndarray]]:
             f"the calibration data are a {type(batches).__name__}; pass a list of arrays (N, …), or of mappings by "
             "input name"
         )
+    if not graph.inputs:
+        raise BadInput(f"{graph.path.name} has no inputs: all of it is constant, and nothing is there to calibrate")
     first: dict[str, object] = {}
     varies: dict[str, bool] = {}
     for place, batch in enumerate(batches):

@@ -208,6 +208,4 @@ def _chosen(there: list[str], wanted: Iterable[str] | None) -> list[str]:
 
 
 def _bar(things, label: str, progress: bool):
-    from tqdm.auto import tqdm
-
-    return tqdm(things, desc=label, leave=False, disable=not progress or environment.headless())
+    return environment.bar(things, label=label, unit="layers", shown=progress)

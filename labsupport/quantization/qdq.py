@@ -8,7 +8,7 @@ import contextlib
 import difflib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from labsupport import export
 from labsupport.errors import BadInput, LabError
 from labsupport.export import constant_folding, onnx_graph, qdq_nodes, surgery
 from labsupport.export.qdq_nodes import LAYERS, QDQ
-from labsupport.quantization import calibration
+from labsupport.quantization import calibration, kept_wide
 from labsupport.quantization.calibration import Calibration
 
 TARGETS = ("tensorrt", "onnxruntime")
@@ -48,24 +48,43 @@ class Placement:
 
 
 def placement(graph) -> Placement:
-    """Where Q/DQ nodes stand: a layer is quantized when its data and its weights come from DequantizeLinear."""
-    model = _loaded(graph).model()
-    maker = {name: node for node in model.graph.node for name in node.output}
+    """Where Q/DQ nodes stand: a layer is quantized when its data and its weights come from DequantizeLinear.
 
-    def narrow(name: str) -> bool:
-        return name in maker and maker[name].op_type == "DequantizeLinear"
+    Layers inside branches, loop bodies and local functions count as well; one without a name goes by its output.
+    """
+    return _placement(_loaded(graph).model())
 
-    layers = [node for node in model.graph.node if node.op_type in LAYERS]
-    quantized = [node.name for node in layers if all(narrow(name) for name in node.input[:2])]
-    adds = [node for node in model.graph.node if node.op_type == "Add" and any(map(narrow, node.input))]
-    ops = Counter(node.op_type for node in model.graph.node)
+
+def _placement(model) -> Placement:
+    scopes = [_with_makers(nodes, {}) for nodes in (model.graph.node, *(f.node for f in model.functions))]
+    found = [each for scope in scopes for each in scope]
+    low: dict[str, list[str]] = {"quantized": [], "wide": []}
+    for node, makers in found:
+        if node.op_type in LAYERS:
+            narrow = [_is_decoded(name, makers) for name in node.input[:2]]
+            low["quantized" if all(narrow) else "wide"].append(node.name or node.output[0])
+    ops = Counter(node.op_type for node, _ in found)
+    adds = [
+        node
+        for node, makers in found
+        if node.op_type == "Add" and any(_is_decoded(name, makers) for name in node.input)
+    ]
     return Placement(
-        ops["QuantizeLinear"],
-        ops["DequantizeLinear"],
-        tuple(quantized),
-        tuple(node.name for node in layers if node.name not in quantized),
-        len(adds),
+        ops["QuantizeLinear"], ops["DequantizeLinear"], tuple(low["quantized"]), tuple(low["wide"]), len(adds)
     )
+
+
+def _with_makers(nodes, outer: Mapping[str, str]) -> Iterator[tuple]:
+    """(node, tensor → the operator that writes it, as the node sees it) for nodes and those in their bodies."""
+    makers = {**outer, **{name: node.op_type for node in nodes for name in node.output}}
+    for node in nodes:
+        yield node, makers
+        for body in onnx_graph.bodies(node):
+            yield from _with_makers(body.node, makers)
+
+
+def _is_decoded(name: str, makers: Mapping[str, str]) -> bool:
+    return makers.get(name) == "DequantizeLinear"
 
 
 def layers(graph) -> tuple[str, ...]:
@@ -108,8 +127,8 @@ def to_qdq(
     the shortcut of each residual add, nowhere else, so that add and ReLU fuse into the convolution and pooling stays
     between one pair. ``target="onnxruntime"``: unsigned activations with a zero point, signed weights, every operator
     that has a CPU kernel. Weights that constants make (behind Transpose, Cast …) count as weights, scales per channel;
-    what reads or writes −inf, as masks do, stays FP32, for no code stands for it. ``method``: "max", "percentile",
-    "entropy", "mse". ``exclude`` names layers that stay FP32.
+    what reads or writes a mask (−inf, −1e9 …) stays FP32, for a scale that holds it leaves the scores no codes.
+    ``method``: "max", "percentile", "entropy", "mse". ``exclude`` names layers that stay FP32.
     ``residual`` says which residual adds read codes for TensorRT: "convolutions" those that a convolution takes in;
     "shortcut" also those after a matrix product, on the side that goes round it; "both" the product's side as well, so
     that a transformer's products write one byte a number. ``reduce_range`` gives weights 7 bits, for CPUs without VNNI,
@@ -120,8 +139,12 @@ def to_qdq(
     _check_choice("target", target, TARGETS)
     _check_choice("method", method, calibration.METHODS)
     _check_choice("residual", residual, RESIDUAL)
+    out = Path(path) if path else export.fresh_folder() / f"{graph.path.stem}.{target}.int8.onnx"
+    if out.resolve() == graph.path.resolve():
+        raise BadInput(f"path={out.name!r} is the graph being quantized; give the new one a name of its own")
     model = _plain(graph)
     kept = _kept_wide(model, exclude, {node.name for node in graph.model().graph.node})
+    kept_wide.check_weights(model, graph.path.name)
     known = batches if isinstance(batches, Calibration) else calibrate(graph, batches, target=target)
     if known.sha256 != graph.sha256:
         raise BadInput(
@@ -135,22 +158,22 @@ def to_qdq(
     ranges = {name: h.range(method, percentile=percentile, format=format) for name, h in histograms.items()}
     qdq_nodes.clip_early(model, ranges)
     qdq_nodes.plain_biases(model)
-    kept |= _masked(model, known.masked) | qdq_nodes.stays_wide(model)
+    kept_wide.part_weights(model)
+    kept |= kept_wide.masked(model, histograms, known.masked) | qdq_nodes.stays_wide(model)
+    kept |= kept_wide.lookups(model) if target == "onnxruntime" else set()
     made = _quantized(model, ranges, target, kept, per_channel, reduce_range)
     if target == "tensorrt":
         qdq_nodes.only_layers_read_codes(made)
         qdq_nodes.quantize_shortcuts(made, qdq_nodes.shortcuts(model, kept, residual), ranges)
-    out = Path(path) if path else export.fresh_folder() / f"{graph.path.stem}.{target}.int8.onnx"
-    if out.resolve() == graph.path.resolve():
-        raise BadInput(f"path={out.name!r} is the graph being quantized; give the new one a name of its own")
-    saved = export.save(made, out)
-    placed = placement(saved)
+    placed = _placement(made)
     if not placed.nodes or not placed.quantized:
+        wide = [name for name in placed.wide if name in kept]
+        why = f", because {', '.join(wide[:3])} must stay wide (exclude, or a mask)" if wide else ""
         raise LabError(
-            f"{graph.path.name}: ONNX Runtime placed {placed.nodes} Q/DQ nodes and quantized no layer; look at "
+            f"{graph.path.name}: ONNX Runtime placed {placed.nodes} Q/DQ nodes and quantized no layer{why}; look at "
             "exclude and at placement(graph)"
         )
-    return saved
+    return export.save(made, out)
 
 
 def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel: bool, reduce_range: bool):
@@ -158,12 +181,17 @@ def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel:
 
     It names what it adds after tensors, whoever has that name already: it sees numbers for names, put back afterwards.
     """
+    from onnx import TensorProto, helper
     from onnxruntime import quantization as ort
     from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     trt = target == "tensorrt"
+    untyped = sorted(
+        set(ranges) - set(surgery.values_of(model))
+    )  # ONNX Runtime ran them and knows that they are floats
+    model.graph.value_info.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in untyped)
     numbers, back = surgery.numbered(model)
     options: dict = {
         "ActivationSymmetric": trt,
@@ -210,11 +238,10 @@ def _override(pair: tuple[float, float], symmetric: bool) -> dict:
 
 def _fit_for_quantization(graph) -> export.OnnxGraph:
     graph = _loaded(graph)
-    there = {
-        op: graph.ops[op]
-        for op in (*QDQ, "DynamicQuantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger")
-        if graph.ops.get(op)
-    }
+    model = graph.model()
+    ops = Counter(node.op_type for node in (surgery.plain(graph.model()) if model.functions else model).graph.node)
+    inner = onnx_graph.everywhere([*model.graph.node, *(node for f in model.functions for node in f.node)])
+    there = Counter(node.op_type for node in inner if _is_quantized(node.op_type))
     if there:
         said = ", ".join(f"{op}×{n}" for op, n in there.items())
         raise BadInput(
@@ -234,18 +261,24 @@ def _fit_for_quantization(graph) -> export.OnnxGraph:
             f"{graph.path.name} has {kind} weights; quantize the FP32 graph, and let the builder choose the type of "
             "what stays wide"
         )
-    if not any(graph.ops.get(op) for op in LAYERS):
+    if not any(ops.get(op) for op in LAYERS):
+        inside = [node.name or node.op_type for node in model.graph.node if onnx_graph.bodies(node)]
+        where = f", and into the bodies of {', '.join(inside[:3])} quantization does not look" if inside else ""
         raise BadInput(
-            f"{graph.path.name} has no layer with an INT8 kernel: it is made of {', '.join(graph.ops)}; "
+            f"{graph.path.name} has no layer with an INT8 kernel: it is made of {', '.join(ops)}{where}; "
             f"{', '.join(LAYERS)} have one"
         )
-    if graph.ops.get("BatchNormalization"):
+    if ops.get("BatchNormalization"):
         raise BadInput(
-            f"{graph.path.name} has BatchNormalization×{graph.ops['BatchNormalization']}, whose factors belong into "
+            f"{graph.path.name} has BatchNormalization×{ops['BatchNormalization']}, whose factors belong into "
             "the weights before "
             "they are rounded; export it with fold_batchnorm=True"
         )
     return graph
+
+
+def _is_quantized(op: str) -> bool:
+    return op in (*QDQ, "DynamicQuantizeLinear") or op.startswith("QLinear") or op.endswith("Integer")
 
 
 def _check_complete(model, known: Calibration, target: str) -> None:
@@ -264,16 +297,6 @@ def _check_complete(model, known: Calibration, target: str) -> None:
 
 def _plain(graph: export.OnnxGraph):
     return constant_folding.with_plain_weights(graph.model(), LAYERS)
-
-
-def _masked(model, tensors: Iterable[str]) -> set[str]:
-    """Nodes that touch one of these tensors, or a weight with infinity in it: the masks of attention."""
-    import numpy as np
-    from onnx import numpy_helper
-
-    floats = (weight for weight in model.graph.initializer if weight.data_type == weight.FLOAT)
-    infinite = {w.name for w in floats if not np.isfinite(numpy_helper.to_array(w)).all()} | set(tensors)
-    return {node.name for node in model.graph.node if infinite & {*node.input, *node.output}}
 
 
 def _kept_wide(model, exclude: Iterable[str], also: Iterable[str] = ()) -> set[str]:

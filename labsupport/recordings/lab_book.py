@@ -4,111 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import NoReturn
 
+from labsupport import files
 from labsupport.errors import RecordingError
-from labsupport.recordings import provenance
+from labsupport.recordings import names, provenance
+from labsupport.recordings.metrics import Measured, Recorded, Replay, as_text
 from labsupport.recordings.plans import store_plans
-
-
-@dataclass(frozen=True, repr=False)
-class _Metric:
-    """What a metric is, whenever it was measured. `spread` is IQR over median."""
-
-    lab: str
-    metric: str
-    value: float
-    unit: str
-    samples: int | None
-    spread: float | None
-    machine: str
-    runtime: str
-
-    def __float__(self) -> float:
-        return float(self.value)
-
-
-@dataclass(frozen=True, repr=False)
-class Measured(_Metric):
-    """A metric measured in this run, on this machine."""
-
-    def __repr__(self) -> str:
-        return f"measured here on {self.machine}, {self.runtime}: {_quantity(self)}"
-
-
-@dataclass(frozen=True, repr=False)
-class Recorded(_Metric):
-    """A metric from the recordings: some other day, mostly another machine."""
-
-    date: str
-    command: str
-
-    @property
-    def label(self) -> str:
-        return f"recorded on {self.machine}, {self.runtime}, {self.date}"
-
-    def __repr__(self) -> str:
-        return f"{self.label}: {_quantity(self)}"
-
-
-@dataclass(frozen=True, repr=False)
-class Replay:
-    """All recorded metrics of one lab on one machine; shows itself as a table under its label."""
-
-    lab: str
-    machine_class: str
-    label: str
-    command: str
-    metrics: tuple[Recorded, ...]
-
-    @property
-    def caption(self) -> str:
-        return f"{self.lab}, {self.label} ({self.command})"
-
-    def frame(self):
-        """A pandas DataFrame: metric → value, unit, samples, spread, date."""
-        import pandas
-
-        columns = ("value", "unit", "samples", "spread", "date")
-        return pandas.DataFrame(
-            [[getattr(metric, column) for column in columns] for metric in self.metrics],
-            index=[metric.metric for metric in self.metrics],
-            columns=list(columns),
-        )
-
-    def __getitem__(self, name: str) -> Recorded:
-        for metric in self.metrics:
-            if metric.metric == name:
-                return metric
-        raise RecordingError(
-            f"{self.lab} has no recorded {name!r} on {self.machine_class}; "
-            f"recorded are {[metric.metric for metric in self.metrics]}"
-        )
-
-    def __iter__(self):
-        return iter(self.metrics)
-
-    def __len__(self) -> int:
-        return len(self.metrics)
-
-    def _lines(self) -> list[tuple[str, str]]:
-        # a metric kept from an earlier recording says so itself
-        return [
-            (metric.metric, _quantity(metric) + ("" if metric.label == self.label else f", {metric.label}"))
-            for metric in self.metrics
-        ]
-
-    def __repr__(self) -> str:
-        width = max(len(name) for name, _ in self._lines())
-        return "\n".join([self.caption, *(f"  {name:<{width}}  {text}" for name, text in self._lines())])
-
-    def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in self._lines())
-        return f"<table><caption>{escape(self.caption)}</caption>{rows}</table>"
 
 
 @dataclass(frozen=True)
@@ -161,17 +65,24 @@ class LabBook:
         return None
 
     def told(self, *metrics, command: str | None = None) -> str:
-        """Recorded metrics, one a line; a last line names those that lack, and the `command` that records them."""
+        """Recorded metrics in words, one a line under their machine; a last line names those that lack, and the
+        `command` that records them.
+        """
         found = {metric: self.recorded(metric) for metric in metrics}
-        lines = [f"{metric}: {value}" for metric, value in found.items() if value]
+        there = [value for value in found.values() if value]
+        labels = dict.fromkeys(value.label for value in there)
+        parts = [(label, [value for value in there if value.label == label]) for label in labels]
+        lines = [as_text(parts)] if parts else []
         if lacking := [metric for metric, value in found.items() if not value]:
             command = command or f"python3 -m labsupport record {self.name.partition('_')[0]}"
-            lines.append(f"not recorded yet: {', '.join(lacking)}; `{command}` does that on a GPU machine")
+            titles = "; ".join(names.readable(metric) for metric in lacking)
+            lines.append(f"not recorded yet: {titles}; `{command}` does that on a GPU machine")
         return "\n".join(lines)
 
     def _append(self, path, metric, entry, origin) -> None:
-        live = _live(path, origin["machine_class"])
-        provenance.write_json(path, {**live, "metrics": {**live["metrics"], metric: entry}})
+        with provenance.locked(path):  # two kernels of one lab, or the processes of a script
+            live = _live(path, origin["machine_class"])
+            provenance.write_json(path, {**live, "metrics": {**live["metrics"], metric: entry}})
 
     def _on_gpu(self) -> dict[str, dict]:
         """GPU machine class → recording, newest first; of one day h100 first, then by name."""
@@ -232,9 +143,9 @@ def session(name: str, *, command: str, root: Path | None = None):
     if os.environ.get("LABSUPPORT_METRICS"):
         yield plain
         return
-    with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
-        os.environ["LABSUPPORT_METRICS"] = folder
-        book = _KeptBook(plain.name, plain.root, folder, command)
+    with files.scratch() as folder:
+        os.environ["LABSUPPORT_METRICS"] = str(folder)
+        book = _KeptBook(plain.name, plain.root, str(folder), command)
         try:
             yield book
         finally:
@@ -265,13 +176,14 @@ def store(lab, metrics_folder, *, command, seconds=None, root=None) -> Path:
             "`python3 -m labsupport doctor` says what this machine has"
         )
     target = root / machine_class / f"{lab}.json"
-    if target.exists():
-        old = provenance.read(root, machine_class, lab)
-        origin = {key: old[key] for key in new if old[key] != new[key]}
-        kept = {name: {**origin, **entry} for name, entry in old["metrics"].items() if name not in metrics}
-        metrics.update(kept)
-    store_plans(folder, root)
-    return provenance.write_json(target, {**new, "metrics": dict(sorted(metrics.items()))})
+    with provenance.locked(target):
+        if target.exists():
+            old = provenance.read(root, machine_class, lab)
+            origin = {key: old[key] for key in new if old[key] != new[key]}
+            kept = {name: {**origin, **entry} for name, entry in old["metrics"].items() if name not in metrics}
+            metrics.update(kept)
+        store_plans(folder, root)
+        return provenance.write_json(target, {**new, "metrics": dict(sorted(metrics.items()))})
 
 
 def _live(path, machine_class) -> dict:
@@ -316,15 +228,3 @@ def _recorded(lab, machine_class, name, entry, recording) -> Recorded:
         origin["date"],
         origin["command"],
     )
-
-
-def _quantity(metric) -> str:
-    from labsupport.benchmarking.measurements import earned
-
-    # one value without a spread has earned no trailing zeros
-    value = f"{metric.value:.4g}" if metric.spread is None else earned(metric.value, abs(metric.value) * metric.spread)
-    text = f"{value} {metric.unit}"
-    count = f"n={metric.samples}" if metric.samples else ""
-    spread = f"spread {metric.spread:.2g}" if metric.spread is not None else ""
-    facts = ", ".join(filter(None, (count, spread)))
-    return f"{text} ({facts})" if facts else text

@@ -12,7 +12,7 @@ from labsupport.errors import RecordingError
 from labsupport.recordings import provenance
 
 FOLDER = "plans"
-PLAN_NAME = re.compile(r"^[a-z0-9_][a-z0-9_.]*$")
+PLAN_NAME = re.compile(r"[a-z0-9_][a-z0-9_.]{0,99}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,7 +95,7 @@ def _parse(name, json_text):
 
 
 def _check_name(name) -> None:
-    if not isinstance(name, str) or not PLAN_NAME.match(name):
+    if not isinstance(name, str) or not PLAN_NAME.fullmatch(name):
         raise RecordingError(
             f"plan name {name!r} is not like 'resnet18_b32.fp16': lower-case letters, digits, _ and dots"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -13,8 +14,9 @@ from labsupport import files
 from labsupport.errors import RecordingError
 
 ROOT = Path(__file__).resolve().parents[2] / "data" / "recordings"
-LAB_NAME = re.compile(r"^[0-9A-Za-z_]+$")
-METRIC_NAME = re.compile(r"^[a-z0-9_]+\.[a-z0-9_]+$")
+LAB_NAME = re.compile(r"[0-9A-Za-z_]{1,100}")
+METRIC_NAME = re.compile(r"[a-z0-9_]{1,100}\.[a-z0-9_]{1,100}")
+KEYS = {"machine_class", "machine", "date", "command", "metrics", "plan", files.SEAL}
 RUNTIMES = {
     "trt": ("TensorRT", "tensorrt"),
     "rtx": ("TensorRT-RTX", "tensorrt"),
@@ -72,17 +74,18 @@ def read(root: Path, machine_class: str, lab: str) -> dict:
     again = f"record it again with `python3 -m labsupport record {lab}`"
     if lacking:
         raise RecordingError(f"{_short(path)} lacks {', '.join(lacking)}; {again}")
+    metrics = {}
     for name, entry in recording["metrics"].items():
         try:
-            check_metric(name, entry)
+            metrics[name] = check_metric(name, entry)
         except RecordingError as error:
             raise RecordingError(f"{_short(path)}: {error}; {again}") from None
-    return recording
+    return {**recording, "metrics": metrics}
 
 
 def check_metric(name: str, entry) -> dict:
     """{"value", "unit", "samples", "spread"} of one metric, or RecordingError saying what is wrong with it."""
-    if not isinstance(name, str) or not METRIC_NAME.match(name):
+    if not isinstance(name, str) or not METRIC_NAME.fullmatch(name):
         raise RecordingError(
             f"metric name {name!r} is not like 'resnet18_b32.top1_agreement': "
             "lower-case letters, digits and _, with one dot between subject and quantity"
@@ -102,26 +105,45 @@ def check_metric(name: str, entry) -> dict:
 
 def check_lab(name: str) -> str:
     """A lab's name as it was given; RecordingError for one that no file could have."""
-    if not isinstance(name, str) or not LAB_NAME.match(name):
+    if not isinstance(name, str) or not LAB_NAME.fullmatch(name):
         raise RecordingError(f"lab name {name!r} is not like '01_measuring': letters, digits and _ only")
     return name
 
 
 def read_json(path: Path):
-    """What a JSON file holds; RecordingError says what is wrong with it."""
+    """What a JSON file holds, without its checksum; RecordingError says what is wrong with it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecordingError(
             f"there is no recording {_short(path)}; `python3 -m labsupport record` makes them on a GPU machine"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordingError(f"{_short(path)} cannot be read ({error}); restore it, for example with git") from error
+    if not isinstance(content, dict):
+        return content
+    foreign = {"metrics", "plan"} & content.keys() and content.keys() - KEYS
+    if foreign or not files.whole(content):
+        raise RecordingError(
+            f"{_short(path)} is damaged: its checksum is another, or a key has changed; restore it, as with git"
+        )
+    return {key: value for key, value in content.items() if key != files.SEAL}
+
+
+@contextlib.contextmanager
+def locked(path: Path):
+    """One process at a time reads, changes and writes this file. RecordingError where its folder cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.locked(path):
+            yield
+    except OSError as error:
+        raise RecordingError(f"{_short(path)} cannot be locked ({error}); what was there is unchanged") from error
 
 
 def write_json(path: Path, content: dict) -> Path:
     """Write through a temporary file beside it, so that the old file stands until the new one is complete."""
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(files.sealed(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.replace(path, text.encode("utf-8"), mode=0o644)

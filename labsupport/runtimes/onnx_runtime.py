@@ -66,9 +66,9 @@ class OnnxRuntime(Base):
             return ort.InferenceSession(str(self.graph.path), self._options, providers=["CPUExecutionProvider"])
         except Exception as error:
             text = str(error).split("Error in Node:")[-1].strip().splitlines()[0][:300]
+            fix = "Give each node a name of its own" if "same node name" in text else "Rewrite the operator it names"
             raise BadInput(
-                f"ONNX Runtime cannot load {self.graph.path.name}: {text}. Rewrite the operator it names, or lower "
-                "the opset"
+                f"ONNX Runtime cannot load {self.graph.path.name}: {text}. {fix}, or lower the opset"
             ) from error
 
     def __call__(self, feed) -> dict:
@@ -81,11 +81,14 @@ class OnnxRuntime(Base):
             text = str(error).strip().splitlines()[0][:300]
             fix = "lower the batch" if "alloc" in text.lower() else "compare the feed with run.inputs"
             raise LabError(f"{self.name}: ONNX Runtime could not run {self.graph.path.name}: {text}; {fix}") from error
-        outputs = [np.array(y) if y.nbytes <= SMALL_BYTES else y for y in outputs]
+        outputs = [np.array(y) if isinstance(y, np.ndarray) and y.nbytes <= SMALL_BYTES else y for y in outputs]
         if torch_in:
             import torch
 
-            return {n: torch.from_numpy(y) for n, y in zip(self.outputs, outputs)}
+            # text, and the list that a sequence is, stay what they are
+            tensors = [isinstance(y, np.ndarray) and y.dtype.kind in "biufc" for y in outputs]
+            kept = [torch.from_numpy(y) if tensor else y for y, tensor in zip(outputs, tensors)]
+            return dict(zip(self.outputs, kept))
         return dict(zip(self.outputs, outputs))
 
     @property

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from labsupport import environment
+from labsupport import environment, files
 from labsupport.errors import BadInput, LabError
 
 SCENARIOS = ("server", "offline")
@@ -75,9 +74,9 @@ def judge(
     answering = _Answering(lg, submit, feeds)
     library = lg.ConstructQSL(len(feeds), len(feeds), lambda _: None, lambda _: None)
     server = lg.ConstructSUT(answering.issue, lambda: None)
-    with tempfile.TemporaryDirectory(prefix="labsupport-loadgen-") as folder:
+    with files.scratch() as folder:
         logs = lg.LogSettings()
-        logs.log_output.outdir, logs.log_output.copy_summary_to_stdout = folder, False
+        logs.log_output.outdir, logs.log_output.copy_summary_to_stdout = str(folder), False
         logs.enable_trace = False
         try:
             lg.StartTestWithLogSettings(server, library, settings, logs)

@@ -57,7 +57,7 @@ def place(folder: str | os.PathLike, stem: str, model: torch.nn.Module) -> Place
     For a model that is itself trained anew in every kernel, and on a GPU never comes out the same to the last bit: what
     began from other weights is left alone, and the training starts over. Raises BadInput for a stem that is no name.
     """
-    if not isinstance(stem, str) or not re.fullmatch(r"\w[\w.-]*", stem):
+    if not isinstance(stem, str) or not re.fullmatch(r"\w[\w.-]{0,99}", stem):
         raise BadInput(f"stem={stem!r:.60}; it begins a file's name: letters, digits, '.', '_' and '-'")
     path = Path(folder) / f"{stem}-{fingerprint(model)}.pt"
     beside = sorted(Path(folder).glob(f"{stem}-*.pt"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -93,13 +92,16 @@ def fit(
     steps = epochs * len(_orders(len(split), batch_size, torch.Generator()))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(2, steps))
     losses, accuracies = [], []
-    with random_state(seed, device), _bar(steps, progress) as bar:
+    with (
+        random_state(seed, device),
+        environment.bar(total=steps, label="training", unit="batches", shown=progress) as bar,
+    ):
         shuffler = torch.Generator().manual_seed(seed)
         epoch_of = _Epoch(student, optimizer, schedule, shuffler, split, preprocess, objective or cross_entropy, bar)
         described = {"trained by": "training.fit", **_of_the_start(model, split), **run, **(facts or {})}
         kept = checkpoint and KeptState(Path(checkpoint), student, optimizer, schedule, shuffler, described)
         done = kept.resume(losses, accuracies) if kept else 0
-        bar.update(done * steps // epochs)
+        bar.start_at(done * steps // epochs)
         for epoch in range(done, epochs):
             loss, right = epoch_of.trained(batch_size, shift_pixels, f"epoch {epoch + 1} of {epochs}")
             losses.append(loss)
@@ -183,15 +185,6 @@ def _moved(images: np.ndarray, most: int, shuffler: torch.Generator) -> np.ndarr
     down, right = torch.randint(2 * most + 1, (2,), generator=shuffler).tolist()
     wide = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
     return wide[:, down : down + images.shape[1], right : right + images.shape[2]]
-
-
-def _bar(steps: int, progress: bool):
-    """A progress bar where someone watches; elsewhere silent, because a bar in a stored output differs every run."""
-    from tqdm.auto import tqdm
-
-    watched = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
-    silent = not progress or not watched or environment.headless()
-    return tqdm(total=steps, desc="training", unit="batch", leave=False, disable=silent)
 
 
 def _checksum(split: Split) -> int:

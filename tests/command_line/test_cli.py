@@ -52,8 +52,12 @@ def started(monkeypatch):
     monkeypatch.setattr(cli.subprocess, "Popen", Child)
     monkeypatch.setattr(cli.os, "geteuid", lambda: 1000, raising=False)
     calls.snapshots = []
-    monkeypatch.setattr("labsupport.exercises.resetting.snapshot", lambda: calls.snapshots.append(len(calls)))
-    monkeypatch.setattr("labsupport.exercises.resetting.own_copies", lambda: [])
+    calls.copies = []
+    monkeypatch.setattr("labsupport.exercises.shipped.snapshot", lambda: calls.snapshots.append(len(calls)))
+    monkeypatch.setattr("labsupport.exercises.shipped.worked_in", lambda: [])
+    monkeypatch.setattr(
+        "labsupport.exercises.own_copies.folder_to_open", lambda: calls.copies.append(len(calls)) or ("work", "")
+    )
     return calls
 
 
@@ -73,7 +77,7 @@ def test_lab_opens_the_first_notebook(here, started):
         "-m",
         "jupyterlab",
         f"--ServerApp.root_dir={cli.REPOSITORY}",
-        "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb",
+        "--LabApp.default_url=/lab/tree/work/00_start_here.ipynb",
         "--no-browser",
         "--port=8900",
     ]
@@ -84,11 +88,23 @@ def test_lab_opens_the_first_notebook(here, started):
 def test_lab_keeps_the_shipped_notebooks_before_anybody_can_edit_them(here, started):
     cli.main(["lab"])
     assert started.snapshots == [0], "the snapshot was not taken, or only after JupyterLab had started"
+    assert started.copies == [0]
+
+
+def test_kernels_of_lab_say_two_errors_plainly_and_run_the_learners_own_startup(here, started, monkeypatch):
+    monkeypatch.setenv("PYTHONSTARTUP", "mine.py")
+    cli.main(["lab"])
+    variables = started[0][1]["env"]
+    assert Path(variables["PYTHONSTARTUP"]).name == "kernel_startup.py" and Path(variables["PYTHONSTARTUP"]).is_file()
+    assert variables["LABSUPPORT_STARTUP"] == "mine.py"
+    monkeypatch.setenv("PYTHONSTARTUP", variables["PYTHONSTARTUP"])  # in a terminal of JupyterLab
+    cli.main(["lab"])
+    assert "LABSUPPORT_STARTUP" not in started[1][1]["env"], "the file would run itself for ever"
 
 
 def test_a_learners_own_notebooks_are_left_out_of_the_tests(here, started, monkeypatch, capsys):
     fake_module(monkeypatch, "recordings", check_live=lambda folder, speeds: [])
-    monkeypatch.setattr("labsupport.exercises.resetting.own_copies", lambda: ["01_measuring.ipynb"])
+    monkeypatch.setattr("labsupport.exercises.shipped.worked_in", lambda: ["01_measuring.ipynb"])
     cli.main(["test"])
     assert "--ignore=notebooks/01_measuring.ipynb" in started[0][0]
     assert "left out, because you have worked in them: 01_measuring.ipynb" in capsys.readouterr().err
@@ -109,7 +125,11 @@ def test_root_gets_jupyterlabs_permission_and_is_told(here, started, monkeypatch
     cli.main(["lab"])
     cli.main(["lab", "--allow-root"])
     assert [command.count("--allow-root") for command, _ in started] == [1, 1]
-    assert capsys.readouterr().err == "labsupport: you are root, so JupyterLab is started with --allow-root\n"
+    said = capsys.readouterr().err
+    assert (
+        said.startswith("labsupport: you are root, so JupyterLab is started with --allow-root")
+        and "runs as root" in said
+    )
 
 
 def test_windows_has_no_root(here, started, monkeypatch):
@@ -129,9 +149,11 @@ def test_test_is_one_pytest_and_then_the_bands(here, started, monkeypatch):
     fake_module(monkeypatch, "recordings", check_live=lambda folder, speeds: seen.append(folder) or [])
     assert cli.main(["test", "-k", "fusion", "-x"]) == 0
     ((command, options),) = started
-    assert command[1:7] == [
+    assert command[1:9] == [
         "-m",
         "pytest",
+        "-p",
+        "labsupport.command_line.kernels",
         "--nbval-lax",
         "--nbval-current-env",
         "--nbval-cell-timeout=300",
@@ -178,7 +200,7 @@ def test_run_passes_its_options_on_and_fails_with_a_lab(here, monkeypatch, capsy
         monkeypatch, "command_line.running", run=lambda labs, **options: calls.append((labs, options)) or [Result(ok)]
     )
     assert cli.main(["run", "01", "02", "--json", "--save", "out"]) == (0 if ok else 1)
-    assert calls == [(["01", "02"], {"save": Path("out"), "store": False, "echo": None})]
+    assert calls == [(["01", "02"], {"save": Path("out"), "store": False, "processor": False, "echo": None})]
     assert json.loads(capsys.readouterr().out) == {"ok": ok, "labs": [{"lab": "01_measuring", "ok": ok}]}
 
 
@@ -376,3 +398,22 @@ def test_lab_and_test_ask_for_the_weights_and_run_does_not(here, started, fetche
     cli.main(["lab", "--without-weights"])
     cli.main(["progress"])
     assert fetched == ["weights"] * 2
+
+
+def test_the_campaign_of_faults_takes_the_place_of_the_tests(here, started):
+    assert cli.main(["test", "--faults", "--minutes", "1"]) == 0
+    ((command, _),) = started
+    assert command[1].endswith("campaign.py") and command[2:] == ["--minutes", "1"]
+
+
+def test_ctrl_c_and_signals_end_in_the_exit_code_of_the_shell():
+    class Child:
+        def __init__(self, *codes):
+            self.codes = iter(codes)
+
+        def wait(self):
+            if (code := next(self.codes)) is None:
+                raise KeyboardInterrupt
+            return code
+
+    assert [cli.wait(Child(*codes)) for codes in ((0,), (1,), (None, 2), (None, 0), (-15,))] == [0, 1, 130, 0, 143]

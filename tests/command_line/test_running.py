@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
+import time
 import types
 
 import nbformat
@@ -128,10 +131,36 @@ def test_good_and_failing_labs(folder, tmp_path, monkeypatch):
     assert good.ok and good.cell is None and good.runtime == environment.runtime_name()
     assert (failed.ok, failed.cell, failed.error) == (False, 2, "ValueError: first")
     assert lines == [good, failed]
-    assert "FAILED in cell [2]: ValueError: first" in repr(failed)
+    assert 'FAILED in cell [2], below "Why?": ValueError: first' in repr(failed)
     saved = nbformat.read(tmp_path / "out" / "00_good.ipynb", 4)
     assert saved.cells[1].outputs[0].text == f"notebooks {sys.executable}\n"
     assert bad.read_bytes() == before
+
+
+def test_a_failing_cell_is_named_with_the_question_above_it(folder):
+    path = put(folder, "00_bad", "", "1", "no_such_name", "3")
+    content = nbformat.read(path, 4)
+    content.cells.insert(3, new_markdown_cell("Words.\n\n### Exercise: half the bits\n\nMore words."))
+    content.cells.insert(5, new_markdown_cell("## Later"))
+    nbformat.write(content, path)
+    (failed,) = running.run([], folder=folder, echo=None)
+    assert 'FAILED in cell [2], below "Exercise: half the bits": NameError: name' in repr(failed)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a console sends Ctrl-C there")
+def test_ctrl_c_ends_the_whole_run(folder):
+    put(folder, "00_long", "open('started', 'w').close()\nimport time\nfor _ in range(60): time.sleep(1)")
+    put(folder, "01_never", "open('never', 'w').close()")
+    code = f"from pathlib import Path; from labsupport.command_line import running; running.run([], folder=Path({str(folder)!r}))"
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    try:
+        while not (folder / "started").exists() and child.poll() is None:
+            time.sleep(0.1)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert said.rstrip().endswith("KeyboardInterrupt") and not (folder / "never").exists()
 
 
 def test_a_dead_kernel_is_noticed_and_the_next_lab_runs(folder):
@@ -253,15 +282,46 @@ def test_a_list_that_cannot_be_renewed_loses_no_result(folder, recorded, monkeyp
     assert only.error.endswith(lines[-1])
 
 
-def test_record_without_a_gpu_writes_metrics_only_and_says_so(folder, recorded, monkeypatch):
+@pytest.fixture
+def no_gpu(monkeypatch):
     stand_in(monkeypatch, environment, "has", lambda *needs: False)
     stand_in(monkeypatch, environment, "why_not", lambda *needs: "no GPU can be used here")
+    stand_in(monkeypatch, environment, "runtime_name", lambda: "ONNX Runtime 1.31.1 (CPU)")
+
+
+def test_record_without_a_gpu_writes_nothing_and_says_so(folder, recorded, no_gpu):
     path = put(folder, "00_good", "1")
     before, lines = path.read_bytes(), []
     running.run([], folder=folder, store=True, echo=lines.append)
-    assert lines[0] == "outputs stay as they are: no GPU can be used here"
-    assert path.read_bytes() == before
-    assert [lab for lab, _, _ in recorded] == ["00_good"]
+    assert lines[0] == "nothing is stored (--processor does): no GPU can be used here"
+    assert path.read_bytes() == before and recorded == [] and recorded.manifests == []
+
+
+def test_record_of_a_processor_replaces_no_outputs_of_a_gpu(folder, recorded, no_gpu):
+    lane = "print('This machine  {}')"
+    ours, theirs = put(folder, "00_ours", lane.format("no GPU: ONNX Runtime executes")), put(folder, "01_gpu", "1")
+    for path, words in ((ours, "no GPU: ONNX Runtime executes"), (theirs, "TensorRT 8.6.0 on NVIDIA H100")):
+        stored = nbformat.read(path, 4)
+        stored.cells[1].outputs = [nbformat.v4.new_output("stream", text=f"This machine  {words}\n")]
+        nbformat.write(stored, path)
+    before, lines = theirs.read_bytes(), []
+    running.run([], folder=folder, store=True, processor=True, echo=lines.append)
+    assert lines[0] == "outputs from a GPU stay as they are: no GPU can be used here"
+    assert [lab for lab, _, _ in recorded] == ["00_ours", "01_gpu"] and recorded.manifests == [2]
+    assert nbformat.read(ours, 4).cells[1].execution_count == 1 and theirs.read_bytes() == before
+
+
+def test_a_learners_copy_is_run_by_its_path_and_never_recorded(folder, recorded, monkeypatch):
+    put(folder, "00_good", "1 / 0")
+    (folder.parent / "work").mkdir()
+    mine = put(folder.parent / "work", "00_good", "1")
+    monkeypatch.chdir(folder.parent)
+    (only,) = running.run(["work/00_good.ipynb"], folder=folder, echo=None)
+    assert only.ok and only.lab == "work/00_good"
+    with pytest.raises(BadInput, match="00_good.ipynb is your own copy, and record stores the shipped labs; `run`"):
+        running.run([str(mine)], folder=folder, store=True, echo=None)
+    (shipped,) = running.run(["00"], folder=folder, echo=None)
+    assert not shipped.ok and shipped.lab == "00_good"
 
 
 def test_a_recording_that_is_refused_fails_its_lab_only(folder, recorded, monkeypatch):

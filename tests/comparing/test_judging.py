@@ -7,8 +7,9 @@ import re
 
 import numpy as np
 import pytest
+from faces import stand_in
 
-from labsupport import comparing
+from labsupport import comparing, environment
 from labsupport.benchmarking.measurements import Latency, Ratio, Stages, Throughput
 from labsupport.errors import BadInput
 
@@ -426,11 +427,13 @@ def test_pictures_are_small_and_carry_their_words(tmp_path):
 
     for drawing in (comparing.bars(JUDGED), comparing.histogram([row["latency"] for row in JUDGED])):
         png = drawing._repr_png_()
-        assert len(png) < 60_000
+        assert len(png) < 95_000
         (tmp_path / "picture.png").write_bytes(png)
         with Image.open(tmp_path / "picture.png") as picture:
-            assert picture.text["Description"] == drawing.text and picture.width <= 640
-        assert repr(drawing) == drawing.text and f"<figcaption>{drawing.text}" in drawing._repr_html_()
+            assert picture.text["Description"] == drawing.text and picture.width <= 1440
+            assert picture.width == 2 * int(re.search(r'width="(\d+)"', drawing._repr_html_())[1])
+        assert repr(drawing) == drawing.text and f">{drawing.text}</figcaption>" in drawing._repr_html_()
+        assert f'<img alt="{drawing.text}"' in drawing._repr_html_()
 
 
 def test_a_notebook_shows_the_picture_and_the_sentence(monkeypatch):
@@ -440,5 +443,17 @@ def test_a_notebook_shows_the_picture_and_the_sentence(monkeypatch):
     drawing = comparing.bars(JUDGED)
     drawing._ipython_display_()
     (picture, metadata), (words, _) = shown
-    assert picture["image/png"].startswith("iVBOR") and metadata == {"image/png": {"alt": drawing.text}}
+    assert picture["image/png"].startswith("iVBOR") and metadata["image/png"]["alt"] == drawing.text
+    assert metadata["image/png"]["width"] == 720
     assert words == {"text/plain": drawing.text}
+
+
+def test_a_live_notebook_has_the_words_in_its_page(monkeypatch):
+    """JupyterLab drops a picture's metadata, alternative text included."""
+    IPython = pytest.importorskip("IPython.display")
+    shown = []
+    monkeypatch.setattr(IPython, "display", lambda data, raw=False: shown.append(data))
+    stand_in(monkeypatch, environment, "headless", lambda: False)
+    drawing = comparing.bars(JUDGED)
+    drawing._ipython_display_()
+    assert shown == [{"text/html": drawing._repr_html_(), "text/plain": drawing.text}]

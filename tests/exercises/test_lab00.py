@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from labsupport import environment
+from labsupport import benchmarking, environment
 from labsupport.benchmarking.measurements import Latency
 from labsupport.exercises import base, lab00
 
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def latency(*, name="ort/all", batch=500, runs=30) -> Latency:
-    return Latency(name, "host", tuple(8.0 + 0.01 * (i % 3) for i in range(runs)), batch, "this CPU")
+    return Latency(name, "host", tuple(8000.0 + 0.01 * (i % 3) for i in range(runs)), batch, "this CPU")
 
 
 def test_the_lab_has_its_exercises():
@@ -69,29 +70,63 @@ def test_once_with_a_gap_is_not_attempted():
     assert lab00.once.check(["export", ..., "load"]).outcome == "not attempted"
 
 
+class Small:
+    """A runtime of any batch that answers at once."""
+
+    name, device = "ort/all", "cpu"
+
+    def __call__(self, feed):
+        return {"logits": np.asarray(feed).reshape(len(feed), -1)[:, :10]}
+
+
+IMAGES = np.random.default_rng(0).normal(size=(500, 1, 28, 28)).astype(np.float32)
+
+
+def timed(feed=IMAGES, runs=30, **options):
+    return lambda run: benchmarking.latency(run, feed, runs=runs, **options)
+
+
+def by_keyword(run, digits=IMAGES):
+    whole = benchmarking.latency(run=run, feed=digits, runs=50)
+    return whole
+
+
 def test_full_batch():
+    run = Small()
     base.assert_checker(
         lab00.full_batch,
+        (..., run),
         wrong=[
-            (8.0, "whole Latency"),
-            (latency(name="torch"), "PyTorch's time"),
-            (latency(batch=1), "1 digit in it"),
-            (latency(batch=256), "256 digits in it"),
-            (latency(runs=29), "29 calls are few"),
+            ((8.0, run), "the function itself, `latency_of`"),
+            ((timed(), 500), "the network to be measured"),
+            ((timed(), runtimes_torch()), "the network to be measured"),
+            ((lambda run: benchmarking.latency(run, IMAGES).median_ms, run), "whole Latency"),
+            ((lambda run: benchmarking.latency(Small(), IMAGES), run), "never called"),
+            ((lambda _: benchmarking.latency(run, IMAGES), run), "never called"),
+            ((timed(IMAGES[:1]), run), "a call had 1 item in it"),
+            ((timed(IMAGES[:1], batch=500), run), "a call had 1 item in it"),
+            ((timed(IMAGES[:256]), run), "256 items in it"),
+            ((timed(np.repeat(IMAGES[:1], 500, axis=0)), run), "the same few"),
+            ((timed(runs=29), run), "29 calls are few"),
+            ((lambda run: run(IMAGES) and latency(), run), "was it measured"),
+            ((lambda run: (benchmarking.latency(run, IMAGES), latency(runs=100))[1], run), "not the time"),
+            ((lambda run: None, run), "`return`"),
         ],
-        right=[latency(), latency(name="trt fp32 graph", runs=100)],
+        right=[(timed(), run), (by_keyword, run), (timed({"images": IMAGES}), Mapped())],
+        namespace={"benchmarking": benchmarking, "images": IMAGES, "optimized": run},
     )
-    assert lab00.full_batch.check(latency()).message.startswith("62400 digits per second")  # 500 in 8.01 ms
+    assert "digits per second" in lab00.full_batch.check(timed(), run).message
 
 
-def test_the_prediction_meets_its_measurement():
-    guess = lab00.FasterThanPyTorch()
-    assert guess.compare(3.0).outcome == "not attempted"
-    assert "you predict 2 ×" in guess.predict(2)
-    assert guess.compare(3.0).right
-    verdict = guess.compare(10.0)
-    assert verdict.outcome == "wrong" and "5 times too low" in verdict.message
-    assert guess.compare(0.8).message.endswith("What did the guess leave out?")
+class Mapped(Small):
+    def __call__(self, feed):
+        return super().__call__(feed["images"])
+
+
+def runtimes_torch():
+    eager = Small()
+    eager.name = "torch"
+    return eager
 
 
 @pytest.fixture(scope="module")

@@ -91,6 +91,20 @@ def too_small(device):
     return right(device) / 3
 
 
+def read_off(device):
+    device.launch(), device.now()
+    return device.launch_ms + device.work_ms
+
+
+def ten_thousand_cold(device):
+    device.synchronize()
+    start = device.now()
+    for _ in range(10_000):
+        device.launch()
+        device.synchronize()
+    return (device.now() - start) * 1e3 / 10_000
+
+
 def forgotten_return(device):
     right(device)
 
@@ -128,14 +142,17 @@ def test_spot_the_clock():
         wrong=[
             (hasty, r"when your clock stopped, .* still queued"),
             (launch_only, "timed the launch, not the work"),
-            (on_a_busy_queue, "30 ms of earlier work were still queued"),
+            (on_a_busy_queue, " ms of earlier work were still queued"),
             (cold, "the first call"),
             (with_the_first_in_the_mean, "the first call"),
             (overlapping, "inverse of the throughput"),
             (in_seconds, "in seconds; milliseconds"),
             (nothing_launched, "nothing was launched"),
             (one_reading, "read device.now.. 1 times"),
-            (too_small, "pass 5 ms"),
+            (too_small, "pass [0-9.]+ ms"),
+            (read_off, "no attribute 'launch_ms'"),
+            (ten_thousand_cold, "the first call"),
+            (lambda device: right(device) * 1e3, "in microseconds"),
             (forgotten_return, "its `return`"),
             (a_list, "returns a list"),
             (misspelled, "no attribute 'lunch'"),
@@ -205,67 +222,113 @@ def swept(*medians, tail=1.2):
     ]
 
 
+def best_batch(sweep, budget_ms):
+    fitting = [row["latency"] for row in sweep if row["latency"].percentile(99) <= budget_ms]
+    return max(fitting, key=lambda latency: latency.items_per_s).batch
+
+
+def by_loop(sweep, budget_ms):
+    best, rate = None, 0.0
+    for row in reversed(sweep):
+        point = row["latency"]
+        if point.p99_ms <= budget_ms and point.batch / point.median_ms > rate:
+            best, rate = point.batch, point.batch / point.median_ms
+    return np.int64(best)
+
+
+def fits_by(statistic, choose):
+    def learners(sweep, budget_ms):
+        return choose([row["latency"] for row in sweep if statistic(row["latency"]) <= budget_ms])
+
+    return learners
+
+
+def largest(points):
+    return max(point.batch for point in points)
+
+
+def fastest(points):
+    return max(points, key=lambda point: point.items_per_s).batch
+
+
+def p99(point):
+    return point.percentile(99)
+
+
 def test_batch_for_budget():
     sweep = swept(1.0, 1.2, 1.6, 3.0, 8.0)  # items/s 1000, 1667, 2500, 2667, 2000
     base.assert_checker(
         lab01.batch_for_budget,
-        (..., sweep, 2.0),
+        (..., sweep),
         wrong=[
-            ((16, sweep, 2.0), "batch 16 takes 8 ms, the budget is 2 ms"),
-            ((8, sweep, 3.2), r"at the median \(3 ms\), but its p99 is 3.6 ms"),
-            ((1, sweep, 2.0), "batch 4 keeps it too and gives 2,500"),
-            ((16, sweep, 20.0), "batch 8 keeps it too and gives 2,667"),
-            ((3, sweep, 2.0), r"not in the sweep; it holds \[1, 2, 4, 8, 16\]"),
-            ((4, sweep, 0.1), "no batch of this sweep keeps 0.1 ms"),
-            ((2.5, sweep, 2.0), "whole number"),
-            ((4, [1, 2], 2.0), "rows that benchmarking.batch_sweep returned"),
-            ((4, [{"latency": latency([1.0] * 30, 4)}], 2.0), "p99 needs at least 100 samples"),
+            ((4, sweep), "function itself, `best_batch`"),
+            ((fits_by(lambda point: point.median_ms, fastest), sweep), "at the median .* but its p99 is"),
+            ((fits_by(lambda point: 0, fastest), sweep), "but its p99 is|the budget is"),
+            ((fits_by(p99, largest), sweep), "keeps it too and gives"),
+            ((lambda sweep, budget_ms: 4, sweep), "batch 4 keeps the budget at the median|batch 4 takes"),
+            ((lambda sweep, budget_ms: sweep[0]["latency"].batch, sweep), "batch"),
+            ((lambda sweep, budget_ms: 3, sweep), r"not in the sweep; it holds \[1, 2, 4, 8, 16, 32\]"),
+            ((lambda sweep, budget_ms: sweep[0], sweep), "gives a row"),
+            ((lambda sweep, budget_ms: None, sweep), "`return`"),
+            ((lambda sweep, budget_ms: max(sweep), sweep), "raised TypeError"),
+            ((best_batch, [1, 2]), "rows that benchmarking.batch_sweep returned"),
+            ((best_batch, [{"latency": latency([1.0] * 30, 4)}]), "p99 needs at least 100 samples"),
         ],
-        right=[(4, sweep, 2.0), (np.int64(4), sweep, np.float64(2.0))],
-        namespace={"sweep": sweep, "budget_ms": 2.0},
+        right=[(best_batch, sweep), (by_loop, sweep)],
+        namespace={"sweep": sweep},
     )
 
 
 def test_a_batch_as_good_as_the_best_within_the_noise_is_right():
-    sweep = swept(1.0, 1.99, 3.99)  # items/s 1000, 1005, 1003
-    assert lab01.batch_for_budget.check(1, sweep, 10.0) and lab01.batch_for_budget.check(4, sweep, 10.0)
+    sweep = swept(1.0, 1.99, 3.99, 7.97)  # items/s 1000, 1005, 1003, 1004
+    assert lab01.batch_for_budget.check(best_batch, sweep[:1] * 1 + sweep[1:2]).right
+
+
+def honest(network, eager, images):
+    row = {"latency": benchmarking.latency(network, images)}
+    return {**row, "max error": comparing.max_error(eager(images), network(images))}
+
+
+def by_hand(network, eager, images):
+    off = np.abs(eager(images)["logits"] - network(images)["logits"]).max()
+    return {"error": off, "time": benchmarking.latency(network, images, runs=30, warmup=3)}
+
+
+def row_of(change, runs=50):
+    def learners(network, eager, images):
+        row = {"latency": benchmarking.latency(network, images, runs=runs)}
+        return change(row, network, eager, images)
+
+    return learners
 
 
 def test_honest_row():
-    measured = latency([1.0, 1.1, 1.0] * 20, 32, "ort/all")
-    images = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
-    names = {"images": images, "network": lambda feed: feed, "eager": lambda feed: feed, **ROOMS}
+    def error(one, other, images):
+        return comparing.max_error(one(images), other(images))
+
     base.assert_checker(
         lab01.honest_row,
         wrong=[
-            ({"latency": measured}, "shows a speed but has no error or accuracy"),
-            ({"latency": measured, "accuracy": None}, "only an empty 'accuracy'"),
-            ({"runtime": "mine", "median ms": 1.0, "max error": 0.0}, "A bare number has no clock"),
-            ({}, "no measurement in this row"),
-            (measured, "wanted is a dict"),
-            ({"latency": measured, "accuracy": 93.6}, "fraction from 0 to 1"),
-            ({"latency": measured, "max error": -1e-6}, "never negative"),
-            ({"latency": measured, "max error": float("inf")}, "finite number"),
-            ({"latency": measured, "max error": "small"}, "a number is wanted"),
-            ({"latency": latency([1.0] * 5, 32), "max error": 0.0}, "5 runs say little"),
-            ({"latency": latency([1.0] * 50, 1), "max error": 0.0}, "measured at batch 1;"),
+            ({"max error": 0.1}, "function itself, `honest_row`"),
+            (row_of(lambda row, *_: row), "shows a speed but has no error"),
+            (row_of(lambda row, *_: {**row, "accuracy": 0.93}), "none tells the error"),
+            (row_of(lambda row, *_: {**row, "accuracy": None}), "only an empty 'accuracy'"),
+            (row_of(lambda row, network, eager, x: {**row, "max error": error(network, network, x)}), "with itself"),
+            (row_of(lambda row, *_: {**row, "max error": 1e-6}), "the largest difference is"),
+            (row_of(lambda row, *_: {**row, "max error": -1e-6}), "never negative"),
+            (row_of(lambda row, *_: {**row, "max error": float("inf")}), "finite number"),
+            (row_of(lambda row, *_: {**row, "max error": "small"}), "a number is wanted"),
+            (row_of(lambda row, n, eager, x: {**row, "max error": error(eager, n, x[:1])}), "the largest difference"),
+            (row_of(lambda row, n, e, x: {"ms": row["latency"].median_ms, "max error": error(e, n, x)}), "no measur"),
+            (row_of(lambda row, n, e, x: {**row, "max error": error(e, n, x)}, runs=5), "5 calls are few"),
+            (lambda n, e, x: {"latency": benchmarking.latency(e, x), "max error": error(e, n, x)}, "was it measured"),
+            (lambda n, e, x: {"latency": benchmarking.latency(n, x[:1]), "max error": error(e, n, x)}, "had 1 item"),
+            (lambda n, e, x: benchmarking.latency(n, x), "wanted is a row"),
+            (lambda n, e, x: None, "wanted is a row"),
         ],
-        right=[
-            {"latency": measured, "max error": 1e-6},
-            {"accuracy": np.float64(0.936), "time": measured},
-            {"latency": measured, "max error": 2.5},
-        ],
-        namespace=names,
+        right=[honest, by_hand],
+        namespace=ROOMS,
     )
-
-
-def test_clock_gap_compares_a_prediction_with_the_measurement():
-    gap = lab01.ClockGap()
-    assert repr(gap.predict(...)).startswith("Not attempted yet: How many times more")
-    assert gap.compare(1000.0).outcome == "not attempted"
-    gap.predict(500)
-    assert gap.compare(1000.0).right
-    assert "100 times too low" in gap.compare(50_000.0).message
 
 
 @pytest.mark.parametrize("name", ["clock_gap", "spot_the_clock", "right_statistic", "batch_for_budget", "honest_row"])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from labsupport import export, fusion, recordings
+from labsupport import export
 from labsupport.exercises import lab03, lab03_networks
 from labsupport.exercises.base import assert_checker, assert_complete
 from labsupport.fusion import blocks, roofline
@@ -17,15 +17,6 @@ NAMES = {"torch": torch, "blocks": blocks}
 
 def test_the_lab_holds_six_exercises_with_hints_and_solutions():
     assert_complete(lab03, ["kernels", "gain", "swallowed", "forbids", "break_it", "merge_it"])
-
-
-def test_the_prediction_is_held_against_the_plan():
-    launched = len(fusion.xray(recordings.load_plan("resnet18_b32.fp16")).launched)
-    assert lab03.kernels.compare(launched).outcome == "not attempted"
-    lab03.kernels.predict(23)
-    assert lab03.kernels.compare(launched).right
-    lab03.kernels.predict(69)
-    assert lab03.kernels.compare(launched).outcome == "wrong"
 
 
 def test_gain():
@@ -118,6 +109,25 @@ class WiderType(blocks.ConvBlock):
         return torch.relu(self.bn(self.conv(x)).double()).float()
 
 
+class ByName(blocks.ConvBlock):
+    """A twin whose outputs have names."""
+
+    def forward(self, x):
+        before = self.bn(self.conv(x))
+        return {"after": torch.relu(before), "before": before}
+
+
+class ReadTwice(blocks.ConvBlock):
+    def forward(self, x):
+        before = self.bn(self.conv(x))
+        return torch.relu(before) + 0 * before
+
+
+class ReluElsewhere(blocks.ConvBlock):
+    def forward(self, x):
+        return self.bn(self.conv(x)).clamp(min=0), torch.relu(x)
+
+
 class Unchanged(blocks.ConvBlock):
     pass
 
@@ -169,12 +179,19 @@ def test_break_it():
             (Shorter, r"the first output has shape \(2, 8, 16, 16\); it was \(2, 64, 16, 16\)"),
             (ReturnsNothing, "forget its `return`"),
             (Fails, "`forward` raised TypeError"),
+            (ReluElsewhere, "the first output does not come from it"),
             (lambda x: x, "hand in the class"),
             (int, "hand in the class"),
         ],
-        right=[SecondOutput, SecondOutput(), AuxiliaryHead, WiderType],
+        right=[SecondOutput, SecondOutput(), AuxiliaryHead, WiderType, ByName],
         namespace=NAMES,
     )
+
+
+def test_a_second_reader_is_not_praised_as_a_debug_output():
+    verdict = lab03.break_it.check(ReadTwice)
+    assert verdict.right and "Debug" not in verdict.message
+    assert "Debug outputs" in lab03.break_it.check(SecondOutput).message
 
 
 def test_an_untouched_class_is_not_attempted():
@@ -223,6 +240,28 @@ class TwoOfThree(blocks.Siblings):
         return sum(torch.relu(y).chunk(2, 1)) + torch.relu(self.right(x))
 
 
+class WithoutBias(blocks.Siblings):
+    def forward(self, x):
+        weight = torch.cat([layer.weight for layer in (self.left, self.middle, self.right)])
+        return sum(torch.relu(F.conv2d(x, weight)).chunk(3, 1))
+
+
+class Einsum(blocks.Siblings):
+    def forward(self, x):
+        y = F.conv2d(
+            x, torch.cat([self.left.weight, self.middle.weight]), torch.cat([self.left.bias, self.middle.bias])
+        )
+        right = torch.einsum("oc,nchw->nohw", self.right.weight[:, :, 0, 0], x) + self.right.bias[:, None, None]
+        return sum(torch.relu(y).chunk(2, 1)) + torch.relu(right)
+
+
+class OneSize(blocks.Siblings):
+    def forward(self, x):
+        layers = self.left, self.middle, self.right
+        y = F.conv2d(x, torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
+        return torch.relu(y).view(2, 3, 64, 16, 16).sum(1)
+
+
 def test_merge_it():
     assert_checker(
         lab03.merge_it,
@@ -232,6 +271,9 @@ def test_merge_it():
             (SumOfWeights, "something else, .* The ReLU of a sum is not the sum of ReLUs"),
             (Grouped, "it reads 192 channels"),
             (blocks.ConvBlock, "computes something else"),
+            (WithoutBias, "The biases are missing"),
+            (Einsum, "does the rest of its work"),
+            (OneSize, r"fails for \(3, 64, 10, 14\)"),
             ("Merged", "hand in the class"),
         ],
         right=[Concatenated, OneLayer, OneLayer()],

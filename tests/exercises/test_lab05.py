@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
 from labsupport import export, precision
 from labsupport.exercises import lab05
@@ -16,15 +19,7 @@ RIGHT = {"activations": "fp16", "gradients": "bf16", "weights": "fp8_e4m3", "sco
 
 
 def test_the_lab_holds_six_exercises_with_hints_and_solutions():
-    assert_complete(lab05, ["wide_nodes", "formats", "to_bf16", "long_sum", "keep_wide", "silent"])
-
-
-def test_the_prediction_is_held_against_the_scan():
-    assert lab05.wide_nodes.compare(8).outcome == "not attempted"
-    lab05.wide_nodes.predict(9)
-    assert lab05.wide_nodes.compare(8).right
-    lab05.wide_nodes.predict(29)
-    assert lab05.wide_nodes.compare(8).outcome == "wrong"
+    assert_complete(lab05, ["wide_nodes", "formats", "to_bf16", "long_sum", "keep_wide", "rescaled"])
 
 
 def test_formats():
@@ -48,12 +43,23 @@ def test_formats():
             ({"weights": "fp8_e4m3"}, "there is no format for 'activations'; the quantities are"),
             (["fp16"], "a dict"),
         ],
-        right=[RIGHT, dict(reversed(RIGHT.items()))],
+        right=[
+            RIGHT,
+            dict(reversed(RIGHT.items())),
+            {**RIGHT, "activations": " FP16", "gradients": "bfloat16", "weights": "E4M3", "energies": "TF32"},
+            {**RIGHT, "activations": torch.float16, "gradients": torch.bfloat16, "weights": torch.float8_e4m3fn},
+            {**RIGHT, "activations": np.float16, "scores": number_formats.FORMATS["fp8_e5m2"]},
+            {**RIGHT, "activations": np.dtype("float16"), "gradients": ml_dtypes.bfloat16},
+        ],
         namespace=NAMES,
     )
 
 
 def by_bits(x):
+    return np.where(np.isnan(x), x, without_a_thought_for_nan(x))
+
+
+def without_a_thought_for_nan(x):
     bits = x.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
@@ -91,6 +97,11 @@ def test_to_bf16():
             (lambda x: x.astype(np.float16).astype(np.float32), "the nearest number: "),
             (clipped, "the largest numbers: 3.4e\\+38 became"),
             (lambda x: x.astype(ml_dtypes.bfloat16), r"for float32 \(7,\) the function gave bfloat16"),
+            (without_a_thought_for_nan, "NaN: nan became"),
+            (lambda x: np.nan_to_num(by_bits(x), posinf=np.inf, neginf=-np.inf), "NaN: nan became 0.0"),
+            (lambda x: np.where(abs(x) < 1.2e-38, np.float32(0), by_bits(x)), "numbers below the normal ones"),
+            (lambda x: np.array([by_bits(each[None])[0] for each in x.ravel()]), "three axes"),
+            (lambda x: abs(by_bits(x)) * np.sign(x), "raised|became"),
             (lambda x: None, "the function gave nothing|the function gave None"),
             (3, "hand in the function itself"),
             (lambda x: 1 / 0, "ZeroDivisionError"),
@@ -178,29 +189,73 @@ def other_network():
     return nn.Linear(4, 4).eval(), torch.zeros(1, 4)
 
 
-def test_silent():
-    def honest_question(engine):
-        return engine.precision == "fp16" and "fp16" not in engine.precisions
+def scaled(s, bias=True, down_bias=False):
+    def learners(block):
+        tame = copy.deepcopy(block)
+        with torch.no_grad():
+            tame.up.weight /= s
+            tame.up.bias /= s if bias else 1
+            tame.down.weight *= s**2
+            tame.down.bias *= s**2 if down_bias else 1
+        return tame
 
-    def by_loop(engine):
-        return engine.precision in ("fp16",) and not any(kind == "fp16" and n for kind, n in engine.precisions.items())
+    return learners
 
+
+def in_place_of_the_block(block):
+    block.up.weight.data /= 32
+    block.down.weight.data *= 32**2
+    return copy.deepcopy(block)
+
+
+class WideInside(torch.nn.Module):
+    """Leaves the weights alone and computes the square in FP32."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = copy.deepcopy(block)
+
+    def forward(self, x):
+        y = torch.relu(self.block.up(self.block.norm(x))).float()
+        down = self.block.down
+        return (x + torch.nn.functional.linear(y * y, down.weight.float(), down.bias.float())).to(x.dtype)
+
+
+class Clamped(WideInside):
+    def forward(self, x):
+        return x + self.block.down(torch.relu(self.block.up(self.block.norm(x))).clamp(max=255) ** 2)
+
+
+def by_state_dict(block):
+    """A twin: a factor of its own for each of the 256 units, by the dict of weights."""
+    tame, weights = copy.deepcopy(block), {name: value.clone() for name, value in block.state_dict().items()}
+    s = block.up.weight.norm(dim=1) / 8
+    weights["up.weight"] /= s[:, None]
+    weights["up.bias"] /= s
+    weights["down.weight"] *= s**2
+    tame.load_state_dict(weights)
+    return tame
+
+
+def test_rescaled():
     assert_checker(
-        lab05.silent,
+        lab05.rescaled,
         wrong=[
-            (
-                lambda e: True,
-                "a cast network was asked for fp16 and has .*: is it silent. False, and your function says True",
-            ),
-            (lambda e: False, "a small network on 8.6 was asked for fp16"),
-            (lambda e: not e.precisions["fp16"], "an honest FP32 engine was asked for fp32"),
-            (lambda e: "fp32" in e.precisions, "a cast network was asked"),
-            (lambda e: e.precision != "fp32" and not e.precisions["fp16"], "a quantized engine was asked for int8"),
-            (lambda e: 1, "for a small network on 8.6 the function gave"),
-            (True, "hand in the function itself"),
-            (lambda e: e.types, "AttributeError"),
-            (dict, "that is <class 'dict'> .type.; hand in the function itself"),
+            (scaled(1), "in FP16 it still overflows"),
+            (scaled(2), "in FP16 it still overflows"),
+            (scaled(3000), "down.weight is beyond FP16's 65504"),
+            (scaled(32, bias=False), "computes something else. What was divided in `up`"),
+            (scaled(32, down_bias=True), "The bias of `down` is added after the square"),
+            (in_place_of_the_block, "is changed"),
+            (lambda block: block, "work on copy.deepcopy"),
+            (copy.deepcopy, "in FP16 it still overflows"),
+            (lambda block: copy.deepcopy(block).half(), "raised RuntimeError|computes something else"),
+            (lambda block: WideInside(block), "still computes in a wider type"),
+            (lambda block: Clamped(block), "computes something else"),
+            (lambda block: None, "`return`"),
+            (lambda block: block.state_dict(), "wanted is the block with other weights"),
+            (lab05.feed_forward_module(), "raised"),
         ],
-        right=[honest_question, by_loop, lambda e: np.bool_(honest_question(e))],
-        namespace=NAMES,
+        right=[scaled(16), scaled(200), by_state_dict],
+        namespace={"copy": copy, "torch": torch},
     )

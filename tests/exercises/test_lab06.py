@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
-from labsupport import build, environment, export, fusion, models, quantization, recordings
-from labsupport.exercises import lab06
+from labsupport import export, fusion, models, quantization, recordings, runtimes
+from labsupport.exercises import lab06, lab06_stand_ins
 from labsupport.exercises.base import assert_checker, assert_complete
 
 
@@ -21,15 +20,7 @@ def plain(tmp_path_factory):
 
 
 def test_the_lab_holds_six_exercises_with_hints_and_solutions():
-    assert_complete(lab06, ["speed", "affine", "clip_it", "keep_wide", "converts", "engine"])
-
-
-def test_the_prediction_is_held_against_the_measurement():
-    assert lab06.speed.compare(1.38).outcome == "not attempted"
-    lab06.speed.predict(1.4)
-    assert lab06.speed.compare(1.38).right
-    lab06.speed.predict(2)
-    assert lab06.speed.compare(1.38).outcome == "wrong"
+    assert_complete(lab06, ["speed", "affine", "clip_it", "keep_wide", "converts", "mend"])
 
 
 def test_affine():
@@ -142,24 +133,63 @@ def test_converts():
     ) and f"takes {quantization.conversions(plan)[0].share:.1%} of" in str(said)
 
 
-@pytest.mark.skipif(not environment.has("engine building"), reason="no TensorRT that builds here")
-def test_engine(plain, monkeypatch):
-    graph, known = plain
-    made = quantization.at_batch(quantization.to_qdq(graph, known), 4)
-    names = quantization.layers(graph)
-    few = quantization.at_batch(quantization.to_qdq(graph, known, exclude=names[2:]), 4)
-    options = {"optimization_level": 0, "progress": False}
-    engine = build.engine(made, precision="int8", **options)
-    again = build.engine(made, precision="as-is", name="written_otherwise", **options)
+def changed(change):
+    """The sick graph after ``change(model)``."""
+    graph, _ = lab06.sick()
+    model = graph.model()
+    change(model)
+    return export.save(model, export.fresh_folder() / "changed.onnx")
+
+
+def divided(by, name="/4/MaxPool_output_0_scale"):
+    def change(model):
+        scale = next(weight for weight in model.graph.initializer if weight.name == name)
+        scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) / np.float32(by), name))
+
+    return change
+
+
+def paired(by=1000.0, scale=0.04):
+    def change(model):
+        divided(by)(model)
+        place, layer = next((i, node) for i, node in enumerate(model.graph.node) if node.name == "/7/Conv")
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(scale), "new_scale"))
+        model.graph.initializer.append(numpy_helper.from_array(np.int8(0), "new_zero"))
+        pair = ["QuantizeLinear", "DequantizeLinear"]
+        names = [layer.input[0], "new_codes", "new_values"]
+        for step, kind in enumerate(pair):
+            node = helper.make_node(kind, [names[step], "new_scale", "new_zero"], [names[step + 1]])
+            model.graph.node.insert(place + step, node)
+        layer.input[0] = "new_values"
+
+    return change
+
+
+def test_mend(plain):
+    base_graph = lab06_stand_ins.sound()[0]
+    sick, images = lab06.sick()
+    with runtimes.OnnxRuntime(base_graph) as run:
+        assert run(images)["output"].shape == (64, 10)
+    largest = quantization.collect(base_graph, [images], tensors=["/6/Relu_output_0"])
+    scale = largest.histograms["/6/Relu_output_0"].range("max")[1] / 127
     assert_checker(
-        lab06.engine,
+        lab06.mend,
         wrong=[
-            (made, "that is the graph"),
-            (str(engine.path), "hand in what build.engine returns"),
-            (build.engine(graph, batch=4, **options), "not one layer of this engine is INT8"),
-            (build.engine(few, precision="int8", **options), "only [0-9] layers are INT8"),
+            (sick, "/7/Conv does not read codes.* look at the scales as well"),
+            (changed(divided(1000)), "/7/Conv does not read codes: its data or its weights come without Q and DQ.$"),
+            (changed(paired(by=1, scale=scale)), "all five layers read codes, .* Which scale"),
+            (changed(paired(by=100, scale=scale)), "all five layers read codes, .* Which scale"),
+            (changed(paired(scale=scale / 50)), "Which scale"),
+            (base_graph, "/0/Conv does not read codes"),
+            (quantization.to_qdq(base_graph, [images], exclude=["/7/Conv"]), "/7/Conv does not read codes"),
+            (quantization.to_qdq(*plain), "this graph takes"),
+            (sick.model(), "hand in a graph"),
+            (str(sick.path), "hand in a graph"),
         ],
-        right=[engine, again],
-        namespace={"qat_graph": quantization.to_qdq(graph, known)},
+        right=[
+            changed(paired(scale=scale)),
+            quantization.to_qdq(base_graph, [images]),
+            quantization.to_qdq(base_graph, [images], method="mse", per_channel=False),
+        ],
+        namespace={},
     )
-    assert engine.precisions["int8"] >= 5 and isinstance(engine.precisions, Counter)

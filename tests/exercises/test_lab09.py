@@ -10,25 +10,17 @@ import numpy as np
 import pytest
 
 from labsupport.comparing import timeline
-from labsupport.exercises import base, lab09, lab09_stand_ins
+from labsupport.exercises import base, calling, lab09
 from labsupport.placement import cuts
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(lab09_stand_ins, "PATIENCE_S", 1.5)
+    monkeypatch.setattr(calling, "PATIENCE_S", 1.5)
 
 
 def namespace() -> dict:
     return {"cuts": cuts, "timeline": timeline}
-
-
-def test_the_tail_is_predicted_and_compared(monkeypatch):
-    monkeypatch.setattr(lab09.tail, "_guess", None)
-    assert lab09.tail.check(4.0).outcome == "not attempted"
-    lab09.tail.predict(3)
-    assert lab09.tail.compare(5.0).right
-    assert not lab09.tail.compare(30.0).right
 
 
 def test_lookahead():
@@ -73,9 +65,32 @@ def test_lookahead():
     def hangs(load, infer, batches):
         threading.Event().wait(2)
 
+    def told_with_its_cause(load, infer, batches):
+        try:
+            return with_a_queue(load, infer, batches)
+        except lab09.BadBatch as error:
+            raise RuntimeError("a batch cannot be read") from error
+
+    def one_by_one(load, infer, batches):
+        """A twin that is a generator: who asks for an answer has the next batch loaded meanwhile."""
+        with ThreadPoolExecutor(1) as reader:
+            ready = reader.submit(load, batches[0])
+            for following in [*batches[1:], None]:
+                loaded = ready.result()
+                ready = reader.submit(load, following) if following is not None else None
+                yield infer(loaded)
+
+    def endless(load, infer, batches):
+        yield from solution(load, infer, batches)
+        while True:
+            yield 0
+
     base.assert_checker(
         lab09.lookahead,
         wrong=[
+            (endless, "goes on"),
+            (lambda load, infer, batches: sorted(solution(load, infer, batches)), "in their order"),
+            (lambda load, infer, batches: [infer(batch) for batch in batches], "wants what load returned"),
             (lambda load, infer, batches: [infer(load(b)) for b in batches], "took turns"),
             (eager, "loaded at once"),
             (silent, "nobody was told"),
@@ -84,7 +99,7 @@ def test_lookahead():
             (lambda load, infer, batches: None, "forget its `return`"),
             (3, "hand in the function"),
         ],
-        right=[solution, with_a_queue],
+        right=[solution, with_a_queue, told_with_its_cause, one_by_one],
         namespace=namespace(),
     )
 
@@ -228,8 +243,38 @@ def test_survivor():
             threading.Event().wait(2)
 
     def twice(requests, workers):
-        answers = first_living(requests, workers)
-        return [workers[1](request) for request in requests] and answers
+        return first_living(
+            requests, [lambda request, worker=each: (worker(request), worker(request))[1] for each in workers]
+        )
+
+    def by_request(requests, workers):
+        answers = dict(zip(map(tuple, requests), first_living(requests, workers)))
+        return list(answers.values())
+
+    def takes_any_error_for_a_death(requests, workers):
+        alive, out = list(workers), []
+        for request in requests:
+            while True:
+                worker = alive[0]
+                try:
+                    out.append(worker(request))
+                    break
+                except Exception:
+                    alive.remove(worker)
+                if not alive:
+                    raise RuntimeError("nobody is left")
+        return out
+
+    def empties(what):
+        def learners(requests, workers):
+            answers = first_living(requests, workers)
+            (requests if what == "requests" else workers).clear()
+            return answers
+
+        return learners
+
+    def as_a_generator(requests, workers):
+        yield from first_living(requests, workers)
 
     base.assert_checker(
         lab09.survivor,
@@ -240,11 +285,20 @@ def test_survivor():
             (gives_up_quietly, "no error"),
             (waits_for_ever, "has not come back"),
             (lambda r, w: first_living(r, w)[::-1], "not in their order"),
-            (twice, "computed twice"),
+            (lambda r, w: sorted(first_living(r, w)), "not in their order"),
+            (by_request, "of 40 requests were answered"),
+            (takes_any_error_for_a_death, "taken for a death: RuntimeError"),
+            (empties("requests"), "list of requests that was handed in has changed"),
+            (empties("workers"), "list of workers that was handed in has changed"),
+            (twice, "computed twice|of 40 requests"),
             (lambda r, w: None, "forget its `return`"),
             (5, "hand in the function"),
         ],
-        right=[first_living, lambda requests, workers: first_living(list(requests), list(workers)[::-1])],
+        right=[
+            first_living,
+            as_a_generator,
+            lambda requests, workers: first_living(list(requests), list(workers)[::-1]),
+        ],
         namespace=namespace(),
     )
 

@@ -18,12 +18,6 @@ def test_the_lab_holds_five_exercises_with_hints_and_solutions():
     assert_complete(lab11, ["smaller_by", "choose_phone", "thin", "in_time", "update"])
 
 
-def test_the_prediction_is_held_against_the_files():
-    lab11.smaller_by.predict(4)
-    assert lab11.smaller_by.compare(3.2).right
-    assert lab11.smaller_by.compare(2).outcome == "wrong"
-
-
 def keeps(row, limits):
     return all(row[key] <= limit for key, limit in limits.items())
 

@@ -17,13 +17,6 @@ def test_the_lab_holds_four_exercises_with_hints_and_solutions():
     assert_complete(lab11b, ["saturation", "window", "retry", "admit"])
 
 
-def test_the_prediction_is_held_against_the_queue():
-    lab11b.saturation.predict(75)
-    assert lab11b.saturation.compare(78).right
-    lab11b.saturation.predict(120)
-    assert lab11b.saturation.compare(78).outcome == "wrong"
-
-
 def by_polling(waiting, limit, delay_s):
     batch = [waiting.get()]
     begin = time.perf_counter()

@@ -19,13 +19,6 @@ def test_the_lab_holds_four_exercises_with_hints_and_solutions():
     assert_complete(lab14b, ["batch_gain", "shared_blocks", "gained", "split"])
 
 
-def test_the_prediction_is_held_against_the_measurement():
-    lab14b.batch_gain.predict(2)
-    assert lab14b.batch_gain.compare(1.9).right
-    lab14b.batch_gain.predict(8)
-    assert lab14b.batch_gain.compare(1.9).outcome == "wrong"
-
-
 def test_gained():
     def by_library(guesses, chosen):
         return chosen[: generation.agreeing(guesses, chosen) + 1]

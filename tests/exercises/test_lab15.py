@@ -25,13 +25,6 @@ def test_the_lab_holds_five_exercises_with_hints_and_solutions():
     assert_complete(lab15, ["growth", "speedup", "nvfp4", "gone", "seventh"])
 
 
-def test_the_prediction_is_held_against_the_figures():
-    lab15.growth.predict(10)
-    assert lab15.growth.compare(2.025).outcome == "wrong"
-    lab15.growth.predict(2)
-    assert lab15.growth.compare(2.025).right
-
-
 def floors(operations, size, before, after):
     return [max(operations / rate, size / memory) for rate, memory in (before, after)]
 

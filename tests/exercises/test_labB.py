@@ -25,13 +25,6 @@ def test_the_lab_holds_five_exercises_with_hints_and_solutions():
     assert_complete(labB, ["compiles", "converted", "missing_names", "contained", "faster"])
 
 
-def test_the_prediction_is_held_against_the_count():
-    labB.compiles.predict(20)
-    assert labB.compiles.compare(5).outcome == "wrong"
-    labB.compiles.predict(5)
-    assert labB.compiles.compare(5).right
-
-
 class Wrapped(nn.Module):
     def __init__(self, model):
         super().__init__()

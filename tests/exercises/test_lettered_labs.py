@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from labsupport import recordings
-from labsupport.command_line import running
+from labsupport.command_line import lab_paths, running
 from labsupport.errors import BadInput
-from labsupport.exercises import base, progress, progress_report, resetting
+from labsupport.exercises import base, progress, progress_report, resetting, shipped
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +25,7 @@ def test_run_finds_a_lab_by_its_letter(asked, lab, monkeypatch):
 
 
 def test_letters_come_after_numbers_in_a_run_and_in_the_table():
-    stems = [path.stem for path in running.labs()]
+    stems = [path.stem for path in lab_paths.labs()]
     assert stems[-2:] == ["A_mathematics", "B_article_map"] and stems == sorted(stems)
     table = progress_report.report().splitlines()
     rows = {
@@ -61,10 +61,10 @@ def test_reset_restores_a_lettered_notebook(tmp_path):
         (folder / f"{stem}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     manifest = resetting.write_manifest(root=tmp_path)
     assert {"A_mathematics.ipynb", "B_article_map.ipynb"} <= set(manifest)
-    assert resetting.snapshot(root=tmp_path)
+    assert shipped.snapshot(root=tmp_path)
     (folder / "A_mathematics.ipynb").write_text("{}", encoding="utf-8")
     said = resetting.reset("A", root=tmp_path)
-    assert said.startswith("A_mathematics is as shipped again. Your copy is in notebooks/my_work/")
+    assert said.startswith("A_mathematics is as shipped again. Your copy is in work/kept/")
     assert json.loads((folder / "A_mathematics.ipynb").read_text(encoding="utf-8")) == notebook
     for name in ("a", "A_mathematics", "A_mathematics.ipynb"):
         assert "A_mathematics already is as shipped" in resetting.reset(name, root=tmp_path)

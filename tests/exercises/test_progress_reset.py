@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from labsupport.errors import BadInput, LabError
-from labsupport.exercises import progress, progress_report, resetting
+from labsupport.exercises import progress, progress_report, resetting, shipped
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = {
@@ -74,7 +74,7 @@ def test_a_damaged_file_is_moved_aside_and_told_once(file, damage):
 def test_entries_of_the_wrong_kind_are_left_out(file):
     file.parent.mkdir()
     file.write_text('{"labs": {"01": 3, "02": {"x": 4, "y": {"outcome": ["odd"], "prediction": "no"}}}}')
-    assert progress.prediction("02", "y") is None
+    assert "prediction" not in progress.noted("02", "y")
     assert progress.record("02", "y", "wrong") == ""
     assert progress.load()["02"]["y"]["outcome"] == "wrong"
 
@@ -180,7 +180,7 @@ def lab(root: Path, name: str = "01_measuring") -> Path:
 
 
 def kept_copies(root: Path) -> list[bytes]:
-    return [path.read_bytes() for path in sorted((root / "notebooks").glob("my_work/*/*.ipynb"))]
+    return [path.read_bytes() for path in sorted((root / "work").glob("kept/*/*.ipynb"))]
 
 
 DAMAGES = {"edited": b'{"cells": [], "mine": true}', "half-saved": b'{"cells": [', "empty": b"", "binary": b"\0\xff"}
@@ -192,22 +192,22 @@ def test_reset_restores_one_lab_and_keeps_the_copy(root, damage, source, request
     if source == "git":
         request.getfixturevalue("committed")
     else:
-        assert resetting.snapshot(root=root) == ("01_measuring.ipynb", "02_build_and_run.ipynb")
-    shipped, other = lab(root).read_bytes(), b"my other work"
+        assert shipped.snapshot(root=root) == ("01_measuring.ipynb", "02_build_and_run.ipynb")
+    pristine, other = lab(root).read_bytes(), b"my other work"
     lab(root).write_bytes(damage)
     lab(root, "02_build_and_run").write_bytes(other)
     said = resetting.reset("01", root=root)
-    assert lab(root).read_bytes() == shipped and kept_copies(root) == [damage]
+    assert lab(root).read_bytes() == pristine and kept_copies(root) == [damage]
     assert lab(root, "02_build_and_run").read_bytes() == other
-    assert "01_measuring is as shipped again. Your copy is in notebooks/my_work/" in said and "progress is kept" in said
+    assert "01_measuring is as shipped again. Your copy is in work/kept/" in said and "progress is kept" in said
     assert not list((root / "notebooks").glob(".*.part"))
 
 
 def test_reset_of_a_deleted_or_renamed_notebook(committed):
     lab(committed).rename(lab(committed, "mine"))
-    shipped = lab(committed, "mine").read_bytes()
+    pristine = lab(committed, "mine").read_bytes()
     assert "no copy to keep" in resetting.reset("01_measuring", root=committed)
-    assert lab(committed).read_bytes() == shipped == lab(committed, "mine").read_bytes()
+    assert lab(committed).read_bytes() == pristine == lab(committed, "mine").read_bytes()
 
 
 def test_an_untouched_notebook_is_left_alone_whatever_its_line_ends(committed):
@@ -225,22 +225,22 @@ def test_reset_twice_keeps_both_copies(committed):
 
 
 def test_a_learner_who_committed_the_edit_still_gets_the_shipped_one(committed):
-    shipped = lab(committed).read_bytes()
+    pristine = lab(committed).read_bytes()
     for text in (b'{"cells": [1]}', b'{"cells": [2]}'):
         lab(committed).write_bytes(text)
         git(committed, "commit", "-qam", "my edit")
     resetting.reset("01", root=committed)
-    assert lab(committed).read_bytes() == shipped
+    assert lab(committed).read_bytes() == pristine
 
 
 @pytest.mark.parametrize("manifest", [None, b"{", b"[]"])
 def test_a_lost_manifest_comes_from_git(committed, manifest):
-    shipped = lab(committed).read_bytes()
+    pristine = lab(committed).read_bytes()
     lab(committed).write_bytes(b"mine")
-    where = committed / "notebooks" / resetting.MANIFEST
+    where = committed / "notebooks" / shipped.MANIFEST
     where.unlink() if manifest is None else where.write_bytes(manifest)
     resetting.reset("01", root=committed)
-    assert lab(committed).read_bytes() == shipped
+    assert lab(committed).read_bytes() == pristine
 
 
 def test_nothing_to_restore_from_is_said_and_changes_nothing(root):
@@ -251,7 +251,7 @@ def test_nothing_to_restore_from_is_said_and_changes_nothing(root):
 
 
 def test_a_damaged_snapshot_is_not_trusted(root):
-    resetting.snapshot(root=root)
+    shipped.snapshot(root=root)
     [store] = root.parent.glob("cache/shipped/01*")
     store.write_bytes(b'{"cells": ["someone else"]}')
     lab(root).write_bytes(b"mine")
@@ -261,19 +261,19 @@ def test_a_damaged_snapshot_is_not_trusted(root):
 
 def test_a_snapshot_is_taken_only_of_what_is_as_shipped(root):
     lab(root).write_bytes(b'{"cells": []}')
-    assert resetting.snapshot(root=root) == ("02_build_and_run.ipynb",)
-    assert resetting.snapshot(root=root) == ()
+    assert shipped.snapshot(root=root) == ("02_build_and_run.ipynb",)
+    assert shipped.snapshot(root=root) == ()
 
 
 def test_an_unwritable_cache_keeps_the_workbook_opening(root, monkeypatch):
     (root / "file").write_text("")
     monkeypatch.setenv("LABSUPPORT_CACHE", str(root / "file"))
-    assert resetting.snapshot(root=root) == ()
+    assert shipped.snapshot(root=root) == ()
 
 
 def test_a_copy_that_cannot_be_moved_stays(committed, monkeypatch):
     lab(committed).write_bytes(b"mine")
-    (committed / "notebooks" / "my_work").write_text("a file where the folder should be")
+    (committed / "work").write_text("a file where the folder should be")
     with pytest.raises(LabError, match="could not be restored"):
         resetting.reset("01", root=committed)
     assert lab(committed).read_bytes() == b"mine" and not list((committed / "notebooks").glob(".*.part"))
@@ -295,30 +295,28 @@ def test_the_manifest_is_up_to_date():
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
     if not notebooks:
         pytest.skip("no notebook is shipped yet")
-    own = resetting.own_copies()
-    now = {file.name: resetting.content_hash(file.read_bytes()) for file in notebooks if file.name not in own}
-    manifest = ROOT / "notebooks" / resetting.MANIFEST
-    shipped = json.loads(manifest.read_text()) if manifest.exists() else {}
-    assert {name: text for name, text in shipped.items() if name not in own} == now, (
+    own = shipped.worked_in()
+    now = {file.name: shipped.content_hash(file.read_bytes()) for file in notebooks if file.name not in own}
+    manifest = ROOT / "notebooks" / shipped.MANIFEST
+    listed = json.loads(manifest.read_text()) if manifest.exists() else {}
+    assert {name: text for name, text in listed.items() if name not in own} == now, (
         "notebooks/shipped.json is stale: run `python -m labsupport.exercises.resetting --write-manifest` "
         "(or, if you did not mean to change a lab, `python -m labsupport reset LAB`)"
     )
 
 
 def test_a_notebook_somebody_worked_in_is_told_from_a_stale_manifest(committed):
-    assert resetting.own_copies(root=committed) == []
+    assert shipped.worked_in(root=committed) == []
     file = next((committed / "notebooks").glob("*.ipynb"))
     worked = json.loads(file.read_text())
     worked["metadata"]["mine"] = True
     file.write_text(json.dumps(worked))
-    assert resetting.own_copies(root=committed) == [file.name]
+    assert shipped.worked_in(root=committed) == [file.name]
     subprocess.run(
         ["git", "-C", str(committed), "-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-qam", "x"],
         check=True,
     )
-    assert resetting.own_copies(root=committed) == [], (
-        "a committed notebook with a stale manifest is the author's fault"
-    )
+    assert shipped.worked_in(root=committed) == [], "a committed notebook with a stale manifest is the author's fault"
 
 
 def test_the_manifest_command_states_its_usage():

@@ -235,3 +235,16 @@ def test_branches_are_left_alone():
 
     graph = export.to_onnx(torch.jit.script(Branch()), torch.ones(2, 4))
     assert graph.ops["If"] == 1
+
+
+def test_a_network_of_any_number_of_inputs_is_exported(tmp_path):
+    class Sums(nn.Module):
+        def forward(self, first, *others):
+            return first + 2 * sum(others)
+
+    examples = tuple(torch.randn(2, 3) for _ in range(3))
+    for exporter in export.EXPORTERS:
+        graph = export.to_onnx(Sums(), examples, exporter=exporter, path=tmp_path / f"{exporter}.onnx")
+        feed = {name: np.full((5, 3), place, np.float32) for place, name in enumerate(graph.inputs, 1)}
+        with runtimes.OnnxRuntime(graph) as run:
+            assert (next(iter(run(feed).values())) == 1 + 2 * (2 + 3)).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 
 import numpy as np
 import onnx
@@ -200,3 +201,92 @@ def test_the_type_of_the_weights(kinds, inputs, said):
     weights = [helper.make_tensor(name, kind, [2], [1, 2]) for name, kind in kinds.items()]
     short = {T.DOUBLE: "double", T.FLOAT: "fp32", T.FLOAT16: "fp16", T.BFLOAT16: "bf16", T.INT64: "int64"}[inputs]
     assert onnx_graph.weight_type(model_of([], [], [], weights), {"x": ((2,), short)}) == said
+
+
+def branch(name, weights=(), reads=("x", "q")):
+    nodes = [helper.make_node("Add", list(reads), [name], "inner")]
+    return helper.make_graph(nodes, f"branch {name}", [], [value(name, [2, 3])], list(weights))
+
+
+def of_two_names(kind):
+    """A network in which two tensors share a name."""
+    x, y = [value("x", [2, 3])], [value("y", [2, 3])]
+    one, two = (numpy_helper.from_array(np.full(3, n, np.float32), "w") for n in (1, 2))
+    relu, add = helper.make_node("Relu", ["x"], ["a"], "first"), helper.make_node("Add", ["a", "w"], ["y"], "last")
+    twin, weights, inputs, ir = helper.make_node("Neg", ["x"], ["a"], "second"), [one], x, 8
+    nodes, functions = [relu, add], []
+    if kind == "two nodes":
+        nodes = [relu, twin, add]
+    elif kind == "one node":
+        nodes = [helper.make_node("Split", ["x"], ["a", "a"], "first", axis=0), add]
+    elif kind == "a node and a weight":
+        nodes = [helper.make_node("Relu", ["x"], ["w"], "first"), helper.make_node("Add", ["x", "w"], ["y"], "last")]
+    elif kind == "a node and an input":
+        nodes = [helper.make_node("Relu", ["x"], ["x"], "first"), helper.make_node("Add", ["x", "w"], ["y"], "last")]
+    elif kind == "two weights":
+        weights = [one, two]
+    elif kind == "two weights of IR 3":
+        weights, inputs, ir = [one, two], [*x, value("w", [3])], 3
+    elif kind == "two inputs":
+        inputs = x * 2
+    elif kind == "two weights of a branch":
+        inner = [numpy_helper.from_array(np.full(3, n, np.float32), "q") for n in (1, 2)]
+        choice = helper.make_node(
+            "If", ["k"], ["a"], "choose", then_branch=branch("t", inner), else_branch=branch("e", inner[:1])
+        )
+        nodes, weights = [choice, add], [one, numpy_helper.from_array(np.array(True), "k")]
+    else:
+        body = [helper.make_node("Relu", ["p"], ["r"], "f1"), helper.make_node("Neg", ["p"], ["r"], "f2")]
+        functions = [helper.make_function("own", "F", ["p"], ["r"], body, [helper.make_opsetid("", 17)])]
+        nodes = [helper.make_node("F", ["x"], ["a"], "first", domain="own"), add]
+    model = model_of(nodes, inputs, y, weights, ir=ir)
+    if functions:
+        model.functions.extend(functions)
+        model.opset_import.append(helper.make_opsetid("own", 1))
+    return model
+
+
+SHARED = {  # kind → (the shared name, where, who writes it)
+    "two nodes": ("a", "g", ", written by Relu 'first' and Neg 'second'"),
+    "one node": ("a", "g", ", written by Split 'first'"),
+    "a node and a weight": ("w", "g", ", written by Relu 'first'"),
+    "a node and an input": ("x", "g", ", written by Relu 'first'"),
+    "two weights": ("w", "g", ""),
+    "two weights of IR 3": ("w", "g", ""),
+    "two inputs": ("x", "g", ""),
+    "two weights of a branch": ("q", "branch t", ""),
+    "a function": ("r", "F", ", written by Relu 'f1' and Neg 'f2'"),
+}
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_two_tensors_of_one_name_are_refused(kind, tmp_path):
+    name, where, makers = SHARED[kind]
+    path = tmp_path / "net.onnx"
+    path.write_bytes(of_two_names(kind).SerializeToString())
+    said = f"net.onnx has two tensors named {name!r} in {where!r}{makers}; give each a name of its own"
+    with pytest.raises(BadInput, match=re.escape(said)):
+        export.load(path)
+    with pytest.raises(BadInput, match=re.escape(repr(name))):
+        export.save(of_two_names(kind), tmp_path / "saved.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_one_name_in_two_branches_or_for_an_unused_output_is_no_fault(tmp_path):
+    q = numpy_helper.from_array(np.ones(3, np.float32), "q")
+    same = [branch("b", [q]), branch("b", [q])]
+    nodes = [
+        helper.make_node("If", ["k"], ["a"], "choose", then_branch=same[0], else_branch=same[1]),
+        helper.make_node("Dropout", ["a"], ["y", ""], "one"),
+        helper.make_node("Dropout", ["a"], ["z", ""], "two"),
+    ]
+    outputs = [value("y", [2, 3]), value("z", [2, 3])]
+    model = model_of(nodes, [value("x", [2, 3])], outputs, [numpy_helper.from_array(np.array(True), "k")])
+    assert export.save(model, tmp_path / "net.onnx").ops["If"] == 1
+
+
+def test_the_checker_s_words_reach_to_the_name(tmp_path):
+    nodes = [helper.make_node("Abs", ["a"], ["y"], "early"), helper.make_node("Relu", ["x"], ["a"], "late")]
+    (tmp_path / "net.onnx").write_bytes(model_of(nodes, [value("x", [2])], [value("y", [2])]).SerializeToString())
+    with pytest.raises(BadInput, match="input 'a' of node: name: early OpType: Abs is not output of any previous"):
+        export.load(tmp_path / "net.onnx")

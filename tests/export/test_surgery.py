@@ -146,3 +146,61 @@ def test_nodes_of_one_name_get_names_of_their_own(tmp_path):
     graph = saved(tmp_path, nodes, [value("x", ["n"])], [value("y", ["n"])])
     assert [node.name for node in surgery.named(graph.model()).graph.node] == ["same", "same_2", "same_3"]
     assert np.isfinite(runtimes.OnnxRuntime(export.cast(graph))(np.ones(3, np.float32))["y"]).all()
+
+
+def one_number(folder, kind):
+    """A network with a free batch in which a node has a number of its own: 5 where nothing else is said."""
+    x, y, ones = [value("x", ["n", 3])], [value("y", ["n", "m"])], np.ones((5, 3), np.float32)
+    inner = helper.make_graph(
+        [helper.make_node("Concat", ["x", "c"], ["q"], "join", axis=1)], "t", [], [value("q", ["n", 6])]
+    )
+    other = helper.make_graph(
+        [helper.make_node("Concat", ["x", "x"], ["r"], "pass", axis=1)], "e", [], [value("r", ["n", 6])]
+    )
+    if kind == "a branch":
+        x = [*x, value("k", [], T.BOOL)]
+    nodes, weights = {
+        "a Concat": ([("Concat", ["x", "c"], ["y"], "node", {"axis": 1})], {"c": ones}),
+        "a Concat inside": (
+            [
+                ("Relu", ["x"], ["r"], "one", {}),
+                ("Concat", ["r", "c"], ["z"], "node", {"axis": 1}),
+                ("Neg", ["z"], ["y"], "n", {}),
+            ],
+            {"c": ones},
+        ),
+        "an Add": ([("Add", ["x", "c"], ["y"], "node", {})], {"c": ones}),
+        "a Where": ([("Where", ["k", "x", "z"], ["y"], "node", {})], {"k": ones > 0, "z": np.float32(0)}),
+        "a Split": ([("Split", ["x", "s"], ["y", "z"], "node", {"axis": 0})], {"s": np.array([2, 3])}),
+        "an Expand": ([("Expand", ["x", "s"], ["y"], "node", {})], {"s": np.array([5, 3])}),
+        "a Gemm": ([("Gemm", ["x", "w", "c"], ["y"], "node", {})], {"w": ones[:3], "c": ones}),
+        "a branch": ([("If", ["k"], ["y"], "node", {"then_branch": inner, "else_branch": other})], {"c": ones}),
+    }[kind]
+    made = [helper.make_node(op, reads, writes, name, **more) for op, reads, writes, name, more in nodes]
+    return saved(folder, made, x, y, [numpy_helper.from_array(np.asarray(v), name) for name, v in weights.items()])
+
+
+@pytest.mark.parametrize(
+    "kind", ["a Concat", "a Concat inside", "an Add", "a Where", "a Split", "an Expand", "a Gemm", "a branch"]
+)
+def test_a_batch_that_meets_another_number_writes_nothing(kind, tmp_path):
+    graph = one_number(tmp_path, kind)
+    with pytest.raises(BadInput, match="the network does not run with a batch of 4: .*node"):
+        export.at_batch(graph, 4, path=tmp_path / "fixed.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+    with pytest.raises(BadInput, match="the network does not run with a batch of 4"):
+        footprint.lifetimes(graph, batch=4)
+    fixed = export.at_batch(graph, 5)
+    feed = {"x": np.ones((5, 3), np.float32)} | ({"k": np.array(True)} if kind == "a branch" else {})
+    with runtimes.OnnxRuntime(fixed, optimization="off") as run:
+        assert run(feed)["y"].shape == fixed.outputs["y"][0] or kind == "a branch"
+
+
+def test_what_was_wrong_before_is_no_matter_of_the_batch(tmp_path):
+    """ONNX's strict inference refuses some networks that run; a batch is then no worse."""
+    nodes = [helper.make_node("Relu", ["x"], ["y"], "r"), helper.make_node("Own", ["x"], ["z"], "o", domain="mine")]
+    graph = helper.make_graph(nodes, "g", [value("x", ["n", 3])], [value("y", ["n", 3]), value("z", ["n", 3])])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
+    made = export.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "net.onnx")
+    fixed = export.at_batch(made, 4)
+    assert fixed.inputs["x"][0] == (4, 3) and fixed.outputs["z"][0] == (4, 3), "declared, for nothing infers it"

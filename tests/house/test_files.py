@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+import subprocess
 import sys
 
 import pytest
@@ -68,3 +70,72 @@ def test_permissions_are_those_asked_for_then_those_of_the_file_replaced(tmp_pat
     assert mode(path) == 0o644
     files.replace(path, b"z")
     assert mode(path) == 0o644
+
+
+def left(folder, name: str, age_s: float):
+    path = folder / name
+    path.mkdir() if not name.endswith(".part") else path.write_bytes(b"half")
+    (path / "inside").write_bytes(b"x") if path.is_dir() else None
+    os.utime(path, (0, files.time.time() - age_s))
+    return path
+
+
+def gone() -> int:
+    """The number of a process that has ended."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def test_what_a_killed_process_left_is_swept_by_age_and_owner(tmp_path):
+    dead, here = gone(), os.getpid()
+    swept = [
+        left(tmp_path, f"labsupport-{dead}-abcdef", 700),
+        left(tmp_path, f".export-{dead}-abcdef", 700),
+        left(tmp_path, f".03_fusion.ipynb.{dead}-abc_12.part", 700),
+        left(tmp_path, "labsupport-of_an_older_version", 90_000),
+    ]
+    kept = [
+        left(tmp_path, f"labsupport-{dead}-young", 60),
+        left(tmp_path, f"labsupport-{here}-alive", 7200),
+        left(tmp_path, "labsupport-of_unknown_process", 7200),
+        left(tmp_path, "somebody-elses-labsupport-1-x", 1e6),
+        left(tmp_path, "notes.part", 1e6),
+    ]
+    assert sorted(files.sweep(tmp_path)) == sorted(swept)
+    assert all(path.exists() for path in kept) and not any(path.exists() for path in swept)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
+def test_what_belongs_to_somebody_else_stays(tmp_path):
+    path = left(tmp_path, f"labsupport-{gone()}-abcdef", 700)
+    os.chown(path, 12345, 12345)
+    assert files.sweep(tmp_path) == [] and path.exists()
+
+
+def test_scratch_folders_and_half_files_are_swept_where_the_next_one_is_made(tmp_path):
+    dead = gone()
+    half, folder = left(tmp_path, f".a.json.{dead}-xyz.part", 700), left(tmp_path, f"labsupport-{dead}-xyz", 700)
+    files.replace(tmp_path / "b.json", b"{}")
+    assert not half.exists() and not folder.exists()
+    with files.scratch(inside=tmp_path) as mine:
+        assert str(os.getpid()) in mine.name
+    assert names(tmp_path) == ["b.json"]
+
+
+def test_a_seal_notices_every_change_of_one_bit():
+    content = files.sealed({"a": 1.5, "nested": {"b": [1, "ß", None]}})
+    assert files.whole(content) and files.whole({"a": 1})
+    text = json.dumps(content).encode()
+    for place in range(len(text) * 8):
+        flipped = bytearray(text)
+        flipped[place // 8] ^= 1 << place % 8
+        try:
+            read = json.loads(flipped)
+        except ValueError:
+            continue
+        same = {key: value for key, value in read.items() if key != files.SEAL} == {
+            "a": 1.5,
+            "nested": content["nested"],
+        }
+        assert same or not files.whole(read) or files.SEAL not in read

@@ -15,6 +15,7 @@ from package_arrows import PACKAGE, RANK, circles, file_arrows, imported, packag
 ROOT = Path(__file__).resolve().parents[2]
 TALKS = {
     "command_line.cli",
+    "command_line.opening",
     "__main__",
     "command_line.installation",
     "command_line.running",
@@ -32,6 +33,9 @@ STDLIB_ONLY = [
     "exercises.progress",
     "exercises.progress_report",
     "exercises.resetting",
+    "exercises.shipped",
+    "exercises.editions",
+    "exercises.own_copies",
 ]
 NEVER_AT_TOP = {
     "tensorrt",

@@ -130,9 +130,16 @@ def test_ci_types_the_command_that_a_contributor_types():
 
 def test_what_is_made_here_is_not_committed():
     ignored = (REPOSITORY / ".gitignore").read_text(encoding="utf-8").split()
-    assert {".venv/", ".venv.lock", ".labcache/", ".labprogress*", "notebooks/my_work/", ".gpu/", ".scratch/"} <= set(
-        ignored
-    )
+    assert {
+        ".venv/",
+        ".venv.lock",
+        ".labcache/",
+        ".labprogress*",
+        "notebooks/my_work/",
+        "work/",
+        ".gpu/",
+        ".scratch/",
+    } <= set(ignored)
 
 
 def test_the_license_and_the_citation_say_what_the_package_says(project):

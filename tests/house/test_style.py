@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from labsupport.exercises import resetting
+from labsupport.exercises import shipped
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ["labsupport", "tests", "tools", "examples", "notebooks"]
@@ -26,7 +26,7 @@ def ruff(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_there_is_nothing_to_do(check):
-    own = [f"--exclude=notebooks/{name}" for name in sorted(resetting.own_copies())]  # a learner's work keeps no rules
+    own = [f"--exclude=notebooks/{name}" for name in sorted(shipped.worked_in())]  # a learner's work keeps no rules
     outcome = ruff(*CHECKS[check], *own, *FOLDERS)
     assert outcome.returncode == 0, f"type: {check.removesuffix(' --check')} {' '.join(FOLDERS)}\n{outcome.stdout}"
 

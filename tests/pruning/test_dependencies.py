@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
 
 from labsupport import pruning
 from labsupport.errors import BadInput
-from labsupport.pruning import dependencies
+from labsupport.pruning import dependencies, masks
 
 
 def conv(i, o, k=3, **options):
@@ -274,3 +277,79 @@ def test_a_norms_scale_counts_by_its_size():
     with torch.no_grad():
         network.n.weight.copy_(torch.tensor([-2.0, 0.5, 1.0, -0.25]))
     assert pruning.channel_importance(network, "a", "batchnorm").tolist() == [2.0, 0.5, 1.0, 0.25]
+
+
+COMPUTED = {  # what computes a weight at each call → (that, what takes it off)
+    "parametrized": (parametrizations.weight_norm, "torch.nn.utils.parametrize.remove_parametrizations(a, 'weight')"),
+    "spectral": (parametrizations.spectral_norm, "torch.nn.utils.parametrize.remove_parametrizations(a, 'weight')"),
+    "by a hook": (lambda layer: nn.utils.weight_norm(layer), "torch.nn.utils.remove_weight_norm(a)"),
+    "by power iteration": (lambda layer: nn.utils.spectral_norm(layer), "torch.nn.utils.remove_spectral_norm(a)"),
+    "a mask": (lambda layer: prune.l1_unstructured(layer, "weight", 0.3), "torch.nn.utils.prune.remove(a, 'weight')"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_a_weight_that_is_computed_anew_is_named_with_what_takes_it_off(kind):
+    wrap, remover = COMPUTED[kind]
+
+    def network(*wrapped):
+        layers = {"a": conv(3, 16), "b": nn.BatchNorm2d(16), "c": conv(16, 16), "d": nn.Linear(16, 4)}
+        layers |= {name: wrap(layers[name]) for name in wrapped}
+        return Net(lambda s, x: s.d(torch.relu(s.c(torch.relu(s.b(s.a(x))))).mean((2, 3))), **layers)
+
+    said = "the weight of a is computed anew at each call"
+    fresh = network("a")
+    with pytest.raises(BadInput, match=re.escape(said) + ".*" + re.escape(remover)):
+        pruning.magnitude(fresh, 0.5, layers=["a", "c"])  # its zeros would be gone at the next call
+    assert pruning.magnitude(network("a"), 0.5, layers="c").sparsity == 0.5
+    with pytest.raises(BadInput, match="cannot go: " + re.escape(said) + ".*" + re.escape(remover)):
+        pruning.drop_channels(network("a"), "a", [0, 1], SMALL[:, :3])
+    with pytest.raises(BadInput, match=r"50% of the MACs.*of a \(and 1 more\) is computed anew.*" + re.escape(remover)):
+        pruning.shrink(network("a", "c"), example=SMALL[:, :3])
+    used = network("a").eval()
+    answer, weight = used(SMALL[:, :3]), used.a.weight  # the old kinds now hold a weight with a graph of gradients
+    assert pruning.magnitude(used, 0.5, layers="c").sparsity == 0.5
+    assert torch.equal(used(SMALL[:, :3]), answer) and (kind in ("parametrized", "spectral") or weight.grad_fn)
+    for slim in (pruning.drop_channels(network(), "c", [0, 1], SMALL[:, :3]), network()):
+        assert slim(SMALL[:, :3]).shape == (len(SMALL), 4)
+    assert not masks.recomputed(network())
+
+
+def test_layers_of_other_kinds_are_named_as_what_they_are():
+    lines = Net(lambda s, x: s.f(s.a(x).mean(2)), a=nn.Conv1d(3, 8, 3), f=nn.Linear(8, 4))
+    with pytest.raises(
+        BadInput, match="Net has 'a' as a Conv1d, and a Conv2d or Linear is wanted; it has f and 0 more"
+    ):
+        pruning.drop_channels(lines, "a", [0], torch.randn(2, 3, 9))
+    with pytest.raises(BadInput, match="Net has 'f' as a Linear, and a Conv2d is wanted; it has none at all$"):
+        pruning.channel_importance(lines, "f")
+    heads = Net(lambda s, x: s.m(x, x, x)[0], m=nn.MultiheadAttention(8, 2, batch_first=True))
+    with pytest.raises(
+        BadInput, match="torch-pruning cannot follow the channels of m.out_proj .*not in the dependency"
+    ):
+        pruning.coupled(heads, "m.out_proj", torch.randn(2, 5, 8))
+    broken = Net(lambda s, x: s.f(torch.relu(s.a(x)).mean((2, 3))), a=conv(4, 16), f=nn.Linear(16, 4))
+    with torch.no_grad():
+        broken.a.weight[3, 0, 0, 0] = float("nan")
+    for call in (lambda: pruning.drop_channels(broken, "a", [0], SMALL), lambda: pruning.shrink(broken, example=SMALL)):
+        with pytest.raises(BadInput, match="the network answers NaN or infinity"):
+            call()
+
+
+def test_what_loses_inputs_twice_is_followed_by_the_numbers_of_now():
+    joined = Net(
+        lambda s, x: s.f(torch.relu(s.c(torch.cat([s.a(x), s.b(x)], 1))).mean((2, 3))),
+        a=conv(4, 16),
+        b=conv(4, 16),
+        c=conv(32, 8),
+        f=nn.Linear(8, 4),
+    )
+    thin = dependencies.traceable(joined)
+    twin = dependencies.Twin(thin)
+    for name in ("a", "b"):
+        group = dependencies.group_of(thin, name, [0, 1], SMALL)
+        twin.follow(thin, group)
+        group.prune()
+    assert thin.c.in_channels == 28 and twin.kept["c"] == [*range(2, 16), *range(18, 32)]
+    assert twin.complaint(thin, SMALL) == ""

@@ -134,7 +134,7 @@ def test_a_layer_that_is_not_there_is_named_with_its_neighbors(network):
         errors.BadInput, match=r"ResNet has no convolution or dense layer 'layer2.0.conv9'; it has layer2.0.conv"
     ):
         pruning.magnitude(network, 0.5, layers=["layer2.0.conv9"])
-    with pytest.raises(errors.BadInput, match="no convolution or dense layer 'bn1'"):
+    with pytest.raises(errors.BadInput, match="'bn1' as a BatchNorm2d, and a Conv2d or Linear is wanted"):
         pruning.magnitude(network, 0.5, layers="bn1")
 
 

@@ -166,6 +166,7 @@ def test_load_plan_says_what_is_there_and_what_is_lacking(move, tmp_path):
     with pytest.raises(RecordingError, match=r"there is no recorded plan 'blok'; recorded are \['block'\]"):
         recordings.load_plan("blok", tmp_path)
     content = json.loads((tmp_path / "block.json").read_text(encoding="utf-8"))
+    content.pop("sha256")
     write(tmp_path / "block.json", {**content, "date": "", "plan": {}})
     with pytest.raises(RecordingError, match=r"plan 'block' lacks date \(as 2026-11-22\), plan; record it again"):
         recordings.load_plan("block", tmp_path)

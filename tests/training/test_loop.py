@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,20 +95,6 @@ def test_moved_images_keep_their_shape_and_shift_zero_moves_nothing():
     assert all(batch.shape == images.shape for batch in moved)
     assert any(not np.array_equal(batch, images) for batch in moved)
     assert loop._moved(images, 0, generator) is images
-
-
-def test_no_bar_is_drawn_where_nobody_watches(capsys, monkeypatch):
-    terminal = type(
-        "Terminal", (), {"isatty": lambda self: True, "write": lambda self, text: None, "flush": lambda self: None}
-    )()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.delenv("LABSUPPORT_QUIET", raising=False)
-    assert loop._bar(3, True).disable  # pytest runs
-    monkeypatch.delenv("PYTEST_CURRENT_TEST")
-    assert not loop._bar(3, True).disable
-    assert loop._bar(3, False).disable
-    monkeypatch.setenv("LABSUPPORT_QUIET", "1")
-    assert loop._bar(3, True).disable
 
 
 @dataclass

@@ -34,7 +34,7 @@ def draw_plan(plan: Plan, graph: NodeGraph) -> GraphDrawing:
     books = plan.accounts(graph)
     blocks = _blocks(plan, graph, books)
     rows = sum(block.rows for block in blocks)
-    panels = 1 if rows <= 30 else 2 if rows <= 76 else 3
+    panels = 1 if rows <= 30 else 2  # a third would be too small to read in a notebook
     height, places = _placed(blocks, panels, -(-rows // panels))
     figure, axes = page(panels, height)
     canvas = Canvas(axes, panels, height)

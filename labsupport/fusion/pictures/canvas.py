@@ -30,7 +30,7 @@ STYLES = {
 class GraphDrawing(Drawing):
     """A drawing that also gives itself as SVG, which stays sharp at any size."""
 
-    def _repr_png_(self) -> bytes:
+    def _png(self, dpi: int) -> bytes:
         from PIL import Image
 
         # few colours hold what is drawn, and the stored notebook stays a third as large; the kinds' own are kept exact
@@ -38,7 +38,7 @@ class GraphDrawing(Drawing):
         colours = [int(c[at : at + 2], 16) for c in (*greys, *(c for c, _ in STYLES.values())) for at in (1, 3, 5)]
         palette = Image.new("P", (1, 1))
         palette.putpalette(colours)
-        picture, small = Image.open(io.BytesIO(super()._repr_png_())), io.BytesIO()
+        picture, small = Image.open(io.BytesIO(super()._png(dpi))), io.BytesIO()
         picture = picture.convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE)
         picture.save(small, format="png", optimize=True)
         return small.getvalue()
@@ -77,7 +77,7 @@ class Canvas:
         axes.set_ylim(height + 0.4, -0.9)
         axes.axis("off")
         # characters that fit into a box, at the page's width
-        self.letters = {1: (52, 42), 2: (28, 24), 3: (24, 20)}[panels]
+        self.letters = {1: (52, 42), 2: (23, 20)}[panels]
 
     def spot(self, row: int) -> tuple[float, float]:
         return (row // self.height) * self.WIDTH, row % self.height
@@ -134,7 +134,7 @@ def page(panels: int, height: int):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    width = {1: 7.2, 2: 8.4, 3: 10.5}[panels]
+    width = {1: 7.2, 2: 7.6}[panels]
     figure = Figure(figsize=(width, (height + 1.1) * ROW_INCH + 0.35), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()

@@ -1,0 +1,145 @@
+"""Kernels that crash, loop or flood: seen within seconds, in bounded memory; for `run`, and as a plugin for nbval."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from queue import Empty
+
+from labsupport.errors import LabError
+
+MOST_TEXT = 1_000_000  # characters that are kept of what one cell prints
+MOST_OUTPUTS = 2_000
+LOOK_S = 2.0  # how often a silent kernel is asked whether it lives
+DRAIN_S = 60.0  # for the rest of a cell's output, when the cell has ended or was interrupted
+LEFT_OUT = f"\n… more than {MOST_TEXT:,} characters: the rest was left out\n"
+
+
+class Quota:
+    """How much one cell has printed; what is beyond the limit is dropped."""
+
+    def __init__(self):
+        self.text, self.outputs = 0, 0
+
+    def admit(self, message: dict) -> bool:
+        """Whether the message is kept; its text may be cut."""
+        self.outputs += 1
+        if message["msg_type"] != "stream":
+            return self.outputs <= MOST_OUTPUTS or message["msg_type"] in ("error", "status")
+        room = MOST_TEXT - self.text
+        self.text += len(message["content"]["text"])
+        if self.text > MOST_TEXT:
+            message["content"]["text"] = message["content"]["text"][: max(0, room)] + LEFT_OUT * (room >= 0)
+        return room >= 0
+
+
+def merged(outputs: list) -> list:
+    """Outputs with one stream of each name, as nbclient merges them, in time that grows with the length only."""
+    kept: list = []
+    streams: dict[str, tuple] = {}
+    for output in outputs:
+        if output["output_type"] != "stream":
+            kept.append(output)
+        elif output["name"] in streams:
+            streams[output["name"]][1].append(output["text"])
+        else:
+            kept.append(output)
+            streams[output["name"]] = (output, [output["text"]])
+    for output, texts in streams.values():
+        output["text"] = "\n".join(_overwritten(line) for line in "".join(texts).split("\n"))
+    for place, (first, second) in enumerate(zip(kept, kept[1:])):
+        if (first.get("name"), second.get("name")) == ("stderr", "stdout"):
+            kept[place : place + 2] = second, first
+    return kept
+
+
+def _overwritten(line: str) -> str:
+    """What a terminal shows of a line in which carriage returns go back to its start."""
+    body = line.rstrip("\r")
+    return body.rpartition("\r")[2] + line[len(body) :]
+
+
+def client_class():
+    """An nbclient that drops floods, and that a signal ends."""
+    from nbclient import NotebookClient
+
+    class Client(NotebookClient):
+        """`stopped` is the signal that ended the run, or None."""
+
+        stopped = None
+
+        async def async_start_new_kernel(self, **kwargs) -> None:
+            self._hear_signals()  # in place of nbclient's own answer, which ends in an AssertionError
+            await super().async_start_new_kernel(**kwargs)
+
+        def _hear_signals(self) -> None:
+            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+            def stop(number):
+                if self.stopped is None and task is not None:
+                    self.stopped, self.shutdown_kernel = number, "immediate"
+                    task.cancel()
+
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows; not the main thread
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    loop.add_signal_handler(number, stop, number)
+
+        async def async_execute_cell(self, cell, cell_index, **options):
+            self._quota = Quota()
+            return await super().async_execute_cell(cell, cell_index, **options)
+
+        def output(self, outs, msg, display_id, cell_index):
+            return super().output(outs, msg, display_id, cell_index) if self._quota.admit(msg) else None
+
+    return Client
+
+
+def raise_if_stopped(client) -> None:
+    """KeyboardInterrupt after Ctrl-C, SystemExit after SIGTERM, as the shell expects them."""
+    if client.stopped == signal.SIGINT:
+        raise KeyboardInterrupt
+    if client.stopped is not None:
+        raise SystemExit(128 + client.stopped)
+
+
+def pytest_configure(config) -> None:
+    """As a plugin of pytest (`-p labsupport.command_line.kernels`): nbval's kernels are watched in the same way."""
+    import nbval.kernel
+    import nbval.plugin
+
+    original = nbval.kernel.RunningKernel.get_message
+
+    def get_message(self, stream, timeout=None):
+        if stream == "shell":
+            self.quota, self.drained_until = Quota(), None
+        else:
+            self.drained_until = self.drained_until or time.monotonic() + DRAIN_S
+            if time.monotonic() > self.drained_until:
+                self.km.shutdown_kernel(now=True)
+                raise LabError(f"the cell went on printing for {DRAIN_S:.0f} s after its end; its kernel was ended")
+        message = _message(self, original, stream, timeout)
+        if stream == "iopub" and not self.quota.admit(message):
+            message["content"] = {"name": "stdout", "text": ""}
+            message["msg_type"] = "stream"
+        return message
+
+    nbval.kernel.RunningKernel.drained_until = None
+    nbval.kernel.RunningKernel.quota = Quota()
+    nbval.kernel.RunningKernel.get_message = get_message
+    nbval.plugin.coalesce_streams = merged
+
+
+def _message(kernel, original, stream: str, timeout: float | None):
+    """The next message; LabError when the kernel has died meanwhile, which nbval would notice at the cell's limit."""
+    end = time.monotonic() + (timeout if timeout is not None else float("inf"))
+    while True:
+        left = end - time.monotonic()
+        try:
+            return original(kernel, stream, timeout=max(0.0, min(LOOK_S, left)))
+        except Empty:
+            if not kernel.is_alive():
+                raise LabError("the kernel died (a crash in native code, or out of memory)") from None
+            if left <= LOOK_S:
+                raise

@@ -1,0 +1,257 @@
+"""The argument checks of all rooms, in one place: whatever a public function is given, a typed error answers it.
+
+Every module of this package is loaded by `_Loader` (see `install`), which puts a guard around each public function and
+constructor. What is annotated with a plain type is checked; where the function has words of its own for what is wrong,
+those are shown. An error that falls from the depths (an AttributeError of somebody's None) becomes a BadInput that
+names the call, what came and what is wanted, with the former as its cause. Calls from room to room see every error as
+it is, and so does whoever hands over a function of his own: what that raises is his.
+"""
+
+from __future__ import annotations
+
+import functools
+import numbers
+import os
+import re
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping
+from importlib.machinery import PathFinder, SourceFileLoader
+from typing import Any
+
+from labsupport.errors import BadInput, LabError, NotAvailable
+
+PACKAGE = __name__.rpartition(".")[0]
+# Whoever calls these reads the errors of the system from them, or answers for all errors himself.
+UNGUARDED = re.compile(rf"{PACKAGE}\.(errors|files|quiet|guards|command_line.*|exercises.*)$")
+MOST = 10**9  # no size, count or length of these labs comes near it
+LONGEST = 60  # characters of a value in a message
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str)
+
+
+def _is_path(value) -> bool:
+    return isinstance(value, (str, os.PathLike)) and bool(str(value)) and "\0" not in str(value)
+
+
+def _is_whole(value) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
+
+
+def _is_number(value) -> bool:
+    """Every number but NaN; of any library, as an array without axes is one, too."""
+    return (_is_whole(value) or isinstance(value, numbers.Real) or getattr(value, "ndim", None) == 0) and value == value
+
+
+def _is_size(value) -> bool:
+    return _is_whole(value) and abs(value) <= MOST
+
+
+def _is_absurd(value) -> bool:
+    return _is_whole(value) and abs(value) > MOST
+
+
+def _is_device(value) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"cpu|cuda(:\d{1,3})?", value) is not None
+
+
+def _is_choice(value) -> bool:
+    return isinstance(value, bool) or type(value).__name__ == "bool"  # NumPy has one of its own
+
+
+def _are_names(value) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+
+
+def _is_network(value) -> bool:
+    return any(base.__module__.startswith("torch.nn.") for base in type(value).__mro__)
+
+
+KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "str": (_is_text, "text"),
+    "int": (_is_size, f"a whole number of at most {MOST:,}"),
+    "float": (_is_number, "a number"),
+    "bool": (_is_choice, "True or False"),
+    "Path": (_is_path, "a path"),
+    "str | Path": (_is_path, "a path"),
+    "str | os.PathLike": (_is_path, "a path"),
+    "Callable": (callable, "a function"),
+    "nn.Module": (_is_network, "a torch.nn.Module, such as models.resnet18()"),
+    "torch.nn.Module": (_is_network, "a torch.nn.Module, such as models.resnet18()"),
+    "list": (_are_names, "a list"),
+    "Mapping": (lambda value: isinstance(value, Mapping), "a mapping such as {name: value}"),
+    "Iterable[str]": (_are_names, "a list of names"),
+    "Sequence[str]": (_are_names, "a list of names"),
+    "Iterable[int]": (_are_names, "a list of whole numbers"),
+    "Sequence[int]": (_are_names, "a list of whole numbers"),
+}
+BY_NAME = {  # in place of what the type alone says
+    ("seed", "int"): (_is_whole, "a whole number"),
+    ("device", "str"): (_is_device, "'cpu', 'cuda' or 'cuda:1'"),
+}
+
+
+def install() -> None:
+    """Guard every module of this package that is imported from here on."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder:
+    """Finds this package's modules as Python does, and has them loaded by `_Loader`."""
+
+    def find_spec(self, name, path=None, target=None):
+        if not name.startswith(f"{PACKAGE}.") or UNGUARDED.match(name):
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and type(spec.loader) is SourceFileLoader:
+            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+class _Loader(SourceFileLoader):
+    def exec_module(self, module: types.ModuleType) -> None:
+        super().exec_module(module)
+        for name, value in list(vars(module).items()):
+            if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+                continue
+            if isinstance(value, types.FunctionType):
+                setattr(module, name, guarded(value))
+            elif isinstance(value, type) and not issubclass(value, BaseException):
+                _guard_class(value)
+
+
+def _guard_class(cls: type) -> None:
+    """Guards around the constructor and, except where a compiler traces them, around the public methods."""
+    network = any(base.__module__.startswith("torch.") for base in cls.__mro__)
+    if getattr(cls, "_is_protocol", False):
+        return
+    for name, value in list(vars(cls).items()):
+        if isinstance(value, types.FunctionType) and (name == "__init__" or not (network or name.startswith("_"))):
+            setattr(cls, name, guarded(value))
+
+
+def guarded(function: Callable) -> Callable:
+    """The function, or the method of a class, with its guard."""
+    checks = _checks(function)
+
+    @functools.wraps(function)
+    def guard(*args, **kwargs):
+        wrong = ""
+        for place, name, check, wanted in checks:
+            value = args[place] if place < len(args) else kwargs.get(name, guard)
+            if value is not guard and not _fits(check, value) and not _is_inside(sys._getframe(1)):
+                kind = type(value).__name__
+                wrong = f"{_title(function)}: {name}={shown(value)} is of the kind {kind}; wanted is {wanted}"
+                if _fits(_is_absurd, value):  # or it would be worked on for hours
+                    raise BadInput(wrong)
+        try:
+            made = function(*args, **kwargs)
+        except LabError:  # the function's own words say more
+            raise
+        except Exception as error:
+            if _is_ours(error, args, kwargs):
+                raise
+            raise (BadInput(wrong) if wrong else _typed(error, function, args, kwargs)) from error
+        if wrong:
+            raise BadInput(wrong)
+        return made
+
+    return guard
+
+
+def _fits(check: Callable, value) -> bool:
+    try:
+        return bool(check(value))
+    except Exception:  # an object whose attributes raise fits nothing
+        return False
+
+
+def _fits_or_none(check: Callable, value) -> bool:
+    return value is None or _fits(check, value)
+
+
+def _is_inside(frame: types.FrameType | None) -> bool:
+    """Whether this package itself calls; a room reads another's errors as they are."""
+    return frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == PACKAGE
+
+
+def _checks(function: Callable) -> tuple[tuple[int, str, Callable, str], ...]:
+    """(place, name, check, what is wanted) of the parameters with a plain type; none where tensors are computed."""
+    import inspect
+
+    parameters = list(inspect.signature(function).parameters.values())
+    if any(str(parameter.annotation).startswith("Tensor") for parameter in parameters):
+        return ()
+    checks = []
+    for place, parameter in enumerate(parameters):
+        kind = str(parameter.annotation).removesuffix(" | None")
+        if kind in KINDS and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            check, wanted = BY_NAME.get((parameter.name, kind), KINDS[kind])
+            if parameter.default is None or str(parameter.annotation).endswith(" | None"):
+                check, wanted = functools.partial(_fits_or_none, check), f"{wanted}, or None"
+            place = place if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else sys.maxsize
+            checks.append((place, parameter.name, check, wanted))
+    return tuple(checks)
+
+
+def _is_ours(error: Exception, args: tuple, kwargs: dict) -> bool:
+    """Whether the error goes on as it is: to another room, or out of a function that the caller handed over."""
+    trace = error.__traceback__
+    if trace is None or _is_inside(trace.tb_frame.f_back):
+        return True
+    codes = {code for value in (*args, *kwargs.values()) if (code := _code(value)) is not None}
+    while trace is not None:
+        if trace.tb_frame.f_code in codes:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _code(value) -> types.CodeType | None:
+    """The code of a function, a generator or an object that is called; None for everything else."""
+    if isinstance(value, types.GeneratorType):
+        return value.gi_code
+    value = getattr(value, "func", value) if isinstance(value, functools.partial) else value
+    value = getattr(value, "__wrapped__", value) if isinstance(value, types.FunctionType) else value
+    value = value if isinstance(value, (types.FunctionType, types.MethodType)) else type(value).__dict__.get("__call__")
+    return getattr(value, "__code__", None)
+
+
+def _typed(error: Exception, function: Callable, args: tuple, kwargs: dict) -> LabError:
+    """The typed error in place of a raw one: what was called, what came, what was wrong, what is wanted."""
+    import inspect
+
+    title, said = _title(function), (str(error).strip().splitlines() or ["no reason given"])[0][:200]
+    if isinstance(error, ImportError):
+        return NotAvailable(f"{title}: {said}; `python3 -m labsupport doctor` says what is missing here")
+    names = [name for name in inspect.signature(function).parameters if name != "self"]
+    args = args[1:] if "self" in inspect.signature(function).parameters else args
+    came = ", ".join([*map(shown, args), *(f"{name}={shown(value)}" for name, value in kwargs.items())])
+    kind = LabError if isinstance(error, (MemoryError, ConnectionError, PermissionError, TimeoutError)) else BadInput
+    return kind(
+        f"{title}({came}) cannot work ({type(error).__name__}: {said}); it takes {title}({', '.join(names)}), and "
+        f"`help({title})` says of which kinds"
+    )
+
+
+def _title(function: Callable) -> str:
+    """How a learner names it: by its class, by the room whose face hands it on, else by its part."""
+    owner = function.__qualname__.removesuffix(".__init__")
+    if function.__qualname__ != function.__name__:
+        return owner
+    _, room, part = (*function.__module__.split("."), "", "")[:3]
+    on_face = owner in getattr(sys.modules.get(f"{PACKAGE}.{room}"), "__all__", ())
+    return f"{room if on_face or not part else part}.{owner}"
+
+
+def shown(value) -> str:
+    """A value in a message: short, and whatever it does when asked."""
+    try:
+        shape = getattr(value, "shape", None)
+        text = " ".join(repr(value)[: 4 * LONGEST].split()) if shape is None else f"an array {tuple(shape)}"
+    except Exception:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

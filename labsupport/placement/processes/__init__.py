@@ -1,0 +1,1 @@
+"""What the pool keeps of each of its processes."""
