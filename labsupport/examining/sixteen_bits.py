@@ -64,24 +64,34 @@ def _scanned(case, row: Row) -> list[str]:
 
 
 def _repaired(case, keep: list[str]):
-    """(graph, error) with the nodes kept wide, and their readers too where the narrowed tensor is still too much."""
-    half = _cast(case, keep)
-    error = _error(case, half)
-    if error > case.limits.error:
-        wide = [*keep, *(name for name in _readers(case.working, keep) if name not in keep)]
-        more = _cast(case, wide)
-        with_readers = _error(case, more)
-        if with_readers < error:
-            keep[:] = wide
-            return more, with_readers
-        half = _cast(case, keep)
-    return half, error
+    """(graph, error) with the nodes kept wide; then with their readers, then with all that leads to them.
+
+    A wide node is not enough where its reader narrows the tensor again, or where a narrow one before lost the digits. The first that holds the limit is taken, else the best; ``keep`` becomes what it keeps wide.
+    """
+    tried: list[tuple[float, list[str]]] = []
+    for wide in (keep, _with_readers(case.working, keep), _with_makers(case.working, keep)):
+        tried.append((_error(case, _cast(case, wide)), wide))
+        if tried[-1][0] <= case.limits.error:
+            break
+    error, best = min(tried, key=lambda pair: pair[0])
+    keep[:] = list(best)
+    return _cast(case, best), error
 
 
-def _readers(graph, names: list[str]) -> list[str]:
-    model = graph.model()
-    written = {out for node in model.graph.node if node.name in names for out in node.output}
-    return [node.name for node in model.graph.node if written & set(node.input)]
+def _with_readers(graph, names: list[str]) -> list[str]:
+    nodes = graph.model().graph.node
+    written = {out for node in nodes for out in node.output if node.name in names}
+    return [node.name for node in nodes if node.name in names or written & set(node.input)]
+
+
+def _with_makers(graph, names: list[str]) -> list[str]:
+    """The nodes and all that leads to them, in running order."""
+    nodes, needed, wide = graph.model().graph.node, set(), set()
+    for node in reversed(nodes):
+        if node.name in names or needed & set(node.output):
+            wide.add(node.name)
+            needed |= set(node.input)
+    return [node.name for node in nodes if node.name in wide]
 
 
 def _offer(case, row: Row, half, keep: list[str]) -> None:
