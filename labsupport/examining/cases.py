@@ -201,6 +201,12 @@ class Case:
         ]
         return float(np.mean(right))
 
+    def keeps(self, change: Candidate) -> bool:
+        """Whether a change keeps the answers: its accuracy where there are labels, else its error."""
+        if change.accuracy is None:
+            return change.error <= self.limits.error
+        return change.accuracy >= self.limits.keep_accuracy * (self.accuracy_of(self.original) or 0)
+
     def judge(
         self, name: str, run, *, effort: int, code: str, lab: str, graph=None, answers=None, note="", unproven=""
     ) -> Candidate:

@@ -31,7 +31,7 @@ def stage(case) -> Row:
     placed = quantization.placement(_file(case, best))
     row.find(f"{len(placed.quantized)} of {len(placed.quantized) + len(placed.wide)} layers quantized", "read", "06")
     _offer(case, row, _file(case, best), f"INT8, {best}", 4, _code(case, target, best, ()))
-    if errors[best] > case.limits.error:
+    if not case.keeps(row.candidates[-1]):
         _mixed(case, row, known, target, best, each_s)
     return row
 

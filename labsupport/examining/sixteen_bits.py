@@ -66,7 +66,8 @@ def _scanned(case, row: Row) -> list[str]:
 def _repaired(case, keep: list[str]):
     """(graph, error) with the nodes kept wide; then with their readers, then with all that leads to them.
 
-    A wide node is not enough where its reader narrows the tensor again, or where a narrow one before lost the digits. The first that holds the limit is taken, else the best; ``keep`` becomes what it keeps wide.
+    A wide node is not enough where its reader narrows the tensor again, or where a narrow one before lost the digits.
+    The first that holds the limit is taken, else the best; ``keep`` becomes what it keeps wide.
     """
     tried: list[tuple[float, list[str]]] = []
     for wide in (keep, _with_readers(case.working, keep), _with_makers(case.working, keep)):

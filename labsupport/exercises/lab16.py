@@ -52,7 +52,7 @@ class Choose(Exercise):
     def judge(self, function: Any) -> str:
         _demand_function(function, "choose")
         for seed in range(60):
-            rows, budget, keep = changes(seed), (4.0, 7.0, 11.0)[seed % 3], (0.9, 0.99)[seed % 2]
+            rows, budget, keep = changes(seed), (3.5, 7.0, 11.0)[seed % 3], (0.9, 0.99)[seed % 2]
             good = _good(rows, budget, keep)
             right = min(good, key=lambda each: each["effort"])["name"] if good else None
             got = function([dict(each) for each in rows], budget, keep)
