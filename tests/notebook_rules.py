@@ -44,6 +44,28 @@ CHANGING = {
 }
 
 
+# A helper, and the call of TensorRT, torch, ONNX Runtime, … that a learner meets before it: as patterns of code.
+API_BEFORE_HELPER = {
+    r"\bexport\.to_onnx\(": r"\btorch\.onnx\.export\(",
+    r"\bruntimes\.(?:OnnxRuntime|best)\(": r"\bInferenceSession\(",
+    r"\bbuild\.engine\(": r"\.build_serialized_network\(",
+    r"\bruntimes\.TensorRt\(": r"\.execute_async_v3\(",
+    r"\bbenchmarking\.device_latency\(|\bclock=\"device\"": r"\btorch\.cuda\.Event\(",
+    r"\bbenchmarking\.energy\(": r"\bnvmlDeviceGetTotalEnergyConsumption\(",
+    r"\bcuda_graph=True\b": r"\btorch\.cuda\.CUDAGraph\(",
+    r"\bprecision=\"fp16\"|\"precision\": \"fp16\"": r"\bBuilderFlag\.FP16\b",
+    r"\bfusion\.xray\(": r"\boptimized_model_filepath\b|\.create_engine_inspector\(",
+    r"\bfusion\.profile\(": r"\bIProfiler\b",
+    r"\blaunches\.traced\(": r"\btorch\.profiler\b",
+    r"\.activation_mib\b": r"\.device_memory_size(?:_v2)?\b",
+    r"\bquantization\.to_qdq\(": r"QuantizeLinear",
+    r"\bquantization\.entropy_calibrator\(": r"\bIInt8EntropyCalibrator2\b",
+    r"\bstreams\.Lane\(": r"\btorch\.cuda\.Stream\(",
+    r"\btransfers\.(?:copy|overlap)\(": r"\bpin_memory\b",
+    r"\bplugins\.(?:load_library|decorated|register)\(": r"\bget_plugin_registry\(|\btensorrt\.plugin\b",
+}
+
+
 @dataclass(frozen=True)
 class Book:
     """A notebook as stored: ``content`` is its JSON, ``size`` its bytes."""
@@ -403,6 +425,22 @@ def no_name_is_defined_twice(books: list[Book], package: dict[str, str]) -> list
                     said.append(f"{book.name}, {where} defines {name}, which {owner[name]} has already")
                 here.add(name)
         owner.update({name: book.name for name in here})
+    return said
+
+
+def no_helper_comes_before_its_api(books: list[Book], table: dict[str, str] | None = None) -> list[str]:
+    """Across notebooks in the order they are learned: the first cell with a helper follows a cell with its API."""
+    said, shown = [], set()
+    table = API_BEFORE_HELPER if table is None else table
+    for book in sorted(books, key=lambda book: book.name):
+        for where, _, source in book.cells("code"):
+            shown |= {helper for helper, api in table.items() if re.search(api, source)}
+            for helper in table.keys() - shown:
+                if found := re.search(helper, source):
+                    said.append(
+                        f"{book.name}, {where} uses {found.group()!r}, and no cell has shown {table[helper]} yet"
+                    )
+                    shown.add(helper)  # said once
     return said
 
 

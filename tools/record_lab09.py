@@ -1,8 +1,9 @@
-"""Record of lab 09 what takes too long for a notebook: every cut of a network measured, and auxiliary streams.
+"""Record of labs 09 and 09c what takes too long for a notebook: every cut of a network measured, and auxiliary streams.
 
 `python3 tools/record_lab09.py` on a GPU machine, up to a minute and a half: an engine for every cut. With
 LABSUPPORT_METRICS set to a folder the metrics are left there, without, they go into data/recordings/: each at once, and
-those of the cuts anew after every cut, with the number of cuts so far as their samples.
+those of the cuts anew after every cut, with the number of cuts so far as their samples. All engines here are built at
+level 1, to save time: both sides of each comparison are.
 
 The error of the cost model is recorded in two ways. As predicted beforehand, `cost_model_error` is its median and
 `cost_model_worst_error` its worst. `…_same_speed` are the same after the first device's part was scaled by what that
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools import elapsed
 
-LAB = "09_placement"
+LAB, CUTS = "09_placement", "09c_cuts"
 COMMAND = "python3 tools/record_lab09.py"
 ENOUGH_S = 80  # no further cut is begun after this; one takes about five
 RUNS = 24  # of the prediction and of the check alike
@@ -228,6 +229,7 @@ def main() -> None:
     environment.require("engine execution")
     with recordings.session(LAB, command=COMMAND) as book:
         auxiliary_streams(book)
+    with recordings.session(CUTS, command=COMMAND) as book:
         cuts_of_the_camera(book, started)
     elapsed.say("done")
 

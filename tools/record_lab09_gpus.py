@@ -1,4 +1,4 @@
-"""Record lab 09's multi-GPU figures on a machine with several GPUs: `python3 tools/record_lab09_gpus.py`, under a
+"""Record lab 09c's multi-GPU figures on a machine with several GPUs: `python3 tools/record_lab09_gpus.py`, under a
 minute.
 
 One ResNet-18 engine, FP16, batch 64, built once; one process for each GPU runs it, first alone, then together. With
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 import sys
 from pathlib import Path
 
@@ -17,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools import elapsed
 
 BATCH = 64
-LAB = "09_placement"
+LAB = "09c_cuts"
+ROUNDS, SECONDS = 5, 1.0
 
 
 def command() -> str:
@@ -38,21 +40,27 @@ def engine():
     return build.engine(
         graph,
         precision="fp16",
-        optimization_level=1,
         io_formats={"images": ("HALF", "LINEAR")},
         name="resnet18_b64_half_in",
     )
 
 
 def rates_of(workers, feed: str, counts: list[int]) -> dict:
-    """GPUs → the better one of two rates: the first finds clocks that idled."""
-    rates = {}
-    for gpus in (*counts, *counts):
-        rate = workers.rate(gpus, feed=feed, seconds=1.5)
-        print(rate, flush=True)
-        if gpus not in rates or rate.items_per_s > rates[gpus].items_per_s:
-            rates[gpus] = rate
-    return rates
+    """GPUs → rates of five rounds, the numbers of GPUs in turn; a round before them wakes the clocks."""
+    rates: dict = {gpus: [] for gpus in counts}
+    for _ in range(ROUNDS + 1):
+        for gpus in counts:
+            rates[gpus].append(workers.rate(gpus, feed=feed, seconds=SECONDS))
+    print(*(each[-1] for each in rates.values()), sep="\n", flush=True)
+    return {gpus: each[1:] for gpus, each in rates.items()}
+
+
+def ratio_of(many, one) -> dict:
+    """The median over rounds of how many times as many items per second, with its spread."""
+    ratios = [a.items_per_s / b.items_per_s for a, b in zip(many, one, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    middle = statistics.median(ratios)
+    return {"value": middle, "unit": "×", "samples": len(ratios), "spread": (high - low) / middle}
 
 
 def main() -> None:
@@ -72,14 +80,12 @@ def main() -> None:
         with recordings.session(LAB, command=command()) as book:
             for feed in cluster.FEEDS:
                 rates = rates_of(workers, feed, counts)
-                book.record(f"one_gpu.{feed}_fed_rate", rates[1])
+                middle = sorted(rates[1], key=lambda rate: rate.items_per_s)[ROUNDS // 2]
+                book.record(f"one_gpu.{feed}_fed_rate", middle)
                 name = "throughput_over_one" if feed == "host" else "throughput_over_one_device_resident"
                 for gpus in counts[1:]:
-                    subject, ratio = (
-                        "two_gpus" if gpus == 2 else f"gpus{gpus}",
-                        rates[gpus].items_per_s / rates[1].items_per_s,
-                    )
-                    print(book.record(f"{subject}.{name}", ratio, "×", samples=2), flush=True)
+                    subject = "two_gpus" if gpus == 2 else f"gpus{gpus}"
+                    print(book.record(f"{subject}.{name}", **ratio_of(rates[gpus], rates[1])), flush=True)
     elapsed.say("done")
 
 

@@ -240,34 +240,6 @@ class Throughput:
         return f"{self.name} {rate} items/s, batch {self.batch}, {self.in_flight} in flight, {self.calls} calls{noisy}"
 
 
-@dataclass(frozen=True, repr=False)
-class Stages:
-    """Four separate facts of one engine: build s, load ms, first call ms, steady ms."""
-
-    name: str
-    build_s: float
-    load_ms: float
-    first_call_ms: float
-    steady: Latency
-
-    @property
-    def steady_ms(self) -> float:
-        return self.steady.median_ms
-
-    def as_row(self) -> dict:
-        once = {"build s": self.build_s, "load ms": self.load_ms, "first call ms": self.first_call_ms}
-        # each of the three happened once, so nobody knows their third digit
-        row = {column: float(f"{value:.2g}") for column, value in once.items()}
-        return {"runtime": self.name, **row, "steady ms": self.steady.as_row()["median ms"]}
-
-    def __repr__(self) -> str:
-        row = self.as_row()
-        return (
-            f"{self.name}: build {row['build s']:g} s, load {row['load ms']:g} ms, first call "
-            f"{row['first call ms']:g} ms, steady {earned(self.steady_ms, self.steady.iqr_ms)} ms"
-        )
-
-
 def _fewest_for(q: float) -> int:
     """Samples without which not one lies beyond the percentile; round() first, since 100 - 99.9 is 0.0999…"""
     return math.ceil(round(100 / (100 - q), 6))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from labsupport.benchmarking.joules import Energy, energy_counter
-from labsupport.benchmarking.measurements import CLOCKS, Latency, Ratio, Stages, Throughput, at_least, one_of
+from labsupport.benchmarking.measurements import CLOCKS, Latency, Ratio, Throughput, at_least, one_of
 from labsupport.errors import BadInput, NotAvailable
 
 
@@ -114,44 +114,6 @@ def throughput(run, feed, *, seconds=1.0, in_flight=1, warmup=10, event=None, no
     times_s = np.asarray(finished)[marks] / 1e9
     rates = tuple(float(rate) for rate in batch * np.diff(marks) / np.maximum(np.diff(times_s), 1e-9))
     return Throughput(_name(run), calls, float(times_s[-1] - times_s[0]), batch, in_flight, rates, _machine(run))
-
-
-def batch_sweep(run, make_feed, batches, *, error, clock="host", runs=30, warmup=5) -> list[dict]:
-    """One row for `comparing.table` per batch size: latency, items per second, and how far the answer is off.
-
-    `run` is one runtime or, where the batch is fixed at build time, a mapping batch → runtime. `make_feed(batch)`
-    returns a feed; `error(feed, outputs)` a number, such as `comparing.max_error(eager(feed), outputs)`.
-    """
-    one_of("clock", clock, CLOCKS)
-    measure = latency if clock == "host" else device_latency
-    rows = []
-    for batch in batches:
-        if isinstance(run, Mapping) and batch not in run:
-            raise BadInput(f"no runtime for batch {batch}; the mapping holds batches {sorted(run)}")
-        runner, feed = (run[batch] if isinstance(run, Mapping) else run), make_feed(batch)
-        off_by = error(feed, runner(feed))
-        rows.append({"latency": measure(runner, feed, runs=runs, warmup=warmup, batch=batch), "max error": off_by})
-    return rows
-
-
-def stages(build, load, feed, *, runs=30, warmup=10, now=time.perf_counter_ns) -> Stages:
-    """What one engine costs before and after it is warm: `build()` → engine, `load(engine)` → runtime, calls.
-
-    The runtime that `load` makes is closed at the end.
-    """
-    started = now()
-    engine = build()
-    built = now()
-    run = load(engine)
-    loaded = now()
-    try:
-        outputs = run(feed)
-        _waiter(run, feed, outputs)()
-        first = now()
-        steady = latency(run, feed, runs=runs, warmup=warmup, now=now)
-    finally:
-        getattr(run, "close", lambda: None)()
-    return Stages(_name(run), (built - started) / 1e9, (loaded - built) / 1e6, (first - loaded) / 1e6, steady)
 
 
 def energy(run, feed, *, seconds=2.0, now=time.perf_counter_ns) -> Energy:

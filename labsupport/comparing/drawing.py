@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from labsupport import environment
-from labsupport.benchmarking.measurements import earned
 
 DPI = 96  # a browser's pixels for an inch; the picture has twice as many, so that small text is sharp
 MOST_BYTES = 95_000  # a notebook stores a picture of 100 KB at most
@@ -93,52 +92,6 @@ def draw_bars(labels, values, ranges, notes, *, unit, title="") -> Drawing:
         for label, value, note in zip(labels, values, notes)
     )
     return Drawing(figure, f"{title + ': ' if title else ''}bars of {unit}: {listed}.")
-
-
-def draw_histogram(latencies, *, bins, title="") -> Drawing:
-    """Outlined histograms over one axis in ms, medians and 99th percentiles as labelled lines."""
-    figure, axes = canvas(height=3.0)
-    pooled = np.concatenate([latency.samples_ms for latency in latencies])
-    edges, told = np.histogram_bin_edges(pooled, bins=bins), []
-    for index, latency in enumerate(latencies):
-        middle, tail = earned(latency.median_ms, latency.iqr_ms), latency.p99_ms
-        words = f"{latency.name}: median {middle} ms"
-        words += f", p99 {earned(tail, latency.iqr_ms)} ms" if tail is not None else ", too few calls for a p99"
-        told.append(f"{words}, over {len(latency.samples_ms)} calls")
-        axes.hist(
-            latency.samples_ms,
-            bins=edges,
-            histtype="stepfilled",
-            alpha=0.55,
-            label=words,
-            facecolor=COLOURS[index],
-            hatch=HATCHES[index],
-            edgecolor="black",
-            linewidth=0.8,
-        )
-        for mark, label in ((latency.median_ms, "median"), (tail, "p99")):
-            if mark is not None:
-                axes.axvline(mark, color="black", linestyle=LINES[index], linewidth=1)
-                axes.annotate(
-                    label,
-                    (mark, 1),
-                    xycoords=("data", "axes fraction"),
-                    xytext=(2, -2 - 9 * index),
-                    textcoords="offset points",
-                    fontsize=7,
-                    va="top",
-                )
-    axes.set_xlim(left=min(0.0, float(pooled.min())))
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel(
-        f"ms per call ({latencies[0].clock} clock)"
-        if len({x.clock for x in latencies}) == 1
-        else "ms per call (clocks differ)"
-    )
-    axes.set_ylabel("calls")
-    axes.legend(fontsize=8, frameon=False)
-    axes.set_title(title, fontsize=10, loc="left")
-    return Drawing(figure, f"{title + ': ' if title else ''}histogram of latencies: {'; '.join(told)}.")
 
 
 def _written(value) -> str:

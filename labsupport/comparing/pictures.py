@@ -1,13 +1,13 @@
-"""Bars and histograms that refuse a speed without an error."""
+"""Tables and bars that refuse a speed without an error."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from labsupport.benchmarking.measurements import Latency, at_least
-from labsupport.comparing.drawing import Drawing, draw_bars, draw_histogram
-from labsupport.comparing.tables import expanded, frame_class, judgement, listed, numeric, one_machine, refuse_unjudged
+from labsupport.benchmarking.measurements import Latency
+from labsupport.comparing.drawing import Drawing, draw_bars
+from labsupport.comparing.tables import expanded, frame_class, judgement, listed, numeric, refuse_unjudged
 from labsupport.errors import BadInput
 
 
@@ -47,22 +47,6 @@ def bars(rows, *, column="median ms", title="", same_answer=False) -> Drawing:
         ranges.append(_quartiles(source, column))
         notes.append(judgement(row))
     return draw_bars(labels, values, ranges, notes, unit=column, title=title)
-
-
-def histogram(latencies, *, bins=30, title="") -> Drawing:
-    """How often each latency occurred, with the median and the 99th percentile marked; the tail a mean hides."""
-    at_least("bins", bins, 1)
-    latencies = list(latencies) if isinstance(latencies, Iterable) else [latencies]
-    for position, latency in enumerate(latencies):
-        if not isinstance(latency, Latency):
-            raise BadInput(
-                f"histogram entry {position} is a {type(latency).__name__}; "
-                "pass results of benchmarking.latency() or of device_latency()"
-            )
-    if not 1 <= len(latencies) <= 4:
-        raise BadInput(f"histogram got {len(latencies)} latencies; between 1 and 4 stay legible in one picture")
-    one_machine(enumerate(latencies))
-    return draw_histogram(latencies, bins=bins, title=title)
 
 
 def _label(position, row, complete) -> str:

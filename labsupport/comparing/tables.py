@@ -101,7 +101,7 @@ def _columns(key, value) -> dict:
     if hasattr(value, "as_row"):
         columns = value.as_row()
         # two latencies in one row (host and device) need telling apart; the usual single one does not
-        prefix = "" if key in ("latency", "memory", "energy", "stages", "throughput") else f"{key} "
+        prefix = "" if key in ("latency", "memory", "energy", "throughput") else f"{key} "
         shared = ("runtime", "batch")
         return {name if name in shared else prefix + name: cell for name, cell in columns.items()}
     if hasattr(value, "as_metric"):

@@ -19,6 +19,7 @@ NEEDS = (
     ">=10",
     "triton",
     "pycuda",
+    "cuda-python",
     "onnxruntime",
     "executorch",
     "litert",
@@ -30,6 +31,7 @@ NEEDS = (
 )
 # Packages that only some labs use: need → modules that must be there, and how to get them.
 OPTIONAL = {
+    "cuda-python": (("cuda.bindings",), "python3 -m pip install cuda-bindings"),
     "executorch": (("executorch", "torchao"), "python3 -m pip install --editable '.[phone]'"),
     "litert": (("ai_edge_litert", "litert_torch", "ai_edge_quantizer"), "python3 -m pip install --editable '.[phone]'"),
     "mediapipe": (("mediapipe",), "python3 -m pip install --no-deps mediapipe==0.10.14"),
@@ -90,7 +92,7 @@ def _lacking(need: str, here: Machine) -> str:
         return "" if version else f"{need} is not installed; get it with: {install}"
     if need in OPTIONAL:
         modules, install = OPTIONAL[need]
-        missing = [module for module in modules if find_spec(module) is None]  # some are folders without __init__.py
+        missing = [module for module in modules if not _is_there(module)]
         return f"{need} lacks {', '.join(missing)}; get it with: {install}" if missing else ""
     if need == "triton server":
         ready = (cache_dir() / TRITON_STAMP).is_file()
@@ -112,6 +114,13 @@ def _lacking(need: str, here: Machine) -> str:
         return ""
     have = f"{TITLES[here.tensorrt_product]} {here.tensorrt}"
     return f"this needs {_wish(need)}, and this machine has {have}; {_get(need)}"
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None  # some are folders without __init__.py
+    except ModuleNotFoundError:  # the package above it
+        return False
 
 
 def _cannot_build(here: Machine) -> str:

@@ -113,7 +113,7 @@ class RightStatistic(Exercise):
 
 class BatchForBudget(Exercise):
     question = (
-        "Write `best_batch(sweep, budget_ms)`: of the rows that benchmarking.batch_sweep returned, the batch with the "
+        "Write `best_batch(sweep, budget_ms)`: of the rows of your sweep, the batch with the "
         "most items per second whose 99 of 100 calls stay within budget_ms. Hand in the function, and your sweep."
     )
     hints = (
@@ -134,7 +134,7 @@ class BatchForBudget(Exercise):
         needs_function(best_batch, "best_batch")
         rows = [row for row in sweep if isinstance(row, Mapping) and hasattr(row.get("latency"), "percentile")]
         if not rows or len(rows) < len(sweep):
-            raise Wrong("the second answer is the list of rows that benchmarking.batch_sweep returned.")
+            raise Wrong("the second answer is the list of rows that you measured.")
         for drawn in drawn_sweeps():
             _judge_choice(best_batch, *drawn)
         first = min((row["latency"] for row in rows), key=lambda latency: latency.batch)

@@ -1,4 +1,4 @@
-"""Exercises of lab 09: a tail, double buffering by hand, two cuts, a policy, an ideal gain, workers that die."""
+"""Exercises of lab 09: what a graph gains, double buffering by hand, an ideal gain."""
 
 from __future__ import annotations
 
@@ -8,31 +8,61 @@ from collections.abc import Callable
 from labsupport.exercises.answers import as_number
 from labsupport.exercises.base import Exercise, Prediction, Wrong
 from labsupport.exercises.calling import comes_from, items, needs_function, returned
-from labsupport.exercises.lab09_stand_ins import (  # noqa: F401 - learners catch lab09.Died
-    AT_ONCE,
-    BOX_CUTS,
-    STEPS,
-    BadBatch,
-    Died,
-    Stage,
-    box,
-    in_a_line,
-    judge_all_dead,
-    judge_bad_request,
-    judge_deaths,
-    worlds,
-)
+from labsupport.exercises.lab09_stand_ins import AT_ONCE, STEPS, BadBatch, Stage, in_a_line
 
 LAB, CHECK_S = "09_placement", 60.0
 
 
-class Tail(Prediction):
+class Graph(Prediction):
     question = (
-        "Two workers, one four times slower, requests in bursts at a third of what both can do: how many times "
-        "longer is the 99th percentile when they take turns than when the dispatcher knows their speeds?"
+        "A narrow ResNet-18 answers one picture with 25 short kernels on a large GPU. How many times faster is the "
+        "answer when the launches are one CUDA graph?"
     )
-    quantity = "p99 in turns, divided by p99 of the least expected finish"
+    quantity = "time of plain launches, divided by the time of the graph"
     unit = "×"
+
+
+class GraphGain(Exercise):
+    question = (
+        "Write `graph_gain(host_us, replay_us, gpu_us)` for a long queue of requests: the host needs host_us for plain "
+        "launches or replay_us for a graph, the GPU gpu_us for the kernels. How many times more requests a second does "
+        "the graph give?"
+    )
+    hints = (
+        "In a long queue, host and GPU work at the same time, on different requests. Which of the two sets the pace?",
+        "The time per request is the larger of the host's and the GPU's. Take it without a graph and with one.",
+    )
+    solution_source = """
+        def graph_gain(host_us, replay_us, gpu_us):
+            return max(host_us, gpu_us) / max(replay_us, gpu_us)
+
+        lab09.graph_gain.check(graph_gain)
+    """
+    answer = "The slower side sets the pace before and after: a graph gains nothing where the GPU is the slower one."
+
+    def judge(self, graph_gain: Callable) -> str:
+        needs_function(graph_gain, "graph_gain")
+        draws = random.Random()
+        for low, high in ((1, 20), (30, 90), (100, 400)):  # the GPU faster than both, between them, slower than both
+            for _ in range(3):
+                host, replay, gpu = draws.uniform(100, 200), draws.uniform(20, 30), draws.uniform(low, high)
+                gpu = gpu + host if low == 100 else gpu
+                right = max(host, gpu) / max(replay, gpu)
+                got = as_number(graph_gain(host, replay, gpu), "what graph_gain gave")
+                if abs(got - right) > 0.01 * right:
+                    raise Wrong(self._slip(got, right, host, replay, gpu))
+        return "Right for a GPU that waits, for one that never does, and for the cases between."
+
+    @staticmethod
+    def _slip(got: float, right: float, host: float, replay: float, gpu: float) -> str:
+        start = f"host {host:.0f} µs, replay {replay:.0f} µs, GPU {gpu:.0f} µs: it gave {got:.3g}, not {right:.3g}. "
+        if abs(got * right - 1) < 0.01:
+            return start + "That is the other way round."
+        if abs(got - host / replay) < 0.01 * got:
+            return start + "A queue cannot be faster than the GPU."
+        if abs(got - (host + gpu) / (replay + gpu)) < 0.01 * got:
+            return start + "In a long queue the two do not wait for each other in turn; they work at the same time."
+        return start + "Who sets the pace without the graph, and who with it?"
 
 
 class Lookahead(Exercise):
@@ -105,122 +135,6 @@ class Lookahead(Exercise):
         raise Wrong("load failed on the fourth batch and nobody was told; let its error reach the caller.")
 
 
-class Cuts(Exercise):
-    question = (
-        "Where should the edge box `lab09.box()` cut its network for the least latency, and where for the least time "
-        "between answers when both devices work at once? Give two names."
-    )
-    hints = (
-        "Latency adds up: first device, crossing, second device. The interval is the slower of the first device and "
-        "of crossing plus second device.",
-        "`lab09.box().parts_ms(name)` gives the three parts of a cut. A later cut moves work to the first device: "
-        "for the interval look for the place where the two sides come closest.",
-    )
-    solution_source = """
-        model = lab09.box()
-        names = [cut.name for cut in model.cuts]
-        quickest = min(names, key=lambda name: sum(model.parts_ms(name)))
-        steadiest = min(names, key=lambda name: max(model.parts_ms(name)[0], sum(model.parts_ms(name)[1:])))
-        lab09.cuts.check(quickest, steadiest)
-    """
-    answer = (
-        "For one request the accelerator does everything behind the crop, since the crop shrinks what has to cross. "
-        "For a stream, the processor takes a stage as well: it would be idle otherwise."
-    )
-
-    def judge(self, for_latency: str, for_interval: str) -> str:
-        model = box()
-        names = [name for name, _ in BOX_CUTS]
-        for name in (for_latency, for_interval):
-            if name not in names:
-                raise Wrong(f"{name!r} is no cut of the box; choose from {names}.")
-        latency, interval = model.choose("latency").name, model.choose("interval").name
-        if (for_latency, for_interval) == (interval, latency) and latency != interval:
-            raise Wrong("the two are the wrong way round: which sum does a single request pay?")
-        if for_latency != latency:
-            raise Wrong(
-                (
-                    f"cutting at {for_latency!r} gives a latency of {model.latency_ms(for_latency):.1f} ms, and less "
-                    "is possible. "
-                )
-                + self._why(for_latency)
-            )
-        if for_interval != interval:
-            raise Wrong(
-                f"the latency is right; cutting at {for_interval!r} gives an answer every "
-                f"{model.interval_ms(for_interval):.1f} ms, and more often is "
-                "possible. Which side waits for the other there?"
-            )
-        return (
-            f"{latency!r}: {model.latency_ms(latency):.1f} ms a request. {interval!r}: an answer every "
-            f"{model.interval_ms(interval):.1f} ms, though each "
-            f"takes {model.latency_ms(interval):.1f} ms. Latency and throughput want different cuts."
-        )
-
-    @staticmethod
-    def _why(name: str) -> str:
-        if name == BOX_CUTS[0][0]:
-            return "The whole frame crosses the link before anything else happens."
-        if name == BOX_CUTS[-1][0]:
-            return "Nothing crosses, but the slow device does all the work."
-        return "Add the three parts for the cuts before and behind it."
-
-
-class Dispatcher(Exercise):
-    question = (
-        "Write `pick(states, number)`, which returns the place of the worker to get this request, so that p99 stays "
-        "low with workers of any speeds. A state has `.waiting`, `.running`, `.service_ms` and `.free_in_ms`."
-    )
-    hints = (
-        "A fast worker with three requests before it may answer sooner than a slow one that is idle.",
-        "When would each worker be done with this request? With everything it has, and then with this one: compare "
-        "that.",
-    )
-    solution_source = """
-        def pick(states, number):
-            done_in = [state.free_in_ms + state.service_ms for state in states]
-            return done_in.index(min(done_in))
-
-        lab09.dispatcher.check(pick)
-    """
-    answer = "Least expected finish: what the worker has left, plus its own time for one more."
-
-    def judge(self, pick: Callable) -> str:
-        from labsupport.placement import dispatch
-
-        needs_function(pick, "pick")
-        told = []
-        for name, service in worlds().items():
-            arrivals = dispatch.bursts(800, mean_gap_ms=dispatch.mean_gap_ms(service, 0.6), burst=2, seed=3)
-            try:
-                mine = dispatch.simulate(arrivals, service, pick, seed=3)
-            except dispatch.BadInput as fault:
-                raise Wrong(f"with {name}, {fault}.") from None
-            best = dispatch.simulate(arrivals, service, "least expected finish", seed=3).p99_ms
-            if mine.p99_ms > 1.15 * best:
-                raise Wrong(self._slip(pick, mine, best, name, len(service)))
-            told.append(f"{mine.p99_ms:.0f} ms with {name}")
-        return f"p99 stays low in every world: {', '.join(told)}."
-
-    @staticmethod
-    def _slip(pick, mine, best: float, name: str, workers: int) -> str:
-        from labsupport.placement.dispatch import WorkerState
-
-        start = f"with {name}, p99 is {mine.p99_ms:.0f} ms where {best:.0f} are possible. "
-        counts = list(mine.served.values())
-        if max(counts) == sum(counts):
-            return start + "One worker got every request; what do the others do meanwhile?"
-        if max(counts) - min(counts) <= 1:
-            return start + "Every worker got the same number of requests, the slow ones as many as the fast."
-        fast, slow = WorkerState("fast", 3, 1, 1.0, 4.0), WorkerState("slow", 0, 0, 9.0, 0.0)
-        if pick((fast, slow), 0) == 1:
-            return start + (
-                "A worker that is free at once is not always done first: a slow idle one was preferred to a fast one "
-                "with four short requests."
-            )
-        return start + "Does it look at what a worker has left, and at its own time for one more?"
-
-
 class Ideal(Exercise):
     question = (
         "Write `ideal_gain(spans)`: from the spans of a run in a line, how many times faster could it be if every "
@@ -270,52 +184,7 @@ class Ideal(Exercise):
         return start + "which row cannot get shorter by overlapping?"
 
 
-class Survivor(Exercise):
-    question = (
-        "Write `serve_all(requests, workers)`: workers are functions, and one that has died raises `lab09.Died`, "
-        "from then on every time. Return all answers in order; give a request that met a death to another worker, and "
-        "do not ask the dead again. Any other error reaches the caller."
-    )
-    hints = (
-        "Keep a list of the workers that still live, and a request in your hands until it is answered.",
-        "For each request: loop over the living; on `Died`, take that worker off the list and try the next; with "
-        "nobody left, raise.",
-    )
-    solution_source = """
-        def serve_all(requests, workers):
-            living, answers = list(workers), []
-            for number, request in enumerate(requests):
-                while True:
-                    if not living:
-                        raise RuntimeError(f"all workers are dead, {len(answers)} of {len(requests)} answered")
-                    worker = living[number % len(living)]
-                    try:
-                        answers.append(worker(request))
-                        break
-                    except lab09.Died:
-                        living.remove(worker)
-            return answers
-
-        lab09.survivor.check(serve_all)
-    """
-    answer = "A request belongs to the dispatcher until its answer is there; a worker only borrows it."
-
-    def judge(self, serve_all: Callable) -> str:
-        needs_function(serve_all, "serve_all")
-        table = {number: random.randrange(1000) for number in range(30)}
-        for place in random.sample(range(3), 2):  # who lives on is not known
-            judge_deaths(serve_all, table, place)
-        judge_all_dead(serve_all, table)
-        judge_bad_request(serve_all, table)
-        return (
-            "Two of three workers died, 40 of 40 requests were answered once, in order; and with all dead the "
-            "caller is told."
-        )
-
-
-tail = Tail()
+graph = Graph()
+graph_gain = GraphGain()
 lookahead = Lookahead()
-cuts = Cuts()
-dispatcher = Dispatcher()
 ideal = Ideal()
-survivor = Survivor()

@@ -1,4 +1,4 @@
-"""What lab 09's exercises are about and judged with: an edge box, a run in a line, batches, workers that die."""
+"""What labs 09, 09b and 09c judge their exercises with: an edge box, a run in a line, batches, workers that die."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def judge_deaths(serve_all: Callable, table: dict[int, int], survivor: int) -> N
         got = returned(lambda: items(serve_all(given, workers), "serve_all"), "serve_all")
     except Died:
         raise Wrong(
-            "a worker died, and its error came out of serve_all; the requests behind it are lost. Catch `lab09.Died`."
+            "a worker died, and its error came out of serve_all; the requests behind it are lost. Catch `lab09b.Died`."
         ) from None
     if given != requests or workers != crew:
         whose = "requests" if given != requests else "workers"
@@ -185,3 +185,39 @@ def judge_bad_request(serve_all: Callable, table: dict) -> None:
             f"a death: {type(error).__name__} came out, not that error."
         ) from None
     raise Wrong("a worker raised another error than Died, for a bad request, and the caller was not told.")
+
+
+def cut_graphs() -> list[list[tuple[list[str], list[str]]]]:
+    """Graphs to be cut, as (inputs, outputs) of each node in its order; the last node makes the graph's output."""
+    chain = [(["frame"], ["a"]), (["a"], ["b"]), (["b"], ["c"]), (["c"], ["scores"])]
+    residual = [(["frame"], ["a"]), (["a"], ["b"]), (["a", "b"], ["c"]), (["c"], ["d"]), (["c", "d"], ["scores"])]
+    branches = [(["frame"], ["a"]), (["a"], ["b"]), (["a"], ["c"]), (["b", "c"], ["d"]), (["d"], ["scores"])]
+    again = [(["frame"], ["a"]), (["a"], ["b"]), (["frame", "b"], ["c"]), (["c"], ["scores"])]
+    split = [(["frame"], ["a", "b"]), (["a", "b"], ["c"]), (["c"], ["scores"])]
+    unread = [(["frame"], ["a"]), (["a"], ["spare"]), (["a"], ["b"]), (["b"], ["scores"])]
+    return [chain, residual, branches, again, split, unread]
+
+
+def clean_cuts(nodes) -> list[str]:
+    """Where one tensor carries everything on, in order."""
+    known, clean = {"frame"}, []
+    for place, (_, outputs) in enumerate(nodes[:-1]):
+        known |= set(outputs)
+        needed = known & {name for inputs, _ in nodes[place + 1 :] for name in inputs}
+        if len(outputs) == 1 and needed == set(outputs):
+            clean += outputs
+    return clean
+
+
+def fair_shares(items: int, rates) -> list[int]:
+    """Whole numbers of items with which the slowest is done as early as possible."""
+    given = [0] * len(rates)
+    for _ in range(items):
+        done = [(count + 1) / rate for count, rate in zip(given, rates)]
+        given[done.index(min(done))] += 1
+    return given
+
+
+def most_s(given, rates) -> float:
+    """When the last one is done."""
+    return max(count / rate for count, rate in zip(given, rates))

@@ -11,11 +11,10 @@ from labsupport.export import at_batch
 from labsupport.footprint.arenas import Arena, arena
 from labsupport.footprint.builder_bill import Bill, bill
 from labsupport.footprint.memory_drawing import draw_arena, draw_lifetimes
-from labsupport.footprint.served import Ledger, held_mib, pass_gb_per_s, serve_engine, serve_session
+from labsupport.footprint.served import Ledger, held_mib, serve_engine, serve_session
 from labsupport.footprint.tensor_lifetimes import (
     Lifetimes,
     Tensor,
-    keep_everything,
     lifetimes,
     of_engine,
     schedule,
@@ -23,6 +22,6 @@ from labsupport.footprint.tensor_lifetimes import (
 
 __all__ = [
     "Arena", "Bill", "Ledger", "Lifetimes", "Tensor", "arena", "at_batch", "bill", "draw_arena", "draw_lifetimes",
-    "held_mib", "keep_everything", "lifetimes", "of_engine", "pass_gb_per_s", "schedule", "serve_engine",
+    "held_mib", "lifetimes", "of_engine", "schedule", "serve_engine",
     "serve_session",
 ]  # fmt: skip

@@ -10,7 +10,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,31 +140,6 @@ def held_mib(device: str = "cpu") -> float:
         return memory_now().gpu_mib
     _trim_heap()
     return memory_now().host_mib
-
-
-def pass_gb_per_s(mib: float, *, device: str = "cpu", seconds: float = 0.02) -> float:
-    """GB/s of one operation that reads and writes an array of ``mib`` in place: fast as long as a cache holds it."""
-    import torch
-
-    values = torch.rand(int(mib * MIB) // 4, device=device)
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    passes, best = 1, math.inf
-    values.relu_()  # the first touch of an array is slow for other reasons
-    for _ in range(40):
-        wait()
-        start = time.perf_counter()
-        for _ in range(passes):
-            values.relu_()
-        wait()
-        took = time.perf_counter() - start
-        if took < seconds / 5:  # so short that starting and waiting would be timed, too
-            passes *= 4
-            continue
-        best = min(best, took / passes)  # the best, not the median: whatever disturbs can only take longer
-        seconds -= took
-        if seconds <= 0:
-            break
-    return 2 * values.numel() * 4 / best / 1e9
 
 
 # --- the process of its own -------------------------------------------------------------------------------------

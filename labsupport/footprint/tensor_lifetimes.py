@@ -98,10 +98,10 @@ def lifetimes(graph, *, batch: int = 1, precision: str = "fp32", sizes_of=None) 
     return Lifetimes(tuple(node.name or node.op_type for node in nodes), tuple(tensors))
 
 
-def schedule(steps: Iterable[tuple[str, float, Sequence[str]]], *, inputs: Sequence[str] = ("images",)) -> Lifetimes:
+def schedule(steps: Iterable[tuple[str, float, Sequence[str]]]) -> Lifetimes:
     """Lifetimes of a network written down as (tensor, MiB, tensors it is computed from), one step each.
 
-    A tensor that nobody reads is an output of the network; it belongs to the caller, like ``inputs``.
+    A tensor that nobody reads is an output of the network; it belongs to the caller, like the input, "images".
     """
     steps, born = list(steps), {}
     names = [name for name, _, _ in steps]
@@ -109,7 +109,7 @@ def schedule(steps: Iterable[tuple[str, float, Sequence[str]]], *, inputs: Seque
         if isinstance(reads, str):
             raise BadInput(f"{name!r} reads {reads!r}; give a list of tensors, such as [{reads!r}]")
         for read in reads:
-            if read not in born and read not in inputs:
+            if read not in born and read != "images":
                 when = "only later" if read in names else "nowhere"
                 raise BadInput(
                     f"step {step} computes {name!r} from {read!r}, which is written {when}; "
@@ -144,15 +144,6 @@ def of_engine(engine) -> Lifetimes:
             if name in last and name not in found:  # what nobody reads is an output of the network
                 found[name] = Tensor(name, _record_mib(tensor), step, last[name], record.get("LayerType", ""))
     return Lifetimes(tuple(record.get("Name", "") for record in records), tuple(found.values()))
-
-
-def keep_everything(graph) -> export.OnnxGraph:
-    """The same network with every intermediate tensor made an output, as for debugging: none may be overwritten."""
-    graph = _graph(graph)
-    model = graph.model()
-    known = surgery.values_of(model)
-    written = [name for node in model.graph.node for name in node.output if name in known]
-    return export.exposed(graph, written, path=export.fresh_folder() / f"{graph.path.stem}.kept.onnx")
 
 
 # --- sizes and names, read from a graph -------------------------------------------------------------------------

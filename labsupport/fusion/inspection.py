@@ -97,17 +97,19 @@ def _plan(plan) -> Plan:
     return plan
 
 
-def draw(plan: Plan, graph=None):
+def draw(plan: Plan):
     """Before and after side by side: every ONNX node and the kernel it went into (a Drawing; .svg(), .save(path))."""
     from labsupport.fusion.pictures.before_after import draw_plan
 
-    graph = nodes_of(graph) if graph is not None else _plan(plan).graph
+    graph = _plan(plan).graph
     if graph is None:
-        raise BadInput(f"{plan.name} was read without its ONNX graph, so there is no 'before' to draw; pass graph=")
+        raise BadInput(
+            f"{plan.name} was read without its ONNX graph, so there is no 'before' to draw; pass graph= to fusion.xray"
+        )
     return draw_plan(plan, graph)
 
 
-def time_bar(plan: Plan, *, top: int = 12, title: str | None = None):
+def time_bar(plan: Plan, *, top: int = 12):
     """Bars of time per kernel, the ``top`` longest, the rest added up in one bar (a Drawing)."""
     from labsupport.comparing.drawing import draw_bars
 
@@ -126,7 +128,7 @@ def time_bar(plan: Plan, *, top: int = 12, title: str | None = None):
         values.append(sum(k.time_ms for k in rest))
         notes.append(f"{values[-1] / plan.total_ms:.0%}")
     values = [float(f"{value:.3g}") for value in values]
-    heading = title if title is not None else f"{plan.name}: {plan.total_ms:.3g} ms over {len(timed)} kernels"
+    heading = f"{plan.name}: {plan.total_ms:.3g} ms over {len(timed)} kernels"
     return draw_bars(labels, values, [None] * len(labels), notes, unit="ms per inference", title=heading)
 
 

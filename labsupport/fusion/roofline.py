@@ -5,7 +5,6 @@ Williams, Waterman and Patterson, Communications of the ACM 52(4), 2009.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from labsupport import export
 from labsupport.errors import BadInput
 from labsupport.export import surgery
+from labsupport.runtimes.torch_runtime import fp32_math
 
 # They hand on the same bytes under another shape: nothing to compute, nothing to move.
 FREE = ("Constant", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Shape")
@@ -142,28 +142,12 @@ def measure(device: str = "cpu", *, mib: int | None = None, rounds: int = 5, now
     images = torch.ones(shape, device=device).to(memory_format=torch.channels_last)
     weight = torch.ones(256, 256, 3, 3, device=device).to(memory_format=torch.channels_last)
     wait = torch.cuda.synchronize if on_gpu else lambda: None
-    with torch.inference_mode(), _without_tf32():
+    with torch.inference_mode(), fp32_math(tf32=False):
         copy_ns = _best(lambda: target.copy_(source), wait, rounds, now)
         product_ns = _best(lambda: torch.mm(square, square, out=product), wait, rounds, now)
         conv_ns = _best(lambda: torch.nn.functional.conv2d(images, weight, padding=1), wait, rounds, now)
     rates = 2 * side**3 / product_ns, 2 * math.prod(shape) * 256 * 9 / conv_ns
     return Ceiling(device, 2 * mib * 2**20 / copy_ns, max(rates))
-
-
-@contextlib.contextmanager
-def _without_tf32():
-    """PyTorch would round convolutions on a GPU to TF32, and count as FP32 what is faster."""
-    import torch
-
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [switch.allow_tf32 for switch in switches]
-    try:
-        for switch in switches:
-            switch.allow_tf32 = False
-        yield
-    finally:
-        for switch, allowed in zip(switches, before):
-            switch.allow_tf32 = allowed
 
 
 def _best(call, wait, rounds: int, now, calls: int = 4) -> float:

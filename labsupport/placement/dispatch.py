@@ -130,12 +130,6 @@ class Outcome:
         answered = [ms for ms in self.latencies_ms if not math.isnan(ms)]
         return float(np.percentile(answered, q)) if answered else math.nan
 
-    def as_row(self) -> dict:
-        """Columns of a comparison."""
-        shares = ", ".join(f"{name} {count}" for name, count in self.served.items())
-        p50, p99 = (float(f"{ms:.3g}") for ms in (self.p50_ms, self.p99_ms))
-        return {"policy": self.policy, "p50, ms": p50, "p99, ms": p99, "served by": shares, "lost": self.lost}
-
     def __repr__(self) -> str:
         return (
             f"{self.policy}: p50 {self.p50_ms:.3g} ms, p99 {self.p99_ms:.3g} ms, lost {self.lost} of "
@@ -249,42 +243,6 @@ class _Simulation:
         self.moved += len(orphans)
         for number in orphans:
             self._give(number, now)
-
-
-def frame(outcomes):
-    """Outcomes as a pandas DataFrame, a row each; all workers hold one network, so what is judged is the requests
-    lost.
-    """
-    from labsupport.comparing.tables import frame_class
-
-    return frame_class()([outcome.as_row() for outcome in outcomes]).set_index("policy")
-
-
-def compare(arrivals_ms, service_ms, *, policies=tuple(POLICIES), seed: int = 0) -> list[Outcome]:
-    """One Outcome per policy for the same arrivals and workers."""
-    return [simulate(arrivals_ms, service_ms, each, seed=seed) for each in policies]
-
-
-def p99_wins(
-    service_ms,
-    *,
-    winner="least expected finish",
-    loser="round-robin",
-    load: float = 0.8,
-    requests: int = 2000,
-    burst: int = 8,
-    seeds=range(10),
-) -> int:
-    """In how many seeded runs the winner's p99 lies below the loser's, at ``load`` of the workers' joint capacity."""
-    gap = mean_gap_ms(service_ms, load)
-    wins = 0
-    for seed in seeds:
-        arrivals = bursts(requests, mean_gap_ms=gap, burst=burst, seed=seed)
-        wins += (
-            simulate(arrivals, service_ms, winner, seed=seed).p99_ms
-            < simulate(arrivals, service_ms, loser, seed=seed).p99_ms
-        )
-    return int(wins)
 
 
 def mean_gap_ms(service_ms, load: float) -> float:

@@ -154,61 +154,35 @@ class LaneRate:
         )
 
 
-def rate(
-    lanes, *, seconds: float = 0.1, stretches: int = 5, depth: int = 4, host: bool = False, name: str | None = None
-) -> LaneRate:
-    """Throughput of lanes that are fed in turn, at most ``depth`` inferences ahead in each.
+def rate(lanes, *, depth: int = 4) -> LaneRate:
+    """Throughput of lanes that are fed in turn, at most ``depth`` inferences ahead in each, inputs on the device.
 
-    With ``host`` every inference is copied in and out; without it inputs lie on the device. The first stretch warms up.
+    Five stretches of 0.1 s count; the one before them warms up.
     """
     import torch
 
     if not lanes:
         raise BadInput("no lanes: give at least one streams.Lane")
-    if seconds <= 0 or stretches < 1 or depth < 1:
-        raise BadInput(f"seconds={seconds!r}, stretches={stretches!r}, depth={depth!r}; each must be above 0")
+    at_least("depth", depth, 1)
     rates = []
-    for _ in range(stretches + 1):
+    for _ in range(6):
         torch.cuda.synchronize()
         rounds, start, marks = 0, time.perf_counter(), [[] for _ in lanes]
-        while time.perf_counter() - start < seconds:
+        while time.perf_counter() - start < 0.1:
             for lane, pending in zip(lanes, marks, strict=True):
                 if len(pending) >= depth:
                     pending.pop(0).synchronize()
-                lane.infer() if host else lane.compute()
+                lane.compute()
                 mark = torch.cuda.Event()
                 mark.record(lane.stream)
                 pending.append(mark)
             rounds += 1
         torch.cuda.synchronize()
         rates.append(rounds * len(lanes) / (time.perf_counter() - start))
-    return LaneRate(name or lanes[0].run.name, len(lanes), lanes[0].batch, tuple(rates[1:]))
+    return LaneRate(lanes[0].run.name, len(lanes), lanes[0].batch, tuple(rates[1:]))
 
 
-def scaling(run, feed, *, lanes=(1, 2, 4)) -> list[dict]:
-    """Rows for comparing.table: items/s of one lane and of more at once, with the last lane's error against ``run``.
-
-    Of a runtimes.TensorRt the lanes are contexts with CUDA graphs, of a runtimes.OnnxRuntime sessions of one thread.
-    """
-    rows: list[dict] = []
-    expected = run(feed)
-    for count in lanes:
-        if hasattr(run, "trt_engine"):
-            crew = [Lane(run, feed, cuda_graph=True) for _ in range(count)]
-            measured = rate(crew)
-            crew[-1].infer()
-            answer = crew[-1].result()
-        else:
-            runs = [type(run)(run.graph) for _ in range(count)]
-            measured, answer = together(runs, feed), runs[-1](feed)
-        error = max(float(np.abs(expected[name] - answer[name]).max()) for name in expected)
-        rows.append(
-            {"batch": measured.batch, "lanes": count, "pictures/s": round(measured.items_per_s), "max error": error}
-        )
-    return rows
-
-
-def together(runs, feed, *, seconds: float = 0.3, name: str | None = None) -> LaneRate:
+def together(runs, feed, *, seconds: float = 0.3) -> LaneRate:
     """Throughput of runtimes that each run ``feed`` again and again in a thread of their own, all at once.
 
     On the CPU these are ONNX Runtime sessions, which leave Python's lock while they compute. The batch is the first
@@ -243,9 +217,8 @@ def together(runs, feed, *, seconds: float = 0.3, name: str | None = None) -> La
         thread.join()
     if failures:
         raise failures[0]
-    return LaneRate(
-        name or runs[0].name, len(runs), int(np.shape(feed)[0]), (sum(counts) / (time.perf_counter() - start),)
-    )
+    rates = (sum(counts) / (time.perf_counter() - start),)
+    return LaneRate(runs[0].name, len(runs), int(np.shape(feed)[0]), rates)
 
 
 def queued_ms(stream, part: Callable, *, ahead: Callable = lambda: None, queued: int = 10, runs: int = 10) -> float:
@@ -289,7 +262,7 @@ class KernelUse:
         )
 
 
-def kernel_use(lanes, *, rounds: int = 30, name: str | None = None) -> KernelUse:
+def kernel_use(lanes, *, rounds: int = 30) -> KernelUse:
     """How far the lanes' kernels fill the GPU, by PyTorch's profiler (CUPTI), which sees TensorRT's kernels too.
 
     A tracer slows every launch, so the lanes wait at a gate, a kernel that only counts cycles, until the host has put
@@ -321,7 +294,7 @@ def kernel_use(lanes, *, rounds: int = 30, name: str | None = None) -> KernelUse
         path = folder / "trace.json"
         seen.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8"), strict=False)["traceEvents"]
-    return _use_of(name or f"{lanes[0].run.name}, {len(lanes)} lanes, batch {lanes[0].batch}", events)
+    return _use_of(f"{lanes[0].run.name}, {len(lanes)} lanes, batch {lanes[0].batch}", events)
 
 
 def _compute(lanes, rounds: int) -> None:

@@ -1,4 +1,4 @@
-"""Bytes between host and device: four kinds of host memory, copies that overlap with computing, and what they gain."""
+"""Bytes between host and device: what a crossing costs, and copies that overlap with computing."""
 
 from __future__ import annotations
 
@@ -12,48 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from labsupport import environment
-from labsupport.benchmarking.measurements import at_least, one_of
+from labsupport.benchmarking.measurements import at_least
 from labsupport.comparing import timeline
 from labsupport.errors import BadInput
 from labsupport.placement import streams
-
-# pageable: what malloc gives; pinned: the driver knows where it lies; write-combined: pinned, not cached by the CPU;
-# mapped: pinned, and the GPU may read it where it is.
-KINDS = ("pageable", "pinned", "write-combined", "mapped")
-DIRECTIONS = ("up", "down")
-
-
-@dataclass(frozen=True, repr=False)
-class Transfer:
-    """Copies of one size by one way: milliseconds each, wall clock, until the bytes are there; and how many arrived
-    wrong.
-    """
-
-    way: str
-    direction: str
-    mib: float
-    samples_ms: tuple[float, ...]
-    wrong_bytes: int = 0
-
-    @property
-    def median_ms(self) -> float:
-        return statistics.median(self.samples_ms)
-
-    @property
-    def gb_per_s(self) -> float:
-        return self.mib * 2**20 / 1e6 / self.median_ms
-
-    @property
-    def spread(self) -> float:
-        """IQR over median."""
-        low, high = np.percentile(self.samples_ms, (25, 75))
-        return float((high - low) / self.median_ms)
-
-    def as_metric(self) -> dict:
-        return {"value": self.gb_per_s, "unit": "GB/s", "samples": len(self.samples_ms), "spread": self.spread}
-
-    def __repr__(self) -> str:
-        return f"{self.way} {self.direction}, {self.mib:g} MiB: {self.gb_per_s:.3g} GB/s"
 
 
 @contextlib.contextmanager
@@ -74,56 +36,6 @@ def pycuda_context():
         yield driver
     finally:
         driver.Context.pop()
-
-
-def host_buffer(kind: str, mib: float) -> np.ndarray:
-    """Bytes of host memory of one of :data:`KINDS`, written once. Write-combined and mapped memory come from PyCUDA."""
-    one_of("kind", kind, KINDS)
-    size = size_bytes(mib)
-    if kind == "pageable":
-        return np.ones(size, np.uint8)
-    if kind == "pinned":
-        import torch
-
-        environment.require("gpu")
-        return torch.ones(size, dtype=torch.uint8).pin_memory().numpy()
-    with pycuda_context() as driver:
-        flags = driver.host_alloc_flags
-        flag = flags.WRITECOMBINED if kind == "write-combined" else flags.DEVICEMAP
-        buffer = driver.pagelocked_empty(size, np.uint8, mem_flags=flag)
-    buffer[:] = 1
-    return buffer
-
-
-def copy(buffer: np.ndarray, *, direction: str = "up", runs: int = 10, kind: str = "host memory") -> Transfer:
-    """Time copies of a host buffer to the device ("up") or back ("down"), each awaited."""
-    import torch
-
-    one_of("direction", direction, DIRECTIONS)
-    at_least("runs", runs, 1)
-    environment.require("gpu")
-    host, device = torch.from_numpy(buffer), torch.empty(buffer.shape, dtype=torch.uint8, device="cuda")
-    target, source = (device, host) if direction == "up" else (host, device)
-
-    def once():
-        target.copy_(source, non_blocking=True)
-        torch.cuda.synchronize()
-
-    samples = _timed(once, runs)
-    ends = [
-        slice(0, 2**20),
-        slice(-(2**20), None),
-    ]  # all of it would be slow to read back where the processor has no cache
-    wrong = sum(int((device[end].cpu() != host[end]).sum()) for end in ends)
-    return Transfer(kind, direction, buffer.nbytes / 2**20, samples, wrong)
-
-
-def cpu_pass(buffer: np.ndarray, *, write: bool, runs: int = 3) -> float:
-    """GB/s at which one core writes a buffer, or reads it (of a read, the first sixteenth: uncached memory is slow)."""
-    part = buffer if write else buffer[: max(8, buffer.size // 16)]
-    landing = np.empty_like(part)
-    work = (lambda: part.fill(1)) if write else (lambda: np.copyto(landing, part))
-    return part.nbytes / 1e6 / statistics.median(_timed(work, runs))
 
 
 def link(run, sizes_mib, *, runs: int = 10) -> Callable[[float], float]:
@@ -161,14 +73,15 @@ def _crossing(device: str, mib: float) -> Callable[[], object]:
 class Overlap:
     """A batch's copy in, inference and copy out alone, one after the other, and overlapped; ms per batch.
 
-    ``spans`` are the overlapped run by CUDA events. The ideal gain follows from the three parts alone, each as the GPU
-    does it in a full queue, without the host's time for launching it.
+    ``pace_ms`` is the time per batch when all lanes compute at once and nothing is copied: where the GPU has room it is
+    less than ``compute_ms``, one inference alone. ``spans`` are the overlapped run by CUDA events.
     """
 
     slots: int
     copy_in_ms: float
     compute_ms: float
     copy_out_ms: float
+    pace_ms: float
     serial_ms: float
     overlapped_ms: float
     spans: tuple[timeline.Span, ...]
@@ -180,39 +93,40 @@ class Overlap:
         return self.serial_ms / self.overlapped_ms
 
     @property
-    def ideal_gain(self) -> float:
-        """All parts after one another, over the longest of them: what overlap gains when nothing waits."""
-        parts = (self.copy_in_ms, self.compute_ms, self.copy_out_ms)
-        return sum(parts) / max(parts)
+    def bound_ms(self) -> float:
+        """What no schedule of these lanes beats: the longest of copy in, pace and copy out."""
+        return max(self.copy_in_ms, self.pace_ms, self.copy_out_ms)
 
     @property
-    def share_of_ideal(self) -> float:
-        return self.gain / self.ideal_gain
+    def share_of_bound(self) -> float:
+        """The bound over the overlapped time: 1 where nothing waits."""
+        return self.bound_ms / self.overlapped_ms
 
     def __repr__(self) -> str:
         return (
-            f"copy in {self.copy_in_ms:.3f}, compute {self.compute_ms:.3f}, copy out {self.copy_out_ms:.3f} ms; "
-            f"serial {self.serial_ms:.3f}, {self.slots} slots {self.overlapped_ms:.3f} ms a batch: gain "
-            f"{self.gain:.2f}× of ideal {self.ideal_gain:.2f}× ({self.share_of_ideal:.0%} of it), answers "
+            f"copy in {self.copy_in_ms:.3f}, compute {self.compute_ms:.3f} (at once {self.pace_ms:.3f}), copy out "
+            f"{self.copy_out_ms:.3f} ms; serial {self.serial_ms:.3f}, {self.slots} buffers {self.overlapped_ms:.3f} ms "
+            f"a batch: {self.gain:.2f} times as fast, {self.share_of_bound:.0%} of the bound, answers "
             f"{'equal' if self.same_answers else 'DIFFER'}"
         )
 
 
-def overlap(run, feed, *, slots: int = 2, batches: int = 40, rounds: int = 5, cuda_graph: bool = True) -> Overlap:
+def overlap(run, feed, *, slots: int = 2, batches: int = 40) -> Overlap:
     """Measure copies and inference of one feed alone, in a line, and overlapped in ``slots`` lanes of a
     runtimes.TensorRt.
     """
     at_least("slots", slots, 1)
     at_least("batches", batches, 2)
-    lanes = [streams.Lane(run, feed, cuda_graph=cuda_graph) for _ in range(slots)]
+    lanes = [streams.Lane(run, feed, cuda_graph=True) for _ in range(slots)]
     lane = lanes[0]
     upload, compute, download = (_event_ms(lane, part) for part in (lane.upload, lane.compute, lane.download))
-    serial = statistics.median(_timed(lambda: in_line(lanes[0], batches), rounds)) / batches
-    together = statistics.median(_timed(lambda: in_turns(lanes, batches), rounds)) / batches
+    pace = 1e3 * lane.batch / streams.rate(lanes).items_per_s
+    serial = statistics.median(_timed(lambda: in_line(lanes[0], batches), 5)) / batches
+    together = statistics.median(_timed(lambda: in_turns(lanes, batches), 5)) / batches
     answers = [lane.result() for lane in lanes]
     same = all(np.array_equal(answers[0][name], each[name]) for each in answers for name in each)
     spans = recorded_spans(lanes, 2 * slots + 4)
-    return Overlap(slots, upload, compute, download, serial, together, spans, same)
+    return Overlap(slots, upload, compute, download, pace, serial, together, spans, same)
 
 
 def in_line(lane, batches: int) -> None:

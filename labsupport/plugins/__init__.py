@@ -18,11 +18,9 @@ from labsupport.plugins.bandwidth_sweep import draw as draw_sweep
 from labsupport.plugins.cuda_kernels import SOURCE, CudaKernel, Launch, checked, launch_of, nvcc
 from labsupport.plugins.custom_operators import (
     around,
-    in_domain,
     inlined,
     operator_graph,
     part,
-    refused_by_parser,
     rewritten,
     with_body,
     with_shapes,
@@ -33,7 +31,7 @@ from labsupport.plugins.examination import LAYOUTS, Case, Examination, examine, 
 from labsupport.plugins.gated_norm import EPSILON, OP_TYPE, GatedBlock, chain, example, output_shape, reference
 from labsupport.plugins.operator_layers import with_layers
 from labsupport.plugins.plugin_library import build as build_library
-from labsupport.plugins.plugin_library import built_for, headers, registered
+from labsupport.plugins.plugin_library import built_for, headers
 from labsupport.plugins.plugin_library import load as load_library
 from labsupport.plugins.python_plugin import Answers, creator_class, plugin_class, register, unregister
 
@@ -41,8 +39,8 @@ __all__ = [
     "EPSILON", "LAYOUTS", "OP_TYPE", "SOURCE", "Answers", "Case", "CudaKernel", "Examination", "GatedBlock", "Launch",
     "OnDevice", "Point", "Ptx", "Unknown", "around", "build_library", "built_for", "chain", "checked",
     "compiled_chain", "creator_class", "decorated", "device_copy", "draw_sweep", "examine", "example", "fastest",
-    "headers", "in_domain", "inlined", "laid_out", "launch_of", "load_library", "megabytes", "nvcc", "operator_graph",
-    "output_shape", "part", "plugin_class", "ptx", "reference", "refused_by_parser", "register", "registered",
+    "headers", "inlined", "laid_out", "launch_of", "load_library", "megabytes", "nvcc", "operator_graph",
+    "output_shape", "part", "plugin_class", "ptx", "reference", "register",
     "rewritten", "sweep", "triton_kernel", "unknown_operators", "unregister", "with_body", "with_layers",
     "with_shapes",
 ]  # fmt: skip

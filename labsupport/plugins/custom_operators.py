@@ -9,28 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from labsupport import environment, export
+from labsupport import export
 from labsupport.errors import BadInput
 from labsupport.export.foreign_nodes import bodies, everywhere
 from labsupport.plugins.gated_norm import DOMAIN, DTYPES, EPSILON, OP_TYPE, output_shape
-
-
-def refused_by_parser(graph) -> tuple[str, ...]:
-    """What this machine's TensorRT parser says to a graph that it cannot read, a sentence each; () when it can.
-
-    Raises NotAvailable without a TensorRT.
-    """
-    from labsupport.build import network
-    from labsupport.build.builder_thread import logger
-
-    graph, trt = graph_of(graph), environment.tensorrt()
-    builder = trt.Builder(log := logger())
-    definition = builder.create_network(network.flags(trt))
-    parser = trt.OnnxParser(definition, log)
-    if parser.parse(graph.path.read_bytes(), str(graph.path)):
-        return ()
-    errors = [parser.get_error(i) for i in range(parser.num_errors)]
-    return tuple(f"node {error.node()}: {error.desc().strip()}" for error in errors) or ("no reason given",)
 
 
 def with_body(graph, body):
@@ -97,16 +79,6 @@ def rewritten(graph, op_type: str, make: Callable):
         for old, new in zip(outputs, made):
             _take_over(surgeon, old, new)
     return export.save(onnx_graphsurgeon.export_onnx(surgeon.cleanup().toposort()), _beside(graph, "rewritten"))
-
-
-def in_domain(graph, op_type: str, domain: str):
-    """The graph with every node of one type moved to another domain, as a runtime's own registry wants it."""
-    graph = graph_of(graph)
-    model = graph.model()
-    for node in nodes_called(model, op_type, graph):
-        node.domain = domain
-    _import_opset(model, domain)
-    return export.save(model, _beside(graph, "moved"))
 
 
 def operator_graph(columns: int | str, *, dtype: str = "float32", epsilon: float = EPSILON):

@@ -166,13 +166,6 @@ def built_for(path: str | os.PathLike) -> int:
     return int(library.tensorrtMajor())
 
 
-def registered() -> tuple[str, ...]:
-    """Names of the plugins that this process's TensorRT knows."""
-    registry = environment.tensorrt().get_plugin_registry()
-    creators = registry.plugin_creator_list if environment.generation() == "8.6" else registry.all_creators
-    return tuple(sorted(creator.name for creator in creators))
-
-
 def _check_major(major: int, what: str) -> None:
     here = environment.machine()
     if here.tensorrt is None:

@@ -145,22 +145,7 @@ def rounded(values, format: str | Format) -> np.ndarray:
         return np.where(beyond, outside, near).astype(np.float32)
 
 
-def running_sum(values, format: str | Format = "fp16") -> np.ndarray:
-    """Sums from the first value on, each rounded to the format before the next is added, as one accumulator does it."""
-    format = named(format)
-    total, sums = np.float32(0), []
-    for value in rounded(values, format).ravel():
-        total = rounded(np.float64(total) + value, format)
-        sums.append(total)
-    return np.array(sums, np.float32)
-
-
-def draw(
-    formats: Iterable[str] = tuple(FORMATS),
-    *,
-    marks: Mapping[str, float] | None = None,
-    title: str = "What each format can hold",
-):
+def draw(formats: Iterable[str] = tuple(FORMATS), *, marks: Mapping[str, float] | None = None):
     """The formats as bars on a logarithmic number line (a Drawing); ``marks`` names magnitudes to hold against them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -200,6 +185,7 @@ def draw(
     axes.set_ylim(len(chosen) - 0.5 + 0.45 * len(marks), -0.6)
     axes.set_xlim(min(np.log10(f.smallest_subnormal) for f in chosen) - 1, max(np.log10(f.max) for f in chosen) + 8)
     axes.set_xlabel("magnitude, powers of ten (hatched: subnormal numbers, with fewer digits)")
+    title = "What each format can hold"
     axes.set_title(title, fontsize=10, loc="left")
     told = "; ".join(f"{f.name} {f.smallest_normal:.1e} to {f.max:.1e}, epsilon {f.epsilon:.2g}" for f in chosen)
     held = "".join(f" {label}: {value:.2g}." for label, value in marks.items())

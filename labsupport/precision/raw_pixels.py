@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from labsupport import data, training
+from labsupport import data
 from labsupport.models.networks import ImageNetwork, check_whole
 
 
@@ -23,15 +23,15 @@ class RawPixels(ImageNetwork):
     any_size = False
     heads = 4
 
-    def __init__(self, classes: int = 10, channels: int = 1, size: int = 28, *, layer_scale: float = 1e-4) -> None:
-        super().__init__(channels, size)
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__(1, 28)
         check_whole(classes=classes)
-        places = (size // 4) ** 2
-        self.conv1, self.conv2 = nn.Conv2d(channels, 16, 5, padding=2), nn.Conv2d(16, 32, 3, padding=1)
+        places = 7 * 7  # two poolings halve 28 twice
+        self.conv1, self.conv2 = nn.Conv2d(1, 16, 5, padding=2), nn.Conv2d(16, 32, 3, padding=1)
         self.place = nn.Parameter(torch.zeros(places, 32))
         self.query, self.value = nn.Linear(32, self.heads, bias=False), nn.Linear(32, 32)
         self.out = nn.Linear(32 * self.heads, classes)
-        self.register_buffer("layer_scale", torch.full((1,), layer_scale))
+        self.register_buffer("layer_scale", torch.full((1,), 1e-4))
         nn.init.normal_(self.place, std=0.5)
         nn.init.normal_(self.query.weight, std=1.4)
 
@@ -57,13 +57,3 @@ class RawPixels(ImageNetwork):
 def raw(images: np.ndarray) -> np.ndarray:
     """uint8 (N, H, W, C) → float32 (N, C, H, W), the values as they are: 0 to 255."""
     return data.preprocess(images, mean=0.0, std=1 / 255)
-
-
-def trained(*, epochs: int = 5, seed: int = 0, progress: bool = True) -> RawPixels:
-    """The network trained on the workbook's digits, some seconds on a CPU."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        model = RawPixels()
-    return training.fit(
-        model, data.mnist().train, epochs=epochs, learning_rate=5e-3, seed=seed, preprocess=raw, progress=progress
-    ).model

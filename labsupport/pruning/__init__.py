@@ -2,28 +2,24 @@
 
 Every transform returns a new object and leaves its argument alone. The parts: ``masks`` (zeros anywhere, training on
 with the zeros held), ``channels`` (importance, smaller networks), ``dependencies`` (coupled layers), ``macs`` (what a
-network costs), ``sparse24`` (the pattern of Tensor Cores), ``sparse_kernels`` (who computes it: TensorRT, PyTorch),
-``staircase`` (latency against width).
+network costs), ``sparse24`` (the pattern of Tensor Cores), ``sparse_kernels`` (who computes it: TensorRT, PyTorch).
 """
 
 from __future__ import annotations
 
-from labsupport.pruning import staircase
 from labsupport.pruning.channels import (
     CRITERIA,
     Slim,
-    channel_importance,
     drop_channels,
     shrink,
     slice_pair,
 )
 from labsupport.pruning.dependencies import Coupled, coupled
 from labsupport.pruning.macs import Cost, cost
-from labsupport.pruning.masks import Masked, compressed_rows, fine_tune, keep_largest, magnitude, masked, zeros
+from labsupport.pruning.masks import Masked, fine_tune, keep_largest, magnitude, masked, zeros
 from labsupport.pruning.sparse24 import (
     Layer24,
     Permutation,
-    by_modelopt,
     magnitude24,
     magnitude_kept,
     mask24,
@@ -42,9 +38,9 @@ from labsupport.pruning.sparse_kernels import (
 )
 
 __all__ = [
-    "CRITERIA", "Cost", "Coupled", "Layer24", "Masked", "Permutation", "Slim", "SparseChoice", "by_modelopt",
-    "channel_importance", "chosen", "compressed_rows", "cost", "coupled", "drop_channels", "fine_tune", "gemm",
+    "CRITERIA", "Cost", "Coupled", "Layer24", "Masked", "Permutation", "Slim", "SparseChoice",
+    "chosen", "cost", "coupled", "drop_channels", "fine_tune", "gemm",
     "keep_largest", "kernel_families", "magnitude", "magnitude24", "magnitude_kept", "mask24", "masked", "permute",
-    "product", "report24", "share24", "shrink", "slice_pair", "sparse_tactics", "staircase", "with_sparse_kernels",
+    "product", "report24", "share24", "shrink", "slice_pair", "sparse_tactics", "with_sparse_kernels",
     "zeros",
 ]  # fmt: skip

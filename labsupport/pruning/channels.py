@@ -15,7 +15,7 @@ from labsupport import data
 from labsupport.data.datasets import Split
 from labsupport.errors import BadInput, LabError
 from labsupport.pruning import dependencies
-from labsupport.pruning.dependencies import norm_after, traceable
+from labsupport.pruning.dependencies import traceable
 from labsupport.pruning.macs import Cost, cost, example_of
 from labsupport.pruning.masks import layer, recomputed
 
@@ -41,27 +41,6 @@ class Slim:
             f"Slim({type(self.model).__name__}: {self.mac_reduction:.2f}× fewer MACs, "
             f"{self.before.weights / self.after.weights:.2f}× fewer weights; {self.after})"
         )
-
-
-def channel_importance(
-    model: nn.Module, name: str, criterion: str = "magnitude", *, batch: Split | None = None
-) -> Tensor:
-    """One number for each output channel of a convolution (C,), larger for those that matter more.
-
-    "magnitude": length of its filter (Li et al. 2016, arXiv:1608.08710). "batchnorm": |scale| of the BatchNorm after it
-    (Liu et al. 2017, arXiv:1708.06519). "taylor": (Σ weight · gradient)² over the filter, the change of the loss on
-    ``batch`` to first order (Molchanov et al. 2019, arXiv:1906.10771).
-    """
-    check_criterion(criterion, batch)
-    conv = layer(model, name, (nn.Conv2d,))
-    weight = conv.weight.detach()
-    if criterion == "magnitude":
-        return weight.flatten(1).norm(dim=1)
-    if criterion == "batchnorm":
-        return norm_after(model, name).weight.detach().abs()
-    graded = traceable(model)
-    take_gradients(graded, batch)
-    return (weight * layer(graded, name).weight.grad).flatten(1).sum(dim=1).square()
 
 
 def check_criterion(criterion: str, batch: Split | None) -> None:

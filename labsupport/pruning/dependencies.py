@@ -51,16 +51,6 @@ def coupled(model: nn.Module, name: str, example: Tensor | None = None) -> Coupl
     return Coupled(name, **{way: tuple(sorted(set(members))) for way, members in found.items()})
 
 
-def norm_after(model: nn.Module, name: str) -> nn.Module:
-    """The BatchNorm that reads a layer's output. Raises BadInput where none does."""
-    model = traceable(model)
-    conv = layer(model, name)
-    for dependency in _followed(model, name, None):
-        if dependency.source.module is conv and isinstance(dependency.target.module, NORMS):
-            return dependency.target.module
-    raise BadInput(f"no BatchNorm follows {name}, so there is no scale to read; choose 'magnitude' or 'taylor'")
-
-
 def traceable(model: nn.Module) -> nn.Module:
     """A copy that torch-pruning can follow: it reads the graph of gradients, which a frozen network has none of."""
     model = copied(model)

@@ -244,15 +244,6 @@ def fine_tune(
     return Masked(trained, pruned.masks, pruned.skipped)
 
 
-def compressed_rows(weight: Tensor) -> Tensor:
-    """A matrix without its zeros: the values row by row, the column of each, and where each row begins (CSR)."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch calls its sparse formats beta, once a process
-        return weight.to_sparse_csr()
-
-
 class _Held(nn.Module):
     def __init__(self, mask: Tensor, weight: Tensor) -> None:
         super().__init__()

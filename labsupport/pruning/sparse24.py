@@ -11,10 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from labsupport.environment.packages import settle_distutils
-from labsupport.errors import BadInput, NotAvailable
-from labsupport.pruning.masks import Masked, copied, masked, prunable
-from labsupport.quiet import quietly
+from labsupport.errors import BadInput
+from labsupport.pruning.masks import Masked, masked, prunable
 
 GROUP = 4
 
@@ -108,28 +106,6 @@ def magnitude24(model: nn.Module, *, layers: Iterable[str] | None = None) -> Mas
         except BadInput as reason:
             raise BadInput(f"{name}: {reason}") from None
     return masked(model, masks, skipped)
-
-
-def by_modelopt(model: nn.Module) -> Masked:
-    """The same from NVIDIA's Model Optimizer, mode "sparse_magnitude", on a copy; its chatter is kept away.
-
-    Source: https://nvidia.github.io/Model-Optimizer/guides/5_sparsity.html
-    """
-    prunable(model)  # refuses what has none, before Model Optimizer is loaded
-    with quietly():
-        try:
-            settle_distutils()
-            import modelopt.torch.sparsity as mts
-        except ImportError as error:
-            raise NotAvailable(
-                f"NVIDIA's Model Optimizer does not load ({error}); "
-                "get it with: python3 -m pip install nvidia-modelopt requests huggingface_hub"
-            ) from error
-        thin = mts.export(mts.sparsify(copied(model), mode="sparse_magnitude"))
-    weights = {name: module.weight.detach() for name, module in prunable(thin).items()}
-    masks = {name: weight != 0 for name, weight in weights.items() if bool((weight == 0).any())}
-    skipped = {name: "was skipped by Model Optimizer" for name in weights if name not in masks}
-    return Masked(thin, masks, skipped)
 
 
 def report24(source) -> list[Layer24]:

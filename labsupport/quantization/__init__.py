@@ -13,7 +13,7 @@ from labsupport.quantization.calibration import METHODS, Calibration, Histogram,
 from labsupport.quantization.calibration_drawing import draw_thresholds
 from labsupport.quantization.conversion_cost import conversions
 from labsupport.quantization.int8_calibrator import entropy_calibrator
-from labsupport.quantization.layer_costs import LayerCost, Mixed, Sensitivity, choose_mixed, sensitivity
+from labsupport.quantization.layer_costs import LayerCost, Sensitivity, sensitivity
 from labsupport.quantization.qdq import TARGETS, Placement, calibrate, layers, placement, to_qdq
 from labsupport.quantization.scales import (
     FORMATS,
@@ -22,14 +22,13 @@ from labsupport.quantization.scales import (
     dequantize,
     fake_quantize,
     measured_noise,
-    predicted_noise,
     quantize,
     scale_of,
 )
 
 __all__ = [
-    "FORMATS", "METHODS", "TARGETS", "Calibration", "Histogram", "LayerCost", "Mixed", "Noise", "Placement", "Scale",
-    "Sensitivity", "at_batch", "calibrate", "choose_mixed", "collect", "conversions", "dequantize", "draw_thresholds",
-    "entropy_calibrator", "fake_quantize", "histogram", "layers", "measured_noise", "placement", "predicted_noise",
+    "FORMATS", "METHODS", "TARGETS", "Calibration", "Histogram", "LayerCost", "Noise", "Placement", "Scale",
+    "Sensitivity", "at_batch", "calibrate", "collect", "conversions", "dequantize", "draw_thresholds",
+    "entropy_calibrator", "fake_quantize", "histogram", "layers", "measured_noise", "placement",
     "quantize", "scale_of", "sensitivity", "to_qdq",
 ]  # fmt: skip

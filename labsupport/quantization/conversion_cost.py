@@ -29,10 +29,3 @@ def conversions(plan: Plan) -> tuple[Kernel, ...]:
         )
     ops = {name: node.op for name, node in plan.graph.by_name.items()}
     return tuple(k for k in plan.launched if all(ops.get(name) in CONVERTING for name in k.nodes))
-
-
-def share(plan: Plan) -> float | None:
-    """Share of the time that conversions take, 0 to 1; None where the plan has no times."""
-    if plan.total_ms is None:
-        return None
-    return sum(kernel.time_ms or 0.0 for kernel in conversions(plan)) / plan.total_ms if plan.total_ms else 0.0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from labsupport import environment, export
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput
 from labsupport.quantization import qdq
 
 MEASURES = ("accuracy", "error")
@@ -63,26 +63,6 @@ class Sensitivity:
         )
 
 
-@dataclass(frozen=True, repr=False)
-class Mixed:
-    """A graph whose most sensitive layers stay wide, and what that costs against FP32."""
-
-    graph: export.OnnxGraph
-    wide: tuple[str, ...]
-    quantized: tuple[str, ...]
-    value: float
-    baseline: float
-    cost: float
-    budget: float
-    steps: tuple[tuple[int, float], ...]  # (layers kept wide, cost) of every graph that was tried
-
-    def __repr__(self) -> str:
-        return (
-            f"Mixed({len(self.quantized)} of {len(self.quantized) + len(self.wide)} layers in INT8, "
-            f"costs {self.cost:.4g} of a budget of {self.budget:.4g})"
-        )
-
-
 def sensitivity(
     graph,
     batches,
@@ -98,7 +78,7 @@ def sensitivity(
 
     ``evaluate(graph)`` gives a number for an ``OnnxGraph``, such as ``training.accuracy(OnnxRuntime(graph), split)``
     with ``measure="accuracy"`` (higher is better), or a distance from FP32 with ``measure="error"``. ``layers`` limits
-    the scan. Interactions between layers are not seen; ``choose_mixed`` measures them. Raises BadInput.
+    the scan. Interactions between layers are not seen. Raises BadInput.
     """
     known = qdq.calibrate(graph, batches, target=target)
     graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
@@ -113,56 +93,6 @@ def sensitivity(
         _discard(one)  # as large as the weights, and there is one for every layer
         rows.append(LayerCost(layer, every[layer], value, _cost(measure, baseline, value)))
     return Sensitivity(tuple(sorted(rows, key=lambda row: -row.cost)), baseline, measure)
-
-
-def choose_mixed(
-    graph,
-    batches,
-    evaluate: Callable,
-    *,
-    budget: float,
-    measure: str = "accuracy",
-    ranking: Sensitivity | None = None,
-    target: str = "tensorrt",
-    method: str = "entropy",
-    progress: bool = True,
-) -> Mixed:
-    """Keep as few layers wide as the budget asks for: all in INT8 at first, then the most sensitive one wide, and so
-    on.
-
-    ``budget`` is the accuracy that may be lost (0.005 is half a point), or with ``measure="error"`` the error that may
-    be added. ``ranking`` is the result of ``sensitivity``; left out, it is made here. Greedy: the smallest set of that
-    ranking that holds, not the smallest of all. Raises BadInput, and LabError when one INT8 layer is too much already.
-    """
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 <= budget < math.inf:
-        raise BadInput(f"budget={budget!r}; give the {measure} that may be lost, 0 or more (0.005 is half a point)")
-    _check_measure(measure)
-    known = qdq.calibrate(graph, batches, target=target)
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
-    if ranking is None:
-        ranking = sensitivity(graph, known, evaluate, measure=measure, target=target, method=method, progress=progress)
-    if ranking.measure != measure:
-        raise BadInput(f"the ranking is by {ranking.measure}, the budget by {measure}; measure both alike")
-    names = qdq.layers(graph)
-    worst_first = [row.layer for row in ranking if row.layer in names]
-    if not worst_first:
-        raise BadInput(f"the ranking holds none of the layers of {graph.path.name}; make it of this graph")
-    steps = []
-    for kept in _bar(range(min(len(worst_first), len(names) - 1) + 1), "mixed precision", progress):
-        wide = tuple(worst_first[:kept])
-        made = qdq.to_qdq(graph, known, target=target, method=method, exclude=wide)
-        value = _value(evaluate, made)
-        cost = _cost(measure, ranking.baseline, value)
-        steps.append((kept, cost))
-        if cost <= budget:
-            rest = tuple(name for name in names if name not in wide)
-            return Mixed(made, wide, rest, value, ranking.baseline, cost, float(budget), tuple(steps))
-        _discard(made)
-    raise LabError(
-        f"no mix holds the budget of {budget:g}: with {steps[-1][0]} of {len(names)} layers wide it still costs "
-        f"{steps[-1][1]:.4g}; "
-        "raise the budget, calibrate on more data, or train with quantization (lab 06)"
-    )
 
 
 def _discard(graph) -> None:

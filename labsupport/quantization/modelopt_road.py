@@ -1,9 +1,7 @@
-"""NVIDIA's Model Optimizer (nvidia-modelopt) as a road to explicit Q/DQ: on an ONNX graph, and on a PyTorch network."""
+"""NVIDIA's Model Optimizer (nvidia-modelopt) as a road to explicit Q/DQ on an ONNX graph."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import json
 import os
 import subprocess
@@ -13,10 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from labsupport import export
-from labsupport.environment.packages import settle_distutils
 from labsupport.errors import BadInput, LabError, NotAvailable
 from labsupport.quantization import calibration, qdq
-from labsupport.quiet import quietly
 
 FORMATS = ("int8", "fp8")
 METHODS = {"int8": ("entropy", "max"), "fp8": ("entropy", "max")}
@@ -70,41 +66,6 @@ def quantize_graphs(
     if not formats:
         raise BadInput(f"formats is empty; choose from {list(FORMATS)}")
     return _quantized(graph, batches, formats, method, exclude, {})
-
-
-def quantize_module(model, images, *, format: str = "int8"):
-    """A copy of a PyTorch network with modelopt's fake quantizers, calibrated by max on ``images`` (N, C, H, W).
-
-    ``export.to_onnx`` writes it with Q/DQ nodes, and ``training.fit`` trains it (QAT). INT8 only: its FP8 export uses
-    operators of its own. Raises NotAvailable, BadInput, LabError.
-    Source: https://nvidia.github.io/Model-Optimizer/guides/_pytorch_quantization.html
-    """
-    _require()
-    qdq._check_choice("format", format, ("int8",))
-    from labsupport.quantization import qat
-
-    images = qat._checked(model, images)
-    if any(type(module).__name__ == "TensorQuantizer" for module in model.modules()):
-        raise BadInput(f"{type(model).__name__} is quantized already; hand in the FP32 network it was made from")
-    with _quiet("modelopt could not quantize", type(model).__name__):
-        settle_distutils()
-        import modelopt.torch.quantization as mtq
-        import torch
-
-        def calibrate(network):
-            with torch.no_grad():
-                for part in images.split(64):
-                    network(part)
-
-        made = mtq.quantize(copy.deepcopy(model).eval(), mtq.INT8_DEFAULT_CFG, calibrate)
-    return made.eval()
-
-
-def to_onnx(model, example, *, path: str | Path | None = None) -> export.OnnxGraph:
-    """Export a network of ``quantize_module``, opset 17. Raises LabError when the graph has no Q/DQ nodes."""
-    with _quiet("modelopt could not export", type(model).__name__):
-        graph = export.to_onnx(model, example, opset=17, path=path)
-    return _demand(graph, "int8")
 
 
 def _quantized(graph, batches, formats, method, exclude, paths) -> dict[str, export.OnnxGraph]:
@@ -213,18 +174,3 @@ def _at_opset(model, opset: int):
             )
     label.version = opset
     return model
-
-
-@contextlib.contextmanager
-def _quiet(what: str, name: str):
-    """Without modelopt's log, prints, bars and warnings; what it raises becomes one sentence."""
-    try:
-        with quietly():
-            yield
-    except LabError:
-        raise
-    except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
-        raise LabError(
-            f"{what} {name}: {type(error).__name__}: {first}; quantization.to_qdq does it without this package"
-        ) from error

@@ -119,22 +119,8 @@ def fake_quantize(values, scale: Scale) -> np.ndarray:
     return dequantize(quantize(values, scale), scale)
 
 
-def predicted_noise(values, scale: Scale) -> Noise:
-    """The error to expect, without quantizing: step²/12 of every value that fits, plus what clipping cuts off.
-
-    Rounding error is uniform over one step, whose variance is step²/12. The step of an integer format is its scale;
-    of fp8 it is the distance to the next number, 2^(exponent − 3) scales. Source: Widrow & Kollár 2008, chapter 1.
-    """
-    x = _array(values).astype(np.float64)
-    step, _ = _aligned(scale, x.ndim)
-    low, high, inside = _kept(x, scale)
-    steps = step.astype(np.float64) * (_fp8_step(x / step) if scale.format == "fp8" else np.ones_like(x))
-    clipped = np.where(inside, 0.0, np.where(x > high, x - high, low - x))
-    return Noise(float((steps**2 / 12 * inside).mean()), float((clipped**2).mean()))
-
-
 def measured_noise(values, scale: Scale) -> Noise:
-    """The error that quantizing an array makes, split like ``predicted_noise``: of values that fit, and of clipped
+    """The error that quantizing an array makes, split into that of values that fit, and that of clipped
     ones.
     """
     x = _array(values).astype(np.float64)
@@ -197,9 +183,3 @@ def _kept(x: np.ndarray, scale: Scale) -> tuple[np.ndarray, np.ndarray, np.ndarr
     low, high = _per_axis(scale.lowest, scale, x.ndim), _per_axis(scale.highest, scale, x.ndim)
     hair = 1e-6 * np.maximum(-low, high)
     return low, high, (x >= low - hair) & (x <= high + hair)
-
-
-def _fp8_step(x: np.ndarray) -> np.ndarray:
-    """Distance to the next E4M3 number: three mantissa bits, and below 2^-6 a fixed step of 2^-9."""
-    exponent = np.floor(np.log2(np.maximum(np.abs(x), 2.0**-6)))
-    return 2.0 ** (exponent - 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 
 from labsupport import environment
@@ -17,9 +19,11 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-
 class Torch(Base):
     """A PyTorch module as a runtime, in inference mode; ``cuda_graph`` replays captured launches on a GPU.
 
-    ``dtype`` ("float16", …) and ``channels_last`` convert a copy of the module, never the module given.
-    ``compiled`` is a torch.compile mode such as "max-autotune" (needs Triton on a GPU). ``tf32`` is off: PyTorch
-    lets convolutions use it by default, and "fp32" would then mean 10 bits of mantissa.
+    ``dtype`` ("float16", …) and ``channels_last`` convert a copy of the module, never the module given. Inputs come as
+    NCHW; another layout is made inside each call, so that a clock sees it. NumPy goes through pinned buffers.
+    ``compiled`` is a torch.compile mode such as "max-autotune" (needs Triton on a GPU), with the weights frozen, so
+    that batch norms are folded. ``tf32`` is off: PyTorch lets convolutions use it by default, and "fp32" would then
+    mean 10 bits of mantissa.
     Raises BadInput for a module without ``example_input`` and for unknown options.
     Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
     """
@@ -68,12 +72,16 @@ class Torch(Base):
             )
         self.outputs = {self._out: TensorSpec((None, *probe.shape[1:]), str(probe.dtype).removeprefix("torch."))}
         self._layout = layout if example.dim() == 4 else torch.contiguous_format
-        self._call = _compile(self.model, compiled) if compiled else self.model
+        self._call = _compile(self._forward, compiled) if compiled else self._forward
         self.name = name or "torch" + ("" if dtype == "float32" else f" {dtype}") + (
             f" {compiled}" if compiled else ""
         ) + (" graph" if cuda_graph else "")
         self._graphs = Replay(self) if cuda_graph else None
         self.stream = torch.cuda.Stream() if self.device == "cuda" else None
+        self._pinned: dict[tuple, torch.Tensor] = {}
+
+    def _forward(self, x):
+        return self.model(x.contiguous(memory_format=self._layout))
 
     def __call__(self, feed) -> dict:
         import torch
@@ -82,32 +90,41 @@ class Torch(Base):
         on_host = isinstance(array, np.ndarray)
         x = _as_tensor(array)
         with torch.inference_mode():
-            if self._graphs:
-                out = self._graphs({self._in: x})[self._out].clone()
-            else:
-                x = x.to(self.device, non_blocking=True)
-                out = self.launch({self._in: x.contiguous(memory_format=self._layout)})[self._out]
-        return {self._out: out.cpu().numpy() if on_host else out}
+            if on_host and self.device == "cuda":
+                x = self._staged("in", x).copy_(x)
+            out = self._graphs({self._in: x}) if self._graphs else self.launch({self._in: self._moved(x)})
+            out = out[self._out].clone() if self._graphs else out[self._out]
+            if on_host and self.device == "cuda":
+                landed = self._staged("out", out).copy_(out, non_blocking=True)
+                torch.cuda.current_stream().synchronize()
+                return {self._out: np.array(landed.numpy())}
+        return {self._out: out.numpy() if on_host else out}
+
+    def _moved(self, x):
+        return x.to(self.device, non_blocking=True)
+
+    def _staged(self, side: str, like):
+        """A pinned buffer of a tensor's shape, which the driver can reach without a second copy."""
+        import torch
+
+        key = side, tuple(like.shape), like.dtype
+        if key not in self._pinned:
+            self._pinned[key] = torch.empty(tuple(like.shape), dtype=like.dtype, pin_memory=True)
+        return self._pinned[key]
 
     def launch(self, buffers: dict) -> dict:
-        """One forward pass on buffers of the right layout; what a CUDA graph captures."""
+        """One forward pass; what a CUDA graph captures."""
         import torch
 
         if self.device != "cuda":
             return {self._out: self._call(buffers[self._in])}
         # The strongest honest baseline: cuDNN measures its kernels too; and TF32 is said, never assumed.
-        before = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = (
-            True,
-            self.tf32,
-            self.tf32,
-        )
+        before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
         try:
-            return {self._out: self._call(buffers[self._in])}
+            with fp32_math(self.tf32):
+                return {self._out: self._call(buffers[self._in])}
         finally:
-            torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = (
-                before
-            )
+            torch.backends.cudnn.benchmark = before
 
     def fill(self, buffers: dict, feed: dict) -> None:
         """Copy a feed into the buffers of :meth:`static`."""
@@ -115,13 +132,10 @@ class Torch(Base):
             buffers[name].copy_(x, non_blocking=True)
 
     def static(self, feed: dict) -> dict:
-        """Device buffers of the feed's shapes, in the layout the module wants."""
+        """Device buffers of the feed's shapes, NCHW as they come."""
         import torch
 
-        return {
-            n: torch.empty(tuple(x.shape), dtype=x.dtype, device="cuda").contiguous(memory_format=self._layout)
-            for n, x in feed.items()
-        }
+        return {n: torch.empty(tuple(x.shape), dtype=x.dtype, device="cuda") for n, x in feed.items()}
 
     def bind(self, feed) -> None:
         """Put a feed into static device buffers, for :meth:`enqueue`. Raises NotAvailable on the CPU."""
@@ -168,7 +182,24 @@ class Torch(Base):
     def close(self) -> None:
         """Free the module and its graphs."""
         self.closed, self.model, self._call, self._graphs, self._bound = True, None, None, None, None
+        self._pinned = {}
         release_gpu_memory()
+
+
+@contextlib.contextmanager
+def fp32_math(tf32: bool):
+    """Inside: whether products and convolutions of FP32 on a GPU may round to TF32. Afterward it is as it was."""
+    import torch
+
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "tf32" if tf32 else "ieee"
+        yield
+    finally:
+        for switch, precision in zip(switches, before):
+            switch.fp32_precision = precision
 
 
 def _check_options(device, dtype, compiled) -> None:
@@ -201,11 +232,14 @@ def _as_tensor(array):
     return torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else torch.as_tensor(array)
 
 
-def _compile(model, mode: str):
+def _compile(forward, mode: str):
     import torch
     from torch._inductor import config, select_algorithm
 
     # max-autotune prints every candidate it times, thousands of lines that no lesson needs.
     select_algorithm.PRINT_AUTOTUNE = config.max_autotune_report_choices_stats = False
+    # Frozen: weights are constants, so that batch norms are folded, as in every engine it is compared with. As an
+    # option of torch.compile it would come too late: what traces the module has to know it, too.
+    config.freezing = True
     torch._dynamo.reset()
-    return torch.compile(model, mode=mode)
+    return torch.compile(forward, mode=mode)

@@ -1,4 +1,4 @@
-"""Throughput, sweeps, stages, memory and energy, on clocks that stand still."""
+"""Throughput, memory and energy, on clocks that stand still."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from labsupport.benchmarking import memory_meter as memory_module
 from labsupport.benchmarking import stopwatch
 from labsupport.errors import BadInput, LabError, NotAvailable
 
-# throughput, sweep, stages
+# throughput
 
 
 def test_throughput_counts_items_by_the_wall_clock():
@@ -52,51 +52,6 @@ def test_throughput_refusals():
         benchmarking.throughput(run, FEED, in_flight=4)
     with pytest.raises(BadInput, match="in_flight=0"):
         benchmarking.throughput(run, FEED, in_flight=0)
-
-
-def test_batch_sweep_has_an_error_beside_every_latency():
-    def run(feed):
-        return feed + 0.5
-
-    rows = benchmarking.batch_sweep(
-        run,
-        lambda batch: np.zeros((batch, 2)),
-        (1, 4),
-        runs=2,
-        warmup=0,
-        error=lambda feed, outputs: float(np.abs(outputs - feed).max()),
-    )
-    assert [(row["latency"].batch, row["max error"]) for row in rows] == [(1, 0.5), (4, 0.5)]
-
-
-def test_batch_sweep_takes_one_runtime_per_batch():
-    clock = Clock()
-    runs = {1: Cpu(clock, [1], "b1"), 8: Cpu(clock, [1], "b8")}
-    rows = benchmarking.batch_sweep(runs, lambda batch: np.zeros((batch, 2)), (1, 8), runs=1, error=lambda *_: 0.0)
-    assert [row["latency"].name for row in rows] == ["b1", "b8"]
-    with pytest.raises(BadInput, match=r"no runtime for batch 2; the mapping holds batches \[1, 8\]"):
-        benchmarking.batch_sweep(runs, lambda batch: np.zeros((batch, 2)), (2,), error=lambda *_: 0.0)
-    with pytest.raises(BadInput, match="clock='wall' is not known"):
-        benchmarking.batch_sweep(runs, None, (), error=None, clock="wall")
-
-
-def test_stages_are_four_separate_facts():
-    clock = Clock()
-    run = Cpu(clock, [51.2, 0.5])
-
-    def build():
-        clock.work(30_400)
-        return "engine"
-
-    def load(engine):
-        assert engine == "engine"
-        clock.work(18)
-        return run
-
-    facts = benchmarking.stages(build, load, FEED, runs=8, warmup=2, now=clock)
-    assert (facts.build_s, facts.load_ms, facts.first_call_ms, facts.steady_ms) == (30.4, 18.0, 51.2, 0.5)
-    assert repr(facts) == "ort/all: build 30 s, load 18 ms, first call 51 ms, steady 0.5000 ms"
-    assert run.closed
 
 
 # memory and energy

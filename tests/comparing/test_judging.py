@@ -10,7 +10,7 @@ import pytest
 from faces import stand_in
 
 from labsupport import comparing, environment
-from labsupport.benchmarking.measurements import Latency, Ratio, Stages, Throughput
+from labsupport.benchmarking.measurements import Latency, Ratio, Throughput
 from labsupport.errors import BadInput
 
 LOGITS = np.array([[1.0, 2.0, 3.0], [9.0, 1.0, 0.0]], np.float32)
@@ -189,11 +189,10 @@ def test_two_clocks_in_one_row_keep_apart():
 
 
 def test_other_measurements_become_columns():
-    stages = Stages("engine", 30.4, 18.2, 51.0, seen("engine", 0.5))
     ratio = Ratio((2.30, 2.31, 2.32, 2.33), seen(), seen())
     rate = Throughput("engine", 100, 1.0, 8, 2, (800.0, 800.0), "NVIDIA H100")
-    row = comparing.table([{"stages": stages, "speed-up": ratio, "throughput": rate, "max error": 1e-3}]).loc["engine"]
-    assert (row["build s"], row["steady ms"], row["speed-up"], row["items/s"]) == (30, 0.5, 2.31, 800)
+    row = comparing.table([{"speed-up": ratio, "throughput": rate, "max error": 1e-3}]).loc["engine"]
+    assert (row["speed-up"], row["items/s"]) == (2.31, 800)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +206,6 @@ def test_other_measurements_become_columns():
         {"runtime": "engine", "gain": comparing.speedup(seen("a"), seen("b", 1.0))},
         seen("engine"),
         Throughput("engine", 100, 1.0, 8, 2, (800.0,), "NVIDIA H100"),
-        Stages("engine", 30.4, 18.2, 51.0, seen("engine")),
     ],
 )
 def test_table_refuses_a_speed_without_an_error(row):
@@ -392,40 +390,10 @@ def test_bars_need_an_error_too_unless_the_answer_is_one():
     assert "engine, device clock 0.5" in comparing.bars(clocks, same_answer=True).text
 
 
-def test_histogram_marks_median_and_tail():
-    drawing = comparing.histogram([seen("eager", 4.0), seen("engine", 0.5, n=50)])
-    axes = drawing.figure.axes[0]
-    assert re.search(r"eager: median 4.00? ms, p99 4.\d+ ms, over 100 calls", drawing.text)
-    assert "engine: median 0.50 ms, too few calls for a p99, over 50 calls" in drawing.text
-    assert axes.get_ylim()[0] == 0 and axes.get_xlim()[0] == 0 and "ms" in axes.get_xlabel()
-    assert comparing.histogram(seen()).text.startswith("histogram of latencies: eager")
-
-
-@pytest.mark.parametrize(
-    "latencies, message",
-    [
-        ([3.0], r"histogram entry 0 is a float; pass results of benchmarking.latency\(\)"),
-        (None, "histogram entry 0 is a NoneType; pass results"),
-        ([], "histogram got 0 latencies; between 1 and 4"),
-        ([seen()] * 5, "histogram got 5 latencies; between 1 and 4"),
-        ([seen(), seen(machine="Test CPU")], "row 0 ran on NVIDIA H100, row 1 on Test CPU"),
-    ],
-)
-def test_histogram_refuses(latencies, message):
-    with pytest.raises(BadInput, match=message):
-        comparing.histogram(latencies)
-
-
-@pytest.mark.parametrize("bins", [0, -1, 2.5, "many", None, True])
-def test_histogram_refuses_bins_that_are_no_count(bins):
-    with pytest.raises(BadInput, match=f"bins={bins!r}: expected a whole number of 1 or more"):
-        comparing.histogram(seen(), bins=bins)
-
-
 def test_pictures_are_small_and_carry_their_words(tmp_path):
     from PIL import Image
 
-    for drawing in (comparing.bars(JUDGED), comparing.histogram([row["latency"] for row in JUDGED])):
+    for drawing in (comparing.bars(JUDGED), comparing.bars(JUDGED, title="again")):
         png = drawing._repr_png_()
         assert len(png) < 95_000
         (tmp_path / "picture.png").write_bytes(png)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from labsupport import data, distillation, training
 from labsupport.distillation.hints import Hint, Pupil
-from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.errors import BadInput, LabError
 from labsupport.training import checkpoints
 
 # --- the arithmetic
@@ -240,27 +239,6 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, teacher, split):
     ):
         training.fit(Pupil(net(), teacher, (), torch.zeros(2, 3, 8, 8), 0), split, checkpoint=file, **OPTIONS)
     assert file.read_bytes() == whole
-
-
-def test_modelopt_computes_the_same_loss(teacher, batch):
-    pytest.importorskip("modelopt.torch.distill")
-    mtd = distillation.modelopt_distill()
-    criterion = mtd.LogitsDistillationLoss(temperature=4.0, reduction="batchmean")
-    both = mtd.convert(
-        net(4), mode=[("kd_loss", {"teacher_model": distillation.freeze(teacher), "criterion": criterion})]
-    )
-    both.train()
-    answers = both(batch[0])
-    theirs = both.compute_kd_loss()
-    assert torch.allclose(theirs, distillation.soft_loss(answers, teacher(batch[0])), rtol=1e-4, atol=1e-6)
-    averaged = mtd.LogitsDistillationLoss(temperature=4.0, reduction="mean")(answers.detach(), teacher(batch[0]))
-    assert torch.allclose(averaged * len(CLASSES), theirs, rtol=1e-4)
-
-
-def test_without_modelopt_the_door_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "modelopt.torch.distill", None)
-    with pytest.raises(NotAvailable, match="nvidia-modelopt cannot be imported .* pip install nvidia-modelopt"):
-        distillation.modelopt_distill()
 
 
 # --- the objective of training.fit

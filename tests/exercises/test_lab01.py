@@ -271,7 +271,7 @@ def test_batch_for_budget():
             ((lambda sweep, budget_ms: sweep[0], sweep), "gives a row"),
             ((lambda sweep, budget_ms: None, sweep), "`return`"),
             ((lambda sweep, budget_ms: max(sweep), sweep), "raised TypeError"),
-            ((best_batch, [1, 2]), "rows that benchmarking.batch_sweep returned"),
+            ((best_batch, [1, 2]), "list of rows that you measured"),
             ((best_batch, [{"latency": latency([1.0] * 30, 4)}]), "p99 needs at least 100 samples"),
         ],
         right=[(best_batch, sweep), (by_loop, sweep)],

@@ -11,7 +11,6 @@ import pytest
 
 from labsupport.comparing import timeline
 from labsupport.exercises import base, calling, lab09
-from labsupport.placement import cuts
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +19,28 @@ def impatient(monkeypatch):
 
 
 def namespace() -> dict:
-    return {"cuts": cuts, "timeline": timeline}
+    return {"timeline": timeline}
+
+
+def test_graph_gain():
+    def by_rates(host_us, replay_us, gpu_us):
+        before, after = (min(1 / side, 1 / gpu_us) for side in (host_us, replay_us))
+        return np.float64(after / before)
+
+    base.assert_checker(
+        lab09.graph_gain,
+        wrong=[
+            (lambda host, replay, gpu: host / replay, "faster than the GPU"),
+            (lambda host, replay, gpu: (host + gpu) / (replay + gpu), "at the same time"),
+            (lambda host, replay, gpu: max(replay, gpu) / max(host, gpu), "other way round"),
+            (lambda host, replay, gpu: 1.5, "Who sets the pace"),
+            (lambda host, replay, gpu: None, "a number is wanted"),
+            (lambda host, replay, gpu: float("nan"), "finite number"),
+            (2.0, "hand in the function"),
+        ],
+        right=[by_rates, lambda h, r, g: (h if h > g else g) / (r if r > g else g)],
+        namespace=namespace(),
+    )
 
 
 def test_lookahead():
@@ -104,64 +124,6 @@ def test_lookahead():
     )
 
 
-def test_cuts_of_the_box():
-    model = lab09.box()
-    assert model.choose("latency").name == "crop" and model.choose("interval").name == "stage2"
-    base.assert_checker(
-        lab09.cuts,
-        wrong=[
-            (("stage2", "crop"), "wrong way round"),
-            (("frame", "stage2"), "whole frame crosses"),
-            (("scores", "stage2"), "slow device does all"),
-            (("stage1", "stage2"), "before and behind"),
-            (("crop", "stage3"), "Which side waits"),
-            (("crop", "crop"), "Which side waits"),
-            (("lens", "crop"), "is no cut of the box"),
-            ((1, "crop"), "text"),
-        ],
-        right=[("crop", "stage2"), (str(model.choose().name), model.choose("interval").name)],
-        namespace=namespace(),
-    )
-
-
-def test_dispatcher():
-    def by_loop(states, number):
-        best, place = None, 0
-        for here, state in enumerate(states):
-            end = state.service_ms + state.free_in_ms
-            if best is None or end < best:
-                best, place = end, here
-        return place
-
-    base.assert_checker(
-        lab09.dispatcher,
-        wrong=[
-            (lambda states, number: number % len(states), "same number of requests"),
-            (
-                lambda states, number: min(range(len(states)), key=lambda p: states[p].service_ms),
-                "One worker got every request",
-            ),
-            (
-                lambda states, number: min(range(len(states)), key=lambda p: states[p].free_in_ms),
-                "not always done first",
-            ),
-            (
-                lambda states, number: min(range(len(states)), key=lambda p: states[p].waiting + states[p].running),
-                "not always done first",
-            ),
-            (lambda states, number: states[0], "chose worker WorkerState"),
-            (lambda states, number: 7, "chose worker 7"),
-            (lambda states, number: None, "chose worker None"),
-            ("fast", "hand in the function"),
-        ],
-        right=[
-            by_loop,
-            lambda states, number: min(range(len(states)), key=lambda p: states[p].free_in_ms + states[p].service_ms),
-        ],
-        namespace=namespace(),
-    )
-
-
 def test_ideal_gain():
     def by_busy(spans):
         rows = timeline.rows_of(spans)
@@ -184,120 +146,6 @@ def test_ideal_gain():
             by_busy,
             lambda spans: np.float32(by_busy(spans)),
             lambda spans: sum(s.ms for s in spans) / max(sum(s.ms for s in spans if s.row == r.row) for r in spans),
-        ],
-        namespace=namespace(),
-    )
-
-
-def first_living(requests, workers):
-    alive, out = list(workers), {}
-    todo = list(enumerate(requests))
-    while todo:
-        number, request = todo.pop(0)
-        if not alive:
-            raise RuntimeError("nobody is left")
-        try:
-            out[number] = alive[0](request)
-        except lab09.Died:
-            alive.pop(0)
-            todo.insert(0, (number, request))
-    return [out[number] for number in range(len(requests))]
-
-
-def test_survivor():
-    def in_turns(requests, workers):
-        return [workers[n % len(workers)](request) for n, request in enumerate(requests)]
-
-    def skips(requests, workers):
-        out = []
-        for n, request in enumerate(requests):
-            try:
-                out.append(workers[n % len(workers)](request))
-            except lab09.Died:
-                pass
-        return out
-
-    def asks_again(requests, workers):
-        out = []
-        for request in requests:
-            for worker in workers:
-                try:
-                    out.append(worker(request))
-                    break
-                except lab09.Died:
-                    continue
-            else:
-                raise RuntimeError("nobody is left")
-        return out
-
-    def gives_up_quietly(requests, workers):
-        try:
-            return first_living(requests, workers)
-        except RuntimeError:
-            return []
-
-    def waits_for_ever(requests, workers):
-        try:
-            return first_living(requests, workers)
-        except RuntimeError:
-            threading.Event().wait(2)
-
-    def twice(requests, workers):
-        return first_living(
-            requests, [lambda request, worker=each: (worker(request), worker(request))[1] for each in workers]
-        )
-
-    def by_request(requests, workers):
-        answers = dict(zip(map(tuple, requests), first_living(requests, workers)))
-        return list(answers.values())
-
-    def takes_any_error_for_a_death(requests, workers):
-        alive, out = list(workers), []
-        for request in requests:
-            while True:
-                worker = alive[0]
-                try:
-                    out.append(worker(request))
-                    break
-                except Exception:
-                    alive.remove(worker)
-                if not alive:
-                    raise RuntimeError("nobody is left")
-        return out
-
-    def empties(what):
-        def learners(requests, workers):
-            answers = first_living(requests, workers)
-            (requests if what == "requests" else workers).clear()
-            return answers
-
-        return learners
-
-    def as_a_generator(requests, workers):
-        yield from first_living(requests, workers)
-
-    base.assert_checker(
-        lab09.survivor,
-        wrong=[
-            (in_turns, "came out of serve_all"),
-            (skips, "are lost"),
-            (asks_again, "asked"),
-            (gives_up_quietly, "no error"),
-            (waits_for_ever, "has not come back"),
-            (lambda r, w: first_living(r, w)[::-1], "not in their order"),
-            (lambda r, w: sorted(first_living(r, w)), "not in their order"),
-            (by_request, "of 40 requests were answered"),
-            (takes_any_error_for_a_death, "taken for a death: RuntimeError"),
-            (empties("requests"), "list of requests that was handed in has changed"),
-            (empties("workers"), "list of workers that was handed in has changed"),
-            (twice, "computed twice|of 40 requests"),
-            (lambda r, w: None, "forget its `return`"),
-            (5, "hand in the function"),
-        ],
-        right=[
-            first_living,
-            as_a_generator,
-            lambda requests, workers: first_living(list(requests), list(workers)[::-1]),
         ],
         namespace=namespace(),
     )

@@ -120,8 +120,6 @@ def test_inner_tensors_are_shown_with_their_values(pairs):
     with runtimes.OnnxRuntime(shown, optimization="off") as run:
         answers = run(feed)
     assert (answers["h"] == 1).all() and (answers["s"] == 3).all()
-    kept = footprint.keep_everything(pairs)
-    assert set(kept.outputs) == {"h", "s", "y", "z"} and kept.path.name == "net.kept.onnx"
     with pytest.raises(BadInput, match="net.onnx has no tensor 'nobody' whose shape ONNX can tell"):
         export.exposed(pairs, ["h", "nobody"])
     with pytest.raises(BadInput, match="is the graph that came in"):

@@ -68,7 +68,9 @@ def test_a_session_that_reuses_memory_holds_less_than_one_that_keeps_it(chain):
     lives = footprint.lifetimes(chain)
     assert (lives.total_mib, lives.peak_mib) == (80, 16)
     usual = footprint.serve_session(chain, (1,), optimization="off")
-    kept = footprint.serve_session(footprint.keep_everything(chain), (1,), optimization="off", keep_outputs=True)
+    kept = footprint.serve_session(
+        export.exposed(chain, [f"t{i}" for i in range(10)]), (1,), optimization="off", keep_outputs=True
+    )
     assert [stage for stage, _, _ in usual.lines] == ["Python and ONNX Runtime", "weights", "run 1, batch 1"]
     assert usual.lines[0][1] > 10 and usual.gpu_mib is None
     assert kept["run 1, batch 1"] > 70 > 2 * usual["run 1, batch 1"] > 16
@@ -253,7 +255,3 @@ def test_freed_memory_is_not_held():
     during = footprint.held_mib()
     blocks.clear()
     assert during - before > 50 and footprint.held_mib() - before < 30
-
-
-def test_a_pass_over_memory_has_a_rate():
-    assert 0.1 < footprint.pass_gb_per_s(0.25, seconds=0.002) < 1e5

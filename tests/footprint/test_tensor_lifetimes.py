@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from types import SimpleNamespace
 
-import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -305,17 +304,6 @@ def test_at_batch_fixes_the_first_axis_in_a_new_file(diamond):
     assert fixed.inputs["x"][0] == (4, MIB_FLOATS) and diamond.inputs["x"][0] == ("batch", MIB_FLOATS)
     assert fixed.path != diamond.path
     assert footprint.lifetimes(fixed).total_mib == footprint.lifetimes(diamond, batch=4).total_mib
-
-
-def test_keep_everything_makes_every_tensor_an_output(diamond):
-    from labsupport import runtimes
-
-    kept = footprint.keep_everything(diamond)
-    assert sorted(kept.outputs) == ["a", "b", "c", "d", "y"] and list(diamond.outputs) == ["y"]
-    x = np.ones((1, MIB_FLOATS), np.float32)
-    with runtimes.OnnxRuntime(kept) as run:
-        outputs = run(x)
-    assert {name: float(value[0, 0]) for name, value in outputs.items()} == {"a": -1, "b": 1, "c": -1, "d": -2, "y": 2}
 
 
 def test_pictures_say_in_words_what_they_show():

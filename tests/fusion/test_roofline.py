@@ -89,10 +89,11 @@ def test_ceilings_by_a_fake_clock():
 def test_measuring_leaves_tf32_as_it_was():
     import torch
 
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [switch.fp32_precision for switch in switches]
     ticks = itertools.count(step=1000)
     roofline.measure("cpu", mib=1, rounds=1, now=lambda: next(ticks))
-    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+    assert [switch.fp32_precision for switch in switches] == before
 
 
 def test_an_unknown_device_is_refused():

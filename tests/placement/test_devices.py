@@ -1,8 +1,7 @@
-"""Processors, load, DLA, several GPUs, and the tools that record them."""
+"""DLA, auxiliary streams, several GPUs, and the tools that record them."""
 
 from __future__ import annotations
 
-import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,22 +10,9 @@ from faces import stand_in
 
 from labsupport import environment, placement
 from labsupport.errors import BadInput, LabError, NotAvailable
-from labsupport.placement import cluster, utilization
+from labsupport.placement import cluster
 
 # --- who is there -----------------------------------------------------------------------------------------------
-
-
-def test_processors_without_a_gpu(monkeypatch):
-    stand_in(monkeypatch, environment, "has", lambda *needs: False)
-    assert placement.processors().gpus == 0 and "no GPU" in repr(placement.processors())
-
-
-def test_processors_are_read_aloud():
-    assert (
-        repr(placement.Processors(16, 2, 132, 3, 0))
-        == "16 CPU cores, 2 GPUs of 132 multiprocessors and 3 copy engines, no DLA cores"
-    )
-    assert repr(placement.Processors(8, 1, None, None, 2)) == "8 CPU cores, 1 GPU, 2 DLA cores"
 
 
 class Config:
@@ -66,59 +52,6 @@ def test_auxiliary_streams_are_configured():
     assert config.max_aux_streams == 3
     with pytest.raises(BadInput, match="streams=-1"):
         placement.auxiliary(-1)
-
-
-def test_watch_measures_the_load():
-    with placement.Watch(every_s=0.01) as watch:
-        threading.Event().wait(0.05)
-    assert watch.load.seconds >= 0.05 and len(watch.load.cpu_percent) >= 1
-    assert watch.load.cores_busy == pytest.approx(sum(watch.load.cpu_percent) / 100) and "cores busy" in repr(
-        watch.load
-    )
-    with pytest.raises(BadInput, match="every_s=0"):
-        placement.Watch(every_s=0)
-
-
-def test_watch_reads_the_gpu(monkeypatch):
-    monkeypatch.setattr(utilization, "_gpu_reader", lambda: lambda: 40.0)
-    with placement.Watch(every_s=0.005) as watch:
-        threading.Event().wait(0.05)
-    assert watch.load.gpu_percent == 40 and watch.load.samples >= 1 and "GPU 40 % of the time" in repr(watch.load)
-
-
-def test_a_reading_that_looks_back_before_the_block_is_left_out():
-    assert utilization._of_the_block([(0.1, 0.0), (0.9, 20.0), (1.0, 60.0), (1.4, 80.0)]) == [60.0, 80.0]
-    assert utilization._of_the_block([(0.1, 10.0), (0.5, 30.0)]) == [10.0, 30.0] and utilization._of_the_block([]) == []
-
-
-def test_a_watch_may_be_used_again(monkeypatch):
-    readings = iter([10.0, 10.0, 90.0])
-    monkeypatch.setattr(utilization, "_gpu_reader", lambda: lambda: next(readings, 90.0))
-    watch = placement.Watch(every_s=0.01)
-    for _ in range(2):
-        with watch:
-            threading.Event().wait(0.2)
-    assert watch.load.gpu_percent == 90 and watch.load.samples > 1
-
-
-def test_a_gpu_without_a_utilization_counter_is_not_read(monkeypatch):
-    import sys
-    from types import SimpleNamespace
-
-    from labsupport.benchmarking import memory_meter as memory
-
-    class NVMLError(Exception):
-        pass
-
-    def refuses(handle):
-        raise NVMLError("Not Supported")
-
-    stand_in(monkeypatch, environment, "has", lambda *needs: True)
-    monkeypatch.setattr(memory, "nvml_device", lambda: (1, ""))
-    monkeypatch.setitem(
-        sys.modules, "pynvml", SimpleNamespace(NVMLError=NVMLError, nvmlDeviceGetUtilizationRates=refuses)
-    )
-    assert utilization._gpu_reader() is None
 
 
 # --- several GPUs -----------------------------------------------------------------------------------------------
@@ -321,7 +254,7 @@ def test_the_gpu_tool_records_a_ratio_per_number_of_gpus(monkeypatch, tmp_path, 
     monkeypatch.setattr(cluster, "devices", lambda: tuple(map(str, range(gpus))))
     monkeypatch.setattr(cluster, "GpuWorkers", FakeWorkers)
     record.main()
-    metrics = json.loads((tmp_path / "09_placement.json").read_text(encoding="utf-8"))["metrics"]
+    metrics = json.loads((tmp_path / "09c_cuts.json").read_text(encoding="utf-8"))["metrics"]
     assert {name: metrics[name]["value"] for name in expected} == pytest.approx(expected)
     assert ("two_gpus.throughput_over_one" in metrics) == (gpus > 1) and metrics["one_gpu.host_fed_rate"][
         "value"
@@ -348,7 +281,7 @@ def test_the_gpu_tool_keeps_what_it_has_when_it_is_ended(monkeypatch, tmp_path, 
     monkeypatch.setattr(cluster, "GpuWorkers", Ended)
     with pytest.raises(SystemExit):
         record.main()
-    whole = json.loads(next(stored.glob("*/09_placement.json")).read_text(encoding="utf-8"))
+    whole = json.loads(next(stored.glob("*/09c_cuts.json")).read_text(encoding="utf-8"))
     assert set(whole["metrics"]) == {"one_gpu.host_fed_rate", "two_gpus.throughput_over_one"}
     assert whole["command"] == "CUDA_VISIBLE_DEVICES=0,1 python3 tools/record_lab09_gpus.py" and whole["machine"]
 
@@ -371,10 +304,10 @@ def test_the_cut_tool_tells_a_slower_core_from_a_wrong_model(tmp_path, monkeypat
         }
         for place, ms, whole in ((0, 6.0, 8.0), (1, 10.0, 16.0))
     )  # the core is half as fast the second time
-    record, book = tool("record_lab09"), recordings.lab("09_placement")
+    record, book = tool("record_lab09"), recordings.lab("09c_cuts")
     record.record(book, model, [frame])
     record.record(book, model, [frame, middle])
-    metrics = json.loads((tmp_path / "09_placement.json").read_text(encoding="utf-8"))["metrics"]
+    metrics = json.loads((tmp_path / "09c_cuts.json").read_text(encoding="utf-8"))["metrics"]
     values = {name.removeprefix("placement."): entry["value"] for name, entry in metrics.items()}
     assert values["cost_model_worst_error"] == pytest.approx(0.4) and values["cost_model_error"] == pytest.approx(0.2)
     assert values["cost_model_worst_error_same_speed"] == values["cost_model_error_same_speed"] == 0
@@ -434,8 +367,8 @@ def test_the_cut_tool_measures_every_cut(monkeypatch, tmp_path, capsys):
         "against",
         lambda graph, chosen, best, *rest: paired.append((chosen, best)) or {"value": 0.9, "unit": "fraction"},
     )
-    record.cuts_of_the_camera(recordings.lab("09_placement"), record.elapsed.seconds())
-    metrics = json.loads((tmp_path / "09_placement.json").read_text(encoding="utf-8"))["metrics"]
+    record.cuts_of_the_camera(recordings.lab("09c_cuts"), record.elapsed.seconds())
+    metrics = json.loads((tmp_path / "09c_cuts.json").read_text(encoding="utf-8"))["metrics"]
     share = metrics["placement.chosen_cut_over_best"]  # where another cut came out quicker, both are timed in turns
     assert (share["value"], share["samples"]) == ((0.9, None) if paired else (1, 13)) and all(
         chosen != best for chosen, best in paired

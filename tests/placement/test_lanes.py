@@ -208,19 +208,6 @@ def test_a_runtime_that_fails_beside_others_is_heard_and_nobody_waits_for_ever()
         streams.together([Counting(), Fails()], np.zeros((3, 2)), seconds=0.05)
 
 
-def test_scaling_has_a_row_per_number_of_lanes(monkeypatch):
-    class Session(Counting):
-        def __init__(self, graph=None):
-            super().__init__()
-            self.graph = graph
-
-    monkeypatch.setattr(
-        streams, "together", lambda crew, feed: streams.LaneRate("s", len(crew), 4, (10.0 * len(crew),))
-    )
-    rows = streams.scaling(Session("net"), np.ones((4, 2)), lanes=(1, 3))
-    assert [(row["lanes"], row["pictures/s"], row["max error"]) for row in rows] == [(1, 40, 0), (3, 120, 0)]
-
-
 def test_lanes_refuse_what_is_no_engine_and_free_shapes():
     with pytest.raises(BadInput, match="a lane needs a runtimes.TensorRt"):
         streams.Lane(Counting(), np.zeros(1))
@@ -260,7 +247,7 @@ def test_a_lane_hands_out_its_bare_call():
     "work, message",
     [
         (lambda: streams.rate([]), "no lanes"),
-        (lambda: streams.rate([object()], depth=0), "each must be above 0"),
+        (lambda: streams.rate([object()], depth=0), "depth=0: expected a whole number"),
         (lambda: streams.together([], np.zeros(1)), "0 runtimes"),
         (lambda: streams.together([Counting()], np.zeros(1), seconds=0), "for 0 s"),
     ],

@@ -149,7 +149,6 @@ def test_rtx_takes_no_library(tmp_path, monkeypatch):
     monkeypatch.setattr(plugin_library, "built_for", lambda path: 11)
     with pytest.raises(NotAvailable, match="TensorRT-RTX takes no plugins"):
         plugins.load_library(tmp_path / "p.so")
-    assert plugins.OP_TYPE not in plugins.registered()
 
 
 def test_a_library_is_loaded_once_and_a_refusal_is_told(tensorrt_11, tmp_path, monkeypatch):
@@ -163,7 +162,6 @@ def test_a_library_is_loaded_once_and_a_refusal_is_told(tensorrt_11, tmp_path, m
     (tmp_path / "q.so").write_text("library")
     with pytest.raises(LabError, match="did not take q.so; are its operators registered already"):
         plugins.load_library(tmp_path / "q.so")
-    assert plugins.registered() == ("A", "B")
 
 
 def plugin_can_be_run() -> bool:
@@ -189,7 +187,6 @@ def test_an_engine_with_the_plugin_is_right_at_odd_sizes_keeps_its_attribute_and
     from labsupport import build, runtimes
 
     plugins.load_library(plugins.build_library())
-    assert "GatedRmsNorm" in plugins.registered()
     sides, sources = build.Profile((1, 1), (8, 256), (64, 4104)), ["EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"]
     engine = build.engine(
         plugins.operator_graph("columns", epsilon=0.5),

@@ -286,8 +286,6 @@ def branch():
         (lambda g, t: precision.cast(t / "gone.onnx"), "gone.onnx: no such file"),
         (lambda g, t: precision.cast(None), "a graph is wanted, or the name of its file, and a NoneType came"),
         (lambda g, t: precision.cast(g, keep_wide=None), "keep_wide=None is no list"),
-        (lambda g, t: precision.weakly("/Mul"), "keep_wide='/Mul' is no list"),
-        (lambda g, t: precision.weakly(None), "keep_wide=None is no list"),
         (
             lambda g, t: precision.cast(g, path=g.path),
             "path='small.onnx' is the graph that came in; give the new one a name of its own",

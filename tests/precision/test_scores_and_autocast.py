@@ -5,15 +5,13 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from faces import stand_in
 
-from labsupport import data, environment, export, precision, runtimes
+from labsupport import data, export, precision, runtimes, training
 from labsupport.errors import BadInput, LabError, NotAvailable
 from labsupport.precision import raw_pixels
 
@@ -125,69 +123,6 @@ def test_autocast_that_fails_or_is_missing_says_what_to_do(small, monkeypatch):
         precision.autocast(*small)
 
 
-# --- TensorRT ---------------------------------------------------------------------------------------------------
-
-
-class Layer:
-    def __init__(self, name, kind):
-        self.name, self.type, self.precision, self.output = name, SimpleNamespace(name=kind), None, None
-
-    def set_output_type(self, index, kind):
-        self.output = (index, kind)
-
-
-class Config:
-    def __init__(self):
-        self.flags = set()
-
-    def set_flag(self, flag):
-        self.flags.add(flag)
-
-    def clear_flag(self, flag):
-        self.flags.discard(flag)
-
-
-def weak_network(monkeypatch):
-    stand_in(
-        monkeypatch,
-        environment,
-        "machine",
-        lambda: environment.Machine(tensorrt="8.6.0", tensorrt_product="tensorrt", generation="8.6"),
-    )
-    trt = SimpleNamespace(
-        BuilderFlag=SimpleNamespace(PREFER_PRECISION_CONSTRAINTS="prefer", OBEY_PRECISION_CONSTRAINTS="obey"),
-        DataType=SimpleNamespace(HALF="half", FLOAT="float"),
-    )
-    layers = [Layer("/Mul", "ELEMENTWISE"), Layer("/Sum", "REDUCE"), Layer("/Reshape", "SHUFFLE")]
-    return trt, SimpleNamespace(num_layers=3, get_layer=layers.__getitem__), layers
-
-
-@pytest.mark.parametrize("prefer, flags", [(False, {"obey"}), (True, {"prefer"})])
-def test_weakly_prescribes_each_computing_layer(monkeypatch, prefer, flags):
-    trt, network, (mul, total, reshape) = weak_network(monkeypatch)
-    config = Config()
-    config.flags = {"obey"}  # build.engine(strict=True) was here before
-    precision.weakly(["/Sum"], prefer=prefer)(trt, None, network, config)
-    assert config.flags == flags
-    assert (mul.precision, mul.output) == ("half", None)
-    assert (total.precision, total.output) == ("float", (0, "float"))
-    assert (reshape.precision, reshape.output) == (None, None)
-
-
-def test_weakly_tells_unknown_layers_and_other_generations(monkeypatch):
-    trt, network, _ = weak_network(monkeypatch)
-    with pytest.raises(BadInput, match=r"keep_wide names \['/Div'\], and the network has no such layer"):
-        precision.weakly(["/Div"])(trt, None, network, Config())
-    stand_in(
-        monkeypatch,
-        environment,
-        "machine",
-        lambda: environment.Machine(tensorrt="11.0", tensorrt_product="tensorrt", generation="11"),
-    )
-    with pytest.raises(NotAvailable, match="this needs TensorRT 8.6"):
-        precision.weakly([])(trt, None, network, Config())
-
-
 # --- the network that goes wrong --------------------------------------------------------------------------------
 
 
@@ -207,7 +142,8 @@ def test_raw_pixels_reads_pixels_and_is_reproducible():
 def test_raw_pixels_goes_wrong_in_fp16_and_is_mended(tmp_path):
     from labsupport.precision import layerwise
 
-    model = raw_pixels.trained(epochs=1, progress=False)
+    how = {"epochs": 1, "learning_rate": 5e-3, "preprocess": raw_pixels.raw, "progress": False}
+    model = training.fit(raw_pixels.RawPixels(), data.mnist().train, **how).model
     feed = raw_pixels.raw(data.mnist().validation.take(50).images)
     graph = export.to_onnx(model, torch.from_numpy(feed), dynamic=False, path=tmp_path / "raw.onnx")
     scan = layerwise.scan(graph, feed)

@@ -117,40 +117,13 @@ def test_two_layers_that_are_no_pair_are_refused(network):
         pruning.slice_pair(network.layer3[0].conv1, None, network.layer3[0].conv1, [0])
 
 
-def test_importance(network, pictures):
-    conv, norm = network.layer3[0].conv1, network.layer3[0].bn1
-    name = "layer3.0.conv1"
-    assert torch.allclose(pruning.channel_importance(network, name), conv.weight.flatten(1).norm(dim=1))
-    assert torch.equal(pruning.channel_importance(network, name, "batchnorm"), norm.weight.abs())
-    scores = pruning.channel_importance(network, name, "taylor", batch=pictures)
-    assert scores.shape == (64,) and bool((scores > 0).any()) and conv.weight.grad is None
-
-
-def test_taylor_foretells_the_loss(network, pictures):
-    """To first order, the loss without a filter differs by the square root of its score."""
-    name, small = "layer3.0.conv1", copy.deepcopy(network)
-    images, labels = torch.from_numpy(data.preprocess(pictures.images)), torch.from_numpy(pictures.labels)
-    scores = pruning.channel_importance(network, name, "taylor", batch=pictures)
-    with torch.no_grad():
-        before = F.cross_entropy(network(images), labels)
-        small.layer3[0].conv1.weight[7] *= 0.99  # a hundredth of the way to zero
-        change = (F.cross_entropy(small(images), labels) - before).abs()
-    assert 100 * change == pytest.approx(float(scores[7].sqrt()), rel=0.1)
-
-
-def test_importance_refuses_what_it_cannot_read(network):
+def test_a_criterion_that_is_none_is_refused(network):
     with pytest.raises(
         errors.BadInput, match=r"criterion='random' is not known; choose one of \['magnitude', 'batchnorm', 'taylor'\]"
     ):
-        pruning.channel_importance(network, "conv1", "random")
+        pruning.shrink(network, macs=0.5, criterion="random")
     with pytest.raises(errors.BadInput, match="criterion='taylor' reads gradients, and batch is a NoneType"):
-        pruning.channel_importance(network, "conv1", "taylor")
-    with pytest.raises(errors.BadInput, match="no convolution or dense layer 'conv7'"):
-        pruning.channel_importance(network, "conv7")
-    bare = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
-    bare.example_input = lambda: torch.randn(1, 3, 8, 8)
-    with pytest.raises(errors.BadInput, match="no BatchNorm follows 0"):
-        pruning.channel_importance(bare, "0", "batchnorm")
+        pruning.shrink(network, macs=0.5, criterion="taylor")
 
 
 def test_a_residual_sum_couples_layers(network):
@@ -227,7 +200,6 @@ def without(module, call):
     "act",
     [
         lambda network: pruning.coupled(network, "layer2.0.conv1"),
-        lambda network: pruning.channel_importance(network, "layer2.0.conv1", "batchnorm"),
         lambda network: pruning.drop_channels(network, "layer2.0.conv1", [0, 1]),
         lambda network: pruning.shrink(network, macs=0.6, keep="fc").model,
     ],

@@ -271,14 +271,6 @@ def test_what_nobody_can_count_is_refused():
             pruning.cost(nn.Linear(4, 4), example)
 
 
-def test_a_norms_scale_counts_by_its_size():
-    network = Net(lambda s, x: s.n(s.a(x)), a=conv(3, 4), n=nn.BatchNorm2d(4))
-    network.example_input = lambda: torch.randn(2, 3, 8, 8)
-    with torch.no_grad():
-        network.n.weight.copy_(torch.tensor([-2.0, 0.5, 1.0, -0.25]))
-    assert pruning.channel_importance(network, "a", "batchnorm").tolist() == [2.0, 0.5, 1.0, 0.25]
-
-
 COMPUTED = {  # what computes a weight at each call → (that, what takes it off)
     "parametrized": (parametrizations.weight_norm, "torch.nn.utils.parametrize.remove_parametrizations(a, 'weight')"),
     "spectral": (parametrizations.spectral_norm, "torch.nn.utils.parametrize.remove_parametrizations(a, 'weight')"),
@@ -322,8 +314,6 @@ def test_layers_of_other_kinds_are_named_as_what_they_are():
         BadInput, match="Net has 'a' as a Conv1d, and a Conv2d or Linear is wanted; it has f and 0 more"
     ):
         pruning.drop_channels(lines, "a", [0], torch.randn(2, 3, 9))
-    with pytest.raises(BadInput, match="Net has 'f' as a Linear, and a Conv2d is wanted; it has none at all$"):
-        pruning.channel_importance(lines, "f")
     heads = Net(lambda s, x: s.m(x, x, x)[0], m=nn.MultiheadAttention(8, 2, batch_first=True))
     with pytest.raises(
         BadInput, match="torch-pruning cannot follow the channels of m.out_proj .*not in the dependency"

@@ -151,18 +151,10 @@ def test_other_bad_input_is_named(network, pictures):
         pruning.fine_tune(network, pictures)
 
 
-def test_compressed_rows_hold_the_same_matrix_without_a_warning(recwarn):
-    weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
-    weight = weight * pruning.keep_largest(weight, 0.75)
-    rows = pruning.compressed_rows(weight)
-    assert rows.values().numel() == 12 and torch.equal(rows.to_dense(), weight) and not recwarn.list
-
-
 @pytest.mark.parametrize(
     "act, sentence",
     [
         (lambda: pruning.magnitude(None, 0.5), "a NoneType came; wanted is a torch.nn.Module"),
-        (lambda: pruning.by_modelopt(None), "a NoneType came; wanted is a torch.nn.Module"),
         (lambda: pruning.magnitude(nn.ReLU(), 0.5), "ReLU has no convolution or dense layer to prune"),
         (lambda: pruning.zeros(nn.ReLU()), "ReLU has no convolution or dense layer to prune"),
         (lambda: pruning.magnitude(nn.Linear(2, 2), 0.5, layers=[]), "layers is empty"),

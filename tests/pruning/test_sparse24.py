@@ -58,27 +58,6 @@ def test_a_network_is_pruned_where_kernels_take_it(network):
     assert {line.name for line in pruning.report24(halves.model) if line.obeys} == set(halves.masks)
 
 
-def test_model_optimizer_finds_the_same_masks(network, capsys):
-    pytest.importorskip("modelopt")
-    ours, theirs = pruning.magnitude24(network.layer2), pruning.by_modelopt(network.layer2)
-    assert ours.masks.keys() == theirs.masks.keys() and not theirs.skipped
-    assert all(torch.equal(mask, theirs.masks[name]) for name, mask in ours.masks.items())
-    assert capsys.readouterr() == ("", "")
-    assert pruning.by_modelopt(nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 10))).skipped == {
-        "1": "was skipped by Model Optimizer"
-    }
-
-
-def test_without_model_optimizer_it_says_how_to_get_it(network, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "modelopt.torch.sparsity", None)
-    with pytest.raises(
-        errors.NotAvailable, match="NVIDIA's Model Optimizer does not load .*nvidia-modelopt requests huggingface_hub"
-    ):
-        pruning.by_modelopt(network)
-
-
 def test_swapping_inputs_never_loses():
     weight = torch.randn(16, 24, 3, 3, generator=torch.Generator().manual_seed(1))
     weight[:, :4] *= 20  # one group has all that is large

@@ -80,7 +80,7 @@ def test_the_flag_is_set():
 
 
 @pytest.mark.skipif(not environment.has("engine building"), reason="no TensorRT builds engines here")
-def test_the_product_and_the_staircase_build(tmp_path, monkeypatch):
+def test_the_product_builds(tmp_path, monkeypatch):
     from labsupport import build
 
     monkeypatch.setenv("LABSUPPORT_CACHE", str(tmp_path))
@@ -95,10 +95,6 @@ def test_the_product_and_the_staircase_build(tmp_path, monkeypatch):
             configure=pruning.with_sparse_kernels,
         )
         assert engine.precisions["fp16"] and pruning.chosen(engine).tactics == {}
-    fan = build.engine(
-        pruning.staircase._fan([8, 16], 16, 8, 2), precision="fp16", strict=True, name="fan", progress=False
-    )
-    assert fan.precisions["fp16"] >= 2
 
 
 @pytest.mark.parametrize(
@@ -151,26 +147,3 @@ def test_the_dense_product_of_the_torch_module_is_a_linear_layer():
     module = pruning.product(weight, 3, sparse=False).float()
     x = module.example_input()
     assert x.shape == (3, 4) and torch.allclose(module(x), x @ torch.from_numpy(weight).float().T, atol=1e-5)
-
-
-def test_the_staircase_times_every_width():
-    steps = pruning.staircase.on_cpu([8, 16, 32], border=8, size=6, runs=2)
-    assert [step.channels for step in steps] == [8, 16, 32] and all(step.ms > 0 for step in steps)
-    assert steps[2].macs == 4 * steps[0].macs == 2 * 9 * 8 * 32 * 36
-    drawing = pruning.staircase.draw(steps, title="three widths", text="Three widths, measured.")
-    assert drawing.text == "Three widths, measured." and len(drawing._repr_png_()) < 60_000
-
-
-@pytest.mark.parametrize(
-    "widths, said",
-    [
-        ([], "at least one of them"),
-        ([0], "whole numbers of channels"),
-        ([8.0], "whole numbers"),
-        ([16, 8], "give each once, the smallest first"),
-        ([8, 8], "give each once"),
-    ],
-)
-def test_widths_that_are_none_are_refused(widths, said):
-    with pytest.raises(errors.BadInput, match=said):
-        pruning.staircase.on_cpu(widths)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -119,6 +121,31 @@ def test_torch_leaves_the_module_alone_and_knows_half(workpiece):
     run = runtimes.Torch(model, dtype="bfloat16")
     assert next(model.parameters()).dtype == torch.float32 and run.inputs["images"].dtype == "bfloat16"
     assert run(model.example_input(2).bfloat16())["logits"].dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a processor writes C++")
+def test_a_compiled_rival_has_its_weights_frozen(monkeypatch):
+    from torch import nn
+    from torch._inductor import config, freezing
+
+    monkeypatch.setattr(config, "freezing", config.freezing)  # put back afterward
+    kept, freeze = [], freezing.freeze
+
+    def spy(traced, graph, inputs):
+        frozen, preserved = freeze(traced, graph, inputs)
+        kept.append((len(preserved), [str(node.target) for node in frozen.graph.nodes]))
+        return frozen, preserved
+
+    monkeypatch.setattr(freezing, "freeze", spy)
+    block = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    nn.init.uniform_(block[1].running_var, 0.5, 2)
+    block.example_input = lambda: torch.randn(1, 3, 8, 8)  # type: ignore[assignment]
+    x = torch.randn(2, 3, 8, 8)
+    got = runtimes.Torch(block, device="cpu", compiled="default", channels_last=True)(x)["output"]
+    torch.testing.assert_close(got, block(x).detach(), atol=1e-5, rtol=1e-4)
+    ((inputs, operations),) = kept
+    assert inputs == 1, "weights are still inputs of the compiled graph"
+    assert not any("rsqrt" in name or "batch_norm" in name for name in operations)
 
 
 def test_torch_reads_a_flipped_array(workpiece, expected):

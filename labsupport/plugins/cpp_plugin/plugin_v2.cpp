@@ -1,4 +1,4 @@
-// The operator as an IPluginV2DynamicExt, the plugin of TensorRT 8.6 (deprecated in 10, gone in 11).
+// The operator as an IPluginV2DynamicExt, the plugin of TensorRT 8.6 (deprecated since 10.0, still there in 11).
 #include <NvInfer.h>
 
 #include <cstring>
