@@ -127,14 +127,14 @@ def made(graph, runs: Callable[[Mapping], object], *, count: int = MADE) -> Samp
     """
     last = "no attempt was made"
     steps = range(len(PICTURES)) if _free(graph) else range(1)
-    for attempt in itertools.product(steps, (False, True), WHOLE if _whole(graph) else WHOLE[:1]):
-        feed = _drawn(graph, *attempt, 0)
+    for step, state, meaning in itertools.product(steps, (False, True), WHOLE if _whole(graph) else WHOLE[:1]):
+        feed = _drawn(graph, step, state, meaning, 0)
         try:
             runs(feed)
         except LabError as error:  # the next sizes may fit
             last = str(error)
             continue
-        feeds = tuple(_drawn(graph, *attempt, seed) for seed in range(count))
+        feeds = tuple(_drawn(graph, step, state, meaning, seed) for seed in range(count))
         shapes = ", ".join(f"{name} {_said(x.shape)}" for name, x in feed.items())
         return Samples(feeds, f"{count} samples made from the graph's own shapes ({shapes}), random values", False)
     raise BadInput(f"no inputs could be made that this network accepts ({last}); give some with --inputs data.npz")

@@ -27,7 +27,7 @@ def stage(case) -> Row:
     for reason, count in _alone(plan).most_common(4):
         row.find(f"{count} pointwise kernels stand alone: {reason}", "read", "03")
     if plan.total_ms:
-        row.show(fusion.time_bar(plan, title="time a kernel, each timed apart"))
+        row.show(fusion.time_bar(plan))
         row.tables.append(fusion.table(plan).head(12)._repr_html_())
     return row
 
