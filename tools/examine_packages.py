@@ -113,11 +113,17 @@ def examined(row: dict, folder: Path, minutes: float) -> dict:
         try:
             child = subprocess.run(command, capture_output=True, text=True, timeout=60 * minutes + 60, check=False)
             lines = child.stdout.strip().splitlines()
-            found = json.loads(lines[-1]) if child.returncode == 0 and lines else {"died": child.stderr[-300:]}
+            found = json.loads(lines[-1]) if child.returncode == 0 and lines else {"died": died(child)}
         except subprocess.TimeoutExpired:
             found = {"died": f"did not end within {minutes:g} minutes and one more"}
         kept.write_text(json.dumps(found), encoding="utf-8")
     return {**row, **json.loads(kept.read_text(encoding="utf-8"))}
+
+
+def died(child) -> str:
+    """How a process ended that gave no row."""
+    said = child.stderr.strip().splitlines()
+    return f"exit code {child.returncode}{', ' + said[-1][-200:] if said else ''}"
 
 
 def page(rows: list[dict], minutes: float) -> str:

@@ -115,12 +115,19 @@ def ids(path):
     return saved(path, nodes, [value("x", [1, 4], TensorProto.INT64)], [Y], [weight("w", 4, 4)])
 
 
+def one_layer(path):
+    """A convolution whose channels differ so much that eight bits err."""
+    weights = weight("w", 8, 3, 3, 3)
+    nodes = [helper.make_node("Conv", ["x", "w"], ["h"]), helper.make_node("Exp", ["h"], ["y"])]
+    return saved(path, nodes, [value("x", [1, 3, 8, 8])], [value("y", [1, 8, 6, 6])], [weights])
+
+
 def free_minus_one(path):
     return convnet(path, batch=-1)
 
 
 @pytest.mark.parametrize(
-    "build", [branched, old, unnamed, function, scalar, ids, free_minus_one], ids=lambda f: f.__name__
+    "build", [branched, old, unnamed, function, scalar, ids, one_layer, free_minus_one], ids=lambda f: f.__name__
 )
 def test_odd_networks_go_as_far_as_they_can(tmp_path, build):
     made = examining.examine(build(tmp_path / "odd.onnx"), stages=LIGHT, progress=False)
