@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from labsupport import benchmarking, build, comparing, environment, export, precision, runtimes
-from labsupport.errors import BadInput, LabError
+from labsupport import benchmarking, build, comparing, environment, export, runtimes
+from labsupport.errors import BadInput, LabError, NotAvailable
 from labsupport.examining import inputs, journal, sources, working_copy
 from labsupport.examining.rows import Candidate
 
@@ -171,7 +171,11 @@ class Case:
             return runtimes.OnnxRuntime(graph, threads=threads, name=name)
         options: dict = {"precision": "fp32" if kind == "fp32" else "as-is", "name": f"{self.graph.path.stem}-{kind}"}
         if kind == "fp16" and environment.generation() == "8.6":  # types are wishes there, made on the FP32 graph
-            options |= {"precision": "fp16", "configure": precision.weakly(keep_wide)}
+            if keep_wide:
+                raise NotAvailable(
+                    "TensorRT 8.6 keeps no node wide by the graph; lab 05 shows how to prescribe types there"
+                )
+            options |= {"precision": "fp16", "strict": True}
             graph = self.working
         return runtimes.TensorRt(build.engine(graph, progress=False, **options), name=name)
 
