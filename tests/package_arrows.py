@@ -15,6 +15,7 @@ FLOORS = [
     {"comparing", "runtimes", "recordings", "distillation"},
     {"fusion", "footprint", "plugins", "precision"},
     {"quantization", "placement", "pruning", "serving", "phone", "roads", "language"},
+    {"examining"},
     {"exercises"},
     {"command_line", "__main__"},
 ]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from labsupport import files
 from labsupport.command_line import classroom, shadows
+from labsupport.command_line import examine as examination
 from labsupport.errors import LabError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -73,6 +74,7 @@ def _add_pages_and_servers(add, install: argparse.ArgumentParser) -> None:
     report.add_argument("--pdf", action="store_true", help="write PDF as well (needs the package weasyprint)")
     report.add_argument("--stored", action="store_true", help="use the stored outputs instead of running the lab")
     report.add_argument("--save", metavar="DIR", type=Path, help="write the page there (default: the current folder)")
+    examination.add(add, install)
     server = add("serve", "make the environment of NVIDIA's Triton server, for lab 11b; Linux only")
     server.add_argument("server", choices=("triton",))
     server.add_argument("--repository", metavar="DIR", type=Path, help="also serve this model repository, until Ctrl-C")
@@ -97,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         files.sweep(REPOSITORY / "notebooks")
-        if options.command in ("lab", "test", "run", "record", "report"):
+        if options.command in ("lab", "test", "run", "record", "report", "examine"):
             shadows.refuse()
             elsewhere = prepare(options, argv, ready=ready)
             if elsewhere is None and options.command in ("lab", "test") and not options.without_weights:
@@ -129,7 +131,7 @@ def prepare(options: argparse.Namespace, argv: list[str], *, ready: bool = False
     """
     from labsupport.command_line import installation, package_sets
 
-    need = {"record": "run", "report": "run"}.get(options.command, options.command)
+    need = {"record": "run", "report": "run", "examine": "run"}.get(options.command, options.command)
     place = installation.Installation(wheelhouse=options.offline)
     if options.offline is not None:
         options.set = classroom.offline_set(options, place)
@@ -282,6 +284,12 @@ def report(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def examine(options: argparse.Namespace, rest: list[str]) -> int:
+    """A network through the labs; prints the decision and where the report lies."""
+    print(examination.run(options))
+    return 0
+
+
 def doctor(options: argparse.Namespace, rest: list[str]) -> int:
     """Print the report; 1 when it holds a problem."""
     from labsupport.command_line.doctor import examine
@@ -326,6 +334,7 @@ COMMANDS = {
     "run": run,
     "record": run,
     "report": report,
+    "examine": examine,
     "doctor": doctor,
     "reset": reset,
     "links": links,

@@ -14,49 +14,6 @@ from labsupport.command_line import running
 from labsupport.errors import BadInput, LabError, NotAvailable
 
 TAG = "report"  # of the code cells whose outputs belong into the page
-TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}: report</title>
-<style>
-:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --line: #c9c9c9; --quiet: #555; --soft: #f3f3f3; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8e8e8; --paper: #161616; --line: #4a4a4a; --quiet: #b0b0b0; --soft: #222; }
-}
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 62rem;
-  margin: 2rem auto; padding: 0 1rem; }
-h1, h2 { line-height: 1.25; } h2 { border-top: 1px solid var(--line); padding-top: 1rem; margin-top: 2rem; }
-pre { background: var(--soft); padding: .75rem; overflow-x: auto; font-size: .85rem; white-space: pre-wrap; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
-th:first-child { text-align: left; } figure { margin: 1rem 0; }
-figcaption, .quiet { color: var(--quiet); font-size: .9rem; }
-img { max-width: 100%; height: auto; background: #fff; } @media print { body { margin: 0; max-width: none; } }
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-<p class="quiet">{{ lab }}, {{ day }}. {{ question }}</p>
-<h2>Machine and versions</h2>
-<pre>{{ machine }}</pre>
-{% for section in sections %}
-<h2>{{ section.heading }}</h2>
-{% for part in section.parts %}
-{% if part.kind == "picture" %}<figure><img alt="{{ part.words }}" src="data:image/png;base64,{{ part.data }}">
-<figcaption>{{ part.words }}</figcaption></figure>
-{% elif part.kind == "table" %}<div class="scroll">{{ part.data | safe }}</div>
-{% else %}<pre>{{ part.data }}</pre>
-{% endif %}
-{% endfor %}
-{% endfor %}
-<h2>How to repeat it</h2>
-<pre>{{ command }}</pre>
-<p class="quiet">{{ source }} Every number above was computed by a cell of the notebook; none was typed.</p>
-</body>
-</html>
-"""
 
 
 def write(name: str, *, folder: Path | None = None, stored: bool = False, pdf: bool = False) -> list[Path]:
@@ -90,7 +47,7 @@ def write(name: str, *, folder: Path | None = None, stored: bool = False, pdf: b
 
 def html(notebook, lab: str, *, stored: bool = False) -> str:
     """The page of an executed notebook; text is escaped, tables are taken over, pictures are embedded."""
-    import jinja2
+    from labsupport.comparing import page
 
     sections = _sections(notebook)
     if not sections:
@@ -102,19 +59,14 @@ def html(notebook, lab: str, *, stored: bool = False) -> str:
     first = _text(notebook.cells[0].source)
     title = re.search(r"(?m)^# (.+)$", first)
     question = next((line.strip() for line in first.splitlines() if "?" in line and not line.startswith("#")), "")
-    return (
-        jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-        .from_string(TEMPLATE)
-        .render(
-            title=title.group(1) if title else lab,
-            lab=lab,
-            day=date.today().isoformat(),
-            question=question,
-            machine=_machine(notebook) if stored else str(environment.describe()),
-            sections=[section for section in sections if section["parts"]],
-            command=f"python3 -m labsupport report {lab[:2]}    # in a clone of this workbook",
-            source="The outputs are those stored in the notebook." if stored else "The lab was executed for this page.",
-        )
+    origin = "The outputs are those stored in the notebook." if stored else "The lab was executed for this page."
+    return page.render(
+        title=title.group(1) if title else lab,
+        lead=f"{lab}, {date.today().isoformat()}. {question}",
+        machine=_machine(notebook) if stored else str(environment.describe()),
+        sections=[section for section in sections if section["parts"]],
+        command=f"python3 -m labsupport report {lab[:2]}    # in a clone of this workbook",
+        source=f"{origin} Every number above was computed by a cell of the notebook; none was typed.",
     )
 
 

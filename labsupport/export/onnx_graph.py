@@ -306,7 +306,8 @@ def spec_of(value) -> tuple:
     if kind not in ("tensor_type", "sparse_tensor_type"):
         return (), kind.removesuffix("_type")
     tensor = getattr(value.type, kind)
-    shape = tuple(d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in tensor.shape.dim)
+    free = [not d.HasField("dim_value") or d.dim_value < 0 for d in tensor.shape.dim]  # some exporters write -1
+    shape = tuple(d.dim_param or ("?" if open else d.dim_value) for d, open in zip(tensor.shape.dim, free))
     short = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}
     name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
     return shape, short.get(name, name)

@@ -160,4 +160,4 @@ def _executed(path: Path) -> export.OnnxGraph:
 def _ort_spec(value) -> TensorSpec:
     kind = value.type.removeprefix("tensor(").removesuffix(")")
     dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
-    return TensorSpec(tuple(d if isinstance(d, int) else None for d in value.shape), dtype)
+    return TensorSpec(tuple(d if isinstance(d, int) and d >= 0 else None for d in value.shape), dtype)

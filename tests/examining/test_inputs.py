@@ -1,0 +1,141 @@
+"""What the network is fed: arrays that fit, each kind that does not, and values made where none are given."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from conftest import convnet, saved, value
+from onnx import TensorProto, helper
+
+from labsupport import examining, export, runtimes
+from labsupport.errors import BadInput
+from labsupport.examining import inputs
+
+X = np.ones((6, 3, 16, 16), np.float32)
+
+
+def file_of(folder, **arrays):
+    np.savez(folder / "data.npz", **arrays)
+    return folder / "data.npz"
+
+
+def test_rows_become_calls(tmp_path, network):
+    samples = inputs.from_file(file_of(tmp_path, x=X, labels=np.arange(6)), export.load(network))
+    assert len(samples.feeds) == 6 and samples.feeds[0]["x"].shape == (1, 3, 16, 16)
+    assert list(samples.labels) == [0, 1, 2, 3, 4, 5] and samples.origin == "6 samples from data.npz"
+
+
+def test_a_fixed_batch_takes_that_many_rows(tmp_path):
+    graph = export.load(convnet(tmp_path / "two.onnx", batch=2))
+    samples = inputs.from_file(file_of(tmp_path, x=X), graph)
+    assert [feed["x"].shape[0] for feed in samples.feeds] == [2, 2, 2]
+    with pytest.raises(BadInput, match="has 5 rows; one call takes 2: give a multiple of that"):
+        inputs.from_file(file_of(tmp_path, x=X[:5]), graph)
+
+
+def test_an_axis_more_is_a_sample_a_row_and_one_array_may_come_alone(tmp_path, network):
+    graph = export.load(network)
+    samples = inputs.from_file(file_of(tmp_path, x=X.reshape(3, 2, 3, 16, 16)), graph)
+    assert [feed["x"].shape for feed in samples.feeds] == [(2, 3, 16, 16)] * 3
+    np.save(tmp_path / "alone.npy", X)
+    assert len(inputs.from_file(tmp_path / "alone.npy", graph).feeds) == 6
+
+
+@pytest.mark.parametrize(
+    "arrays, told",
+    [
+        ({}, r"has []; the network wants exactly ['x']"),
+        ({"y": X}, r"has ['y']; the network wants exactly ['x']"),
+        ({"x": X, "z": X}, "the network wants exactly ['x']"),
+        ({"x": X.astype(np.float64)}, "is float64 in the file; the network wants float32"),
+        ({"x": X.astype(np.uint8)}, "is uint8 in the file"),
+        ({"x": X[:, :2]}, "has shape (6, 2, 16, 16) in the file; the network wants (batch, 3, 16, 16)"),
+        ({"x": X[0]}, "has shape (3, 16, 16)"),
+        ({"x": X[:0]}, "has 0 rows"),
+        ({"x": np.float32(1)}, "has shape ()"),
+        ({"x": X * np.nan}, "holds NaN"),
+        ({"x": np.array(["a"] * 6)}, "in the file; the network wants float32"),
+        ({"x": X, "labels": np.arange(5)}, "there are 5 labels for 6 samples"),
+    ],
+    ids=lambda case: None,
+)
+def test_arrays_that_do_not_fit(tmp_path, network, arrays, told):
+    with pytest.raises(BadInput, match=re.escape(told)):
+        examining.examine(network, inputs=file_of(tmp_path, **arrays), progress=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"not an archive", b"\x93NUMPY\x01"])
+def test_files_that_hold_no_arrays(tmp_path, network, content):
+    (tmp_path / "data.npz").write_bytes(content)
+    with pytest.raises(BadInput, match="data.npz (holds no plain arrays|is damaged)"):
+        inputs.from_file(tmp_path / "data.npz", export.load(network))
+
+
+def test_objects_are_not_unpickled(tmp_path, network):
+    np.savez(tmp_path / "data.npz", x=np.array([{}], dtype=object))
+    with pytest.raises(BadInput, match="holds no plain arrays"):
+        inputs.from_file(tmp_path / "data.npz", export.load(network))
+
+
+def test_a_file_that_is_not_there(tmp_path, network):
+    with pytest.raises(BadInput, match="no such file of inputs; save one with np.savez"):
+        inputs.from_file(tmp_path / "data.npz", export.load(network))
+
+
+def test_inputs_of_unequal_number(tmp_path):
+    nodes = [helper.make_node("Add", ["a", "b"], ["y"])]
+    graph = export.load(
+        saved(tmp_path / "add.onnx", nodes, [value("a", [1, 4]), value("b", [1, 4])], [value("y", [1, 4])])
+    )
+    rows = np.ones((3, 4), np.float32)
+    assert len(inputs.from_file(file_of(tmp_path, a=rows, b=rows[:1]), graph).feeds) == 3
+    with pytest.raises(BadInput, match="'b' holds 2 samples, another input 3"):
+        inputs.from_file(file_of(tmp_path, a=rows, b=rows[:2]), graph)
+    np.save(tmp_path / "alone.npy", rows)
+    with pytest.raises(BadInput, match="is one array, and the network has the inputs"):
+        inputs.from_file(tmp_path / "alone.npy", graph)
+
+
+def made_for(path):
+    graph = export.load(path)
+    with runtimes.OnnxRuntime(graph) as run:
+        return inputs.made(graph, run)
+
+
+def test_made_samples_differ_and_say_that_they_are_made(network):
+    samples = made_for(network)
+    assert not samples.given and len(samples.feeds) == inputs.MADE
+    assert not np.array_equal(samples.feeds[0]["x"], samples.feeds[1]["x"])
+    assert "made from the graph's own shapes (x (1, 3, 16, 16)), random values" in samples.origin
+
+
+def test_sizes_are_tried_until_one_runs(tmp_path):
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [1, 3072])
+    path = saved(tmp_path / "size.onnx", nodes, [value("x", [1, 3, "h", "w"])], [value("y", [1, 3072])], [shape])
+    assert made_for(path).feeds[0]["x"].shape == (1, 3, 32, 32)
+
+
+def test_masks_are_ones_and_bytes_are_bytes(tmp_path):
+    nodes = [
+        helper.make_node("Cast", ["mask"], ["m"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["m", "f"], ["y"]),
+    ]
+    takes = [value("mask", [1, 4], TensorProto.INT64), value("x", [1, 4], TensorProto.UINT8)]
+    feed = made_for(saved(tmp_path / "m.onnx", nodes, takes, [value("y", [1, 4])])).feeds[0]
+    assert feed["mask"].tolist() == [[1, 1, 1, 1]] and feed["x"].dtype == np.uint8
+
+
+def test_where_nothing_fits_the_owner_is_asked(tmp_path):
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    shape = helper.make_tensor("shape", TensorProto.INT64, [1], [7919])
+    path = saved(tmp_path / "odd.onnx", nodes, [value("x", ["n"])], [value("y", [7919])], [shape])
+    with pytest.raises(BadInput, match="no inputs could be made that this network accepts .*--inputs data.npz"):
+        made_for(path)
+    made = examining.examine(path, progress=False)
+    assert made.rows["identity"].findings and "--inputs data.npz" in made.left_out["baseline"]
+    given = file_of(tmp_path, x=np.ones((1, 7919), np.float32))
+    assert "baseline" not in examining.examine(path, inputs=given, progress=False).left_out
