@@ -40,7 +40,7 @@ _COLOURS = {
 }
 _SPACES = {"nodeSpacing": 24, "rankSpacing": 34, "subGraphTitleMargin": {"top": 4, "bottom": 10}}
 DIAGRAM_STYLE = "%%{init: " + json.dumps({"theme": "base", "themeVariables": _COLOURS, "flowchart": _SPACES}) + "}%%"
-_ROW = re.compile(r"^(Processor|ONNX Runtime|This machine) {2,}(.+)$")
+_ROW = re.compile(r"^(Processor|ONNX Runtime(?=  +\d)|This machine) {2,}(.+)$")
 _LANE = re.compile(r"(?P<runtime>TensorRT(?:-RTX)? [\d.]+) on (?P<gpu>[^|;]+)|\b(?:no GPU|without a TensorRT)")
 
 
@@ -85,7 +85,8 @@ def origin(content: dict) -> str:
             "the day of these outputs is not noted; python3 -m labsupport.exercises.resetting --write-manifest does it"
         )
     day = datetime.date.fromisoformat(note["date"])
-    where = f"an {facts['gpu']}" if facts["gpu"] else f"a processor without a GPU ({facts['cpu'] or 'unnamed'})"
+    cpu = f" ({facts['cpu']})" if facts["cpu"] else ""
+    where = f"an {facts['gpu']}" if facts["gpu"] else f"a processor without a GPU{cpu}"
     return (
         f"{STORED}one run on {where} with {facts['runtime']}, on {day.day} {day:%B %Y}. Times on your machine differ.*"
     )
