@@ -160,8 +160,9 @@ class Ratio:
         slower = self.median < 1
         shown, iqr = (1 / self.median, self.iqr / self.median**2) if slower else (self.median, self.iqr)
         value = f"{earned(shown, iqr, least=3)}×"
-        if abs(self.median - 1) <= self.iqr:
-            # "1.01× faster" from rounds that vary by 3 % would be read as a gain
+        low, high = np.log(np.percentile(self.samples, (25, 75)))
+        if abs(np.log(self.median)) <= high - low:
+            # "1.01× faster" from rounds that vary by 3 % would be read as a gain; a ratio and its inverse say the same
             value = f"no difference beyond the noise: {earned(self.median, self.iqr, least=3)}×"
         else:
             value += " slower" if slower else " faster"

@@ -85,7 +85,8 @@ def origin(content: dict) -> str:
             "the day of these outputs is not noted; python3 -m labsupport.exercises.resetting --write-manifest does it"
         )
     day = datetime.date.fromisoformat(note["date"])
-    where = f"an {facts['gpu']}" if facts["gpu"] else f"a processor without a GPU ({facts['cpu'] or 'unnamed'})"
+    cpu = f" ({facts['cpu']})" if facts["cpu"] else ""
+    where = f"an {facts['gpu']}" if facts["gpu"] else f"a processor without a GPU{cpu}"
     return (
         f"{STORED}one run on {where} with {facts['runtime']}, on {day.day} {day:%B %Y}. Times on your machine differ.*"
     )

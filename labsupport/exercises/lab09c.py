@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from labsupport.exercises.answers import as_number
 from labsupport.exercises.base import Exercise, Wrong
-from labsupport.exercises.calling import needs_function
+from labsupport.exercises.calling import items, needs_function
 from labsupport.exercises.lab09_stand_ins import (
     BOX_CUTS,
     box,
@@ -48,10 +48,8 @@ class Clean(Exercise):
         needs_function(clean, "clean")
         for nodes in cut_graphs():
             right, got = clean_cuts(nodes), clean([(list(inputs), list(outputs)) for inputs, outputs in nodes])
-            if got is None:
-                raise Wrong("clean gave None. Did it forget its `return`?")
-            got = list(got)
-            if sorted(got) != sorted(right):
+            got = items(got, "clean")
+            if sorted(map(str, got)) != sorted(right):
                 raise Wrong(self._slip(got, right, nodes))
         return "Right for a chain, for residual blocks, for branches, and where the input is read again."
 
@@ -62,6 +60,8 @@ class Clean(Exercise):
         for name in got:
             if name not in right:
                 return start + f"{name!r} is no clean cut. Which other tensor is read behind it, or is nothing left?"
+            if got.count(name) > 1:
+                return start + f"{name!r} came {got.count(name)} times; each name belongs in the list once."
         lacking = next(name for name in right if name not in got)
         return start + f"{lacking!r} is one, too: everything behind it needs that tensor only."
 
@@ -151,20 +151,18 @@ class Shares(Exercise):
     def judge(self, shares: Callable) -> str:
         needs_function(shares, "shares")
         draws = random.Random()
-        for items, count in ((100, 2), (7, 3), (64, 4), (3, 5)):
+        for pictures, count in ((100, 2), (7, 3), (64, 4), (3, 5)):
             rates = [round(draws.uniform(1, 9), 2) for _ in range(count)]
-            got = shares(items, list(rates))
-            if got is None:
-                raise Wrong("shares gave None. Did it forget its `return`?")
-            got = [as_number(each, "a share") for each in got]
-            if len(got) != count or any(each < 0 or each != int(each) for each in got) or sum(got) != items:
+            got = [as_number(each, "a share") for each in items(shares(pictures, list(rates)), "shares")]
+            if len(got) != count or any(each < 0 or each != int(each) for each in got) or sum(got) != pictures:
+                given = ", ".join(f"{each:g}" for each in got)
                 raise Wrong(
-                    f"{items} pictures on {count} GPUs: {got}; wanted are {count} whole numbers of sum {items}."
+                    f"{pictures} pictures on {count} GPUs: {given}; wanted are {count} whole numbers of sum {pictures}."
                 )
-            took, best = most_s(got, rates), most_s(fair_shares(items, rates), rates)
+            took, best = most_s(got, rates), most_s(fair_shares(pictures, rates), rates)
             if took > best * (1 + 1e-9):
                 raise Wrong(
-                    f"{items} pictures at rates {rates}: {[int(each) for each in got]} takes {took:.3g} s, and "
+                    f"{pictures} pictures at rates {rates}: {[int(each) for each in got]} takes {took:.3g} s, and "
                     f"{best:.3g} s are possible. Which GPU is done last, and who could take a picture from it?"
                 )
         return "No GPU waits longer than it must, also with fewer pictures than GPUs."

@@ -28,6 +28,8 @@ def test_clean():
             (lambda nodes: [*by_counting(nodes), "scores"], "is no clean cut"),
             (lambda nodes: [*by_counting(nodes), "frame"], "is no clean cut"),
             (lambda nodes: None, "forget its `return`"),
+            (lambda nodes: [*by_counting(nodes), *by_counting(nodes)], "each name belongs in the list once"),
+            (lambda nodes: 5, "wanted is a list"),
             (["a"], "hand in the function"),
         ],
         right=[by_counting, lambda nodes: list(reversed(by_counting(nodes)))],
