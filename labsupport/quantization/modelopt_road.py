@@ -47,7 +47,7 @@ def quantize_graphs(graph, batches, *, formats: Iterable[str] = FORMATS) -> dict
     channels modelopt reports success and quantizes nothing.
     Source: https://nvidia.github.io/Model-Optimizer/guides/_onnx_quantization.html
     """
-    formats = (formats,) if isinstance(formats, str) else tuple(formats)
+    formats = tuple(formats)
     if not formats:
         raise BadInput(f"formats is empty; choose from {list(FORMATS)}")
     _require()

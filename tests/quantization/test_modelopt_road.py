@@ -70,7 +70,7 @@ def test_fp8_is_built_in_fp8(plain):
 
 
 def quantized(graph, batches, format="int8"):
-    return modelopt_road.quantize_graphs(graph, batches, formats=format)[format]
+    return modelopt_road.quantize_graphs(graph, batches, formats=[format])[format]
 
 
 def test_two_formats_of_one_start_are_those_of_two_starts(plain, on_onnx):
