@@ -51,7 +51,7 @@ class Split:
 
     def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(images, labels) in stored order, `size` at a time; the last may be smaller."""
-        at_least(batch_size=size)
+        at_least(**{"batch size": size})
         return ((self.images[i : i + size], self.labels[i : i + size]) for i in range(0, len(self), size))
 
     def take(self, count: int) -> Split:

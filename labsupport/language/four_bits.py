@@ -28,11 +28,11 @@ def blocks(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return levels, step.astype(np.float32), least.astype(np.float32)
 
 
-def quantized(graph, path: str | os.PathLike):
+def quantized(graph, path: str | os.PathLike, *, exact: bool = True):
     """The graph with every product by a weight in 4 bits; an `export.OnnxGraph`.
 
     MatMulNBits wants zero points that are whole, and least / step is not: up to half a step is lost. That is a constant
-    a block, so the sums of 32 inputs times these constants, one row a block, are added again.
+    a block, so with ``exact`` the sums of 32 inputs times these constants, one row a block, are added again.
     """
     import onnx
     from onnx import helper, numpy_helper
@@ -48,16 +48,18 @@ def quantized(graph, path: str | os.PathLike):
             continue
         x, name = node.input
         swapped.add(name)
-        product, parts, lost = _product(node, numpy_helper.to_array(weights[name]))
+        product, parts, lost = _product(node, numpy_helper.to_array(weights[name]), exact)
         nodes.append(product)
         tensors += parts
-        tensors.append(numpy_helper.from_array(lost, f"{name}.lost"))
-        nodes += ([] if x in sums else _sums(x)) + _given_back(node)
-        sums.add(x)
+        if exact:
+            tensors.append(numpy_helper.from_array(lost, f"{name}.lost"))
+            nodes += ([] if x in sums else _sums(x)) + _given_back(node)
+            sums.add(x)
     if not swapped:
         raise BadInput(f"{graph.path.name} has no product by a constant weight, so there is nothing to quantize")
-    tensors.append(numpy_helper.from_array(np.array([-1], np.int64), "last axis"))
-    tensors.append(numpy_helper.from_array(np.array([0, 0, -1, BLOCK], np.int64), "blocks of inputs"))
+    if exact:
+        tensors.append(numpy_helper.from_array(np.array([-1], np.int64), "last axis"))
+        tensors.append(numpy_helper.from_array(np.array([0, 0, -1, BLOCK], np.int64), "blocks of inputs"))
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in swapped]
     del model.graph.initializer[:], model.graph.node[:]
     model.graph.initializer.extend(kept + tensors)
@@ -68,7 +70,7 @@ def quantized(graph, path: str | os.PathLike):
     return of_file(path)
 
 
-def _product(node, weight: np.ndarray):
+def _product(node, weight: np.ndarray, exact: bool):
     """The node in 4 bits, its tensors, and what whole zero points lose of a weight (K, N): (K / 32, N)."""
     from onnx import helper, numpy_helper
 
@@ -78,9 +80,8 @@ def _product(node, weight: np.ndarray):
     name, output = node.input[1], node.output[0]
     inputs = [node.input[0], *(f"{name}.{part}" for part in parts)]
     sizes = {"K": weight.shape[0], "N": weight.shape[1], "bits": 4, "block_size": BLOCK}
-    product = helper.make_node(
-        "MatMulNBits", inputs, [f"{output}.whole"], name=node.name, domain="com.microsoft", **sizes
-    )
+    outputs = [f"{output}.whole" if exact else output]
+    product = helper.make_node("MatMulNBits", inputs, outputs, name=node.name, domain="com.microsoft", **sizes)
     tensors = [numpy_helper.from_array(value, f"{name}.{part}") for part, value in parts.items()]
     return product, tensors, np.ascontiguousarray((least + step * zero).T.astype(np.float32))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from labsupport.errors import NotAvailable, at_least
+from labsupport.errors import BadInput, NotAvailable, at_least
 
 
 def on_dla(core: int = 0, *, fallback: bool = True) -> Callable:
@@ -14,7 +14,8 @@ def on_dla(core: int = 0, *, fallback: bool = True) -> Callable:
     engine is built on a machine without that core.
     Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-with-dla.html
     """
-    at_least(0, core=core)
+    if isinstance(core, bool) or not isinstance(core, int) or core < 0:
+        raise BadInput(f"core={core!r}; DLA cores are numbered from 0")
 
     def configure(trt, builder, network, config):
         there = f"{builder.num_DLA_cores or 'no'} DLA core{'s' * (builder.num_DLA_cores != 1)}"

@@ -117,7 +117,7 @@ def test_a_fused_graph_takes_its_sizes_from_the_graph_before(diamond, tmp_path):
             {"precision": "fp12"},
             r"precision='fp12' is not a type to count in; choose one of \['fp32', 'fp16', 'bf16', 'int8'\]",
         ),
-        ({"batch": 0}, "batch=0; give a whole number, 1 or more"),
+        ({"batch": 0}, "batch=0; wanted a whole number of at least 1"),
         ({"batch": True}, "batch=True"),
         ({"batch": 2.0}, "batch=2.0"),
     ],
