@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 
 class LabError(RuntimeError):
     """Base of every error raised on purpose: the message names the fault and the fix."""
@@ -38,3 +40,12 @@ class UntrustedEngine(EngineError):
 
 class RecordingError(LabError):
     """A recording is missing, lacks its provenance, or left its band."""
+
+
+def at_least(least: int = 1, most: int | None = None, /, **values) -> None:
+    """Refuse with BadInput what is no whole number of at least ``least`` (and of at most ``most``), by its name."""
+    for name, value in values.items():
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)  # NumPy's, too
+        if not whole or value < least or (most is not None and value > most):
+            bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+            raise BadInput(f"{name}={value!r}; wanted a whole number {bounds}")

@@ -14,14 +14,33 @@ FEWEST_FOR_SPREAD = 4  # with fewer samples the quartiles are the samples themse
 CLOCKS = ("host", "device")
 
 
-def earned(value: float, uncertainty: float, *, least: int = 2, most: int = 4) -> str:
-    """Text of `value` cut at the first digit that `uncertainty` makes doubtful, `least` to `most` significant."""
+def earned(value: float, uncertainty: float, *, least: int = 2) -> str:
+    """Text of `value` cut at the first digit that `uncertainty` makes doubtful, `least` to 4 significant."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     magnitude = math.floor(math.log10(abs(value)))
-    digits = magnitude - math.floor(math.log10(uncertainty)) + 1 if uncertainty > 0 else most
-    decimals = min(max(digits, least), most) - 1 - magnitude
+    digits = magnitude - math.floor(math.log10(uncertainty)) + 1 if uncertainty > 0 else 4
+    decimals = min(max(digits, least), 4) - 1 - magnitude
     return f"{round(value, decimals):.{max(decimals, 0)}f}"
+
+
+class Percentiles:
+    """Of requests whose ``latencies_ms`` are NaN where no answer came; NaN itself when none was answered."""
+
+    latencies_ms: tuple[float, ...]
+
+    def percentile_ms(self, q: float) -> float:
+        """The latency that q percent of the answered requests stay under."""
+        answered = [ms for ms in self.latencies_ms if not math.isnan(ms)]
+        return float(np.percentile(answered, q)) if answered else math.nan
+
+    @property
+    def p50_ms(self) -> float:
+        return self.percentile_ms(50)
+
+    @property
+    def p99_ms(self) -> float:
+        return self.percentile_ms(99)
 
 
 @dataclass(frozen=True, repr=False)
@@ -244,12 +263,6 @@ class Throughput:
 def _fewest_for(q: float) -> int:
     """Samples without which not one lies beyond the percentile; round() first, since 100 - 99.9 is 0.0999…"""
     return math.ceil(round(100 / (100 - q), 6))
-
-
-def at_least(name, value, least) -> None:
-    """Refuse with BadInput what is no whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadInput(f"{name}={value!r}: expected a whole number of {least} or more")
 
 
 def one_of(name, value, choices) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from labsupport.benchmarking.joules import Energy, energy_counter
-from labsupport.benchmarking.measurements import CLOCKS, Latency, Ratio, Throughput, at_least, one_of
-from labsupport.errors import BadInput, NotAvailable
+from labsupport.benchmarking.measurements import CLOCKS, Latency, Ratio, Throughput, one_of
+from labsupport.errors import BadInput, NotAvailable, at_least
 
 
 def latency(run, feed, *, runs=100, warmup=10, warmup_ms=0, batch=None, name=None, now=time.perf_counter_ns) -> Latency:
@@ -20,7 +20,7 @@ def latency(run, feed, *, runs=100, warmup=10, warmup_ms=0, batch=None, name=Non
     calls and at least `warmup_ms`. Feed random data, not zeros: power draw depends on the bits, and a GPU fed
     zeros clocks higher. `now` returns nanoseconds.
     """
-    at_least("runs", runs, 1)
+    at_least(runs=runs)
     batch = _batch_size(batch, feed)
     wait = _warm_up(run, feed, warmup, warmup_ms, now)
     samples = _host_samples(run, feed, runs, wait, now)
@@ -36,8 +36,8 @@ def device_latency(
     above 1 divides one pair of events among that many calls, for networks near the events' 0.5 µs resolution.
     Source: CUDA runtime API, cudaEventElapsedTime. On a runtime without a device queue: NotAvailable.
     """
-    at_least("runs", runs, 1)
-    at_least("enqueues", enqueues, 1)
+    at_least(runs=runs)
+    at_least(enqueues=enqueues)
     batch = _batch_size(batch, feed)
     _needs_queue(run, "device_latency")
     run.bind(feed)
@@ -65,8 +65,8 @@ def paired(
     `feed_after` feeds `after` where it wants another dtype or layout; None gives it `feed`.
     """
     one_of("clock", clock, CLOCKS)
-    at_least("rounds", rounds, 1)
-    at_least("runs_per_round", runs_per_round, 1)
+    at_least(rounds=rounds)
+    at_least(runs_per_round=runs_per_round)
     feed_after = feed if feed_after is None else feed_after
     if _batch(feed) != _batch(feed_after):
         raise BadInput(f"before gets batch {_batch(feed)}, after batch {_batch(feed_after)}; feed both the same batch")
@@ -97,7 +97,7 @@ def throughput(run, feed, *, seconds=1.0, in_flight=1, warmup=10, event=None, no
     in_flight 1 waits for each `run(feed)`, copies included. Above 1, calls are enqueued ahead on inputs already on the
     device: more items per second, while each waits longer for its turn.
     """
-    at_least("in_flight", in_flight, 1)
+    at_least(in_flight=in_flight)
     if not seconds > 0:
         raise BadInput(f"seconds={seconds!r}: throughput needs a positive stretch of time")
     if in_flight == 1:
@@ -169,7 +169,7 @@ def _timer(run, feed, runs, warmup, clock, event, now):
 
 def _warm_up(run, feed, warmup, warmup_ms, now, call=None):
     """Call until warm; returns the function that waits for the device `run` computes on."""
-    at_least("warmup", warmup, 0)
+    at_least(0, warmup=warmup)
     call, outputs, calls, begun = call or run, None, 0, now()
     while calls < warmup or (now() - begun) / 1e6 < warmup_ms:
         outputs = call(feed)
@@ -251,7 +251,7 @@ def _tensors(values):
 def _batch_size(batch, feed) -> int:
     if batch is None:
         return _batch(feed)
-    at_least("batch", batch.item() if isinstance(batch, np.integer) else batch, 1)
+    at_least(batch=batch)
     return int(batch)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from labsupport import environment
 from labsupport.build import network as network_of
 from labsupport.build.network import Profile
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, at_least
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "as-is")
 HARDWARE = ("none", "ampere_plus", "same_compute_capability")
@@ -66,8 +66,7 @@ def _check_options(precision, optimization_level, workspace_mib, hardware_compat
         raise BadInput(
             f"optimization_level={optimization_level!r}; TensorRT has levels 0 (fast build) to 5 (fast engine)"
         )
-    if not isinstance(workspace_mib, int) or workspace_mib < 1:
-        raise BadInput(f"workspace_mib={workspace_mib!r}; give a whole number of MiB, 1 or more")
+    at_least(workspace_mib=workspace_mib)
     if hardware_compatible not in HARDWARE:
         raise BadInput(f"hardware_compatible={hardware_compatible!r} is not a level; choose one of {list(HARDWARE)}")
 

@@ -73,10 +73,10 @@ def _lane() -> Finding:
         return Finding("This machine", f"unclear: {error}", "problem", "unset LABSUPPORT_TENSORRT")
 
 
-def check_python(version: tuple[int, int] | None = None, executable: str | None = None) -> list[Finding]:
+def check_python(version: tuple[int, int] | None = None) -> list[Finding]:
     """Python between the oldest and the newest that every dependency has builds for."""
     version = version or sys.version_info[:2]
-    value = f"{'.'.join(map(str, version))} at {executable or sys.executable}"
+    value = f"{'.'.join(map(str, version))} at {sys.executable}"
     oldest, newest = SUPPORTED_PYTHON
     if oldest <= tuple(version) <= newest:
         return [Finding("Python", value)]

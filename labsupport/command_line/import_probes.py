@@ -38,12 +38,12 @@ def start_imports(modules: tuple[str, ...] = HEAVY, *, installed=importlib.util.
     return children
 
 
-def finish_imports(children: dict, *, deadline_s: float = DEADLINE_S, clock=time.monotonic) -> list[Finding]:
+def finish_imports(children: dict, *, deadline_s: float = DEADLINE_S) -> list[Finding]:
     """Collect the children: a crash or an exception is a problem, one still importing at the deadline a note."""
-    findings, end = [], clock() + deadline_s
+    findings, end = [], time.monotonic() + deadline_s
     for module, child in children.items():
         try:
-            error = child.communicate(timeout=max(0.05, end - clock()))[1]
+            error = child.communicate(timeout=max(0.05, end - time.monotonic()))[1]
         except subprocess.TimeoutExpired:
             child.kill()
             child.communicate()

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from labsupport.data import roadside
-from labsupport.data.datasets import check_whole
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, at_least
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,8 +53,8 @@ def drive(
     The roadsides are the camera's own, in no split. The boxes are as unsteady as a detector's, up to a
     tenth of the sign.
     """
-    check_whole("frames", frames)
-    check_whole("per_sign", per_sign, 2)
+    at_least(frames=frames)
+    at_least(2, per_sign=per_sign)
     if not isinstance(rate_hz, (int, float)) or isinstance(rate_hz, bool) or not 0 < rate_hz <= 1000:
         raise BadInput(f"rate_hz={rate_hz!r}; wanted frames a second, above 0 and at most 1000")
     rng = np.random.default_rng([seed, roadside.STREAMS["camera"], 30_000])

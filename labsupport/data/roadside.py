@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from labsupport.data import sign_artwork, signs
-from labsupport.data.datasets import Dataset, Split, check_whole, shuffled
-from labsupport.errors import BadInput
+from labsupport.data.datasets import Dataset, Split, shuffled
+from labsupport.errors import BadInput, at_least
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -140,9 +140,9 @@ def sign_photographs(
     file's name is the class) in place of the shipped ones. Synthetic: an accuracy here says nothing about a real
     street.
     """
-    check_whole("size", size, 16, 128)
-    check_whole("per_class", per_class, 12)
-    check_whole("seed", seed, 0)
+    at_least(16, 128, size=size)
+    at_least(12, per_class=per_class)
+    at_least(0, seed=seed)
     drawings = own_drawings(folder) if folder is not None else sign_artwork.artwork()
     train, held_out = per_class * 6 // 10, per_class // 10
     counts = {"train": train, "validation": held_out, "test": per_class - train - held_out}

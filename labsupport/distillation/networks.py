@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from labsupport.errors import BadInput
-from labsupport.models.networks import ImageNetwork, check_whole
+from labsupport.errors import BadInput, at_least
+from labsupport.models.networks import ImageNetwork
 
 
 class StagedCnn(ImageNetwork):
@@ -33,8 +33,8 @@ def staged_cnn(
     """A StagedCnn in eval mode with reproducible random weights; `depth` convolutions a stage, `width` channels in the
     first.
     """
-    check_whole(classes=classes, width=width, depth=depth, channels=channels)
-    check_whole(0, seed=seed)
+    at_least(classes=classes, width=width, depth=depth, channels=channels)
+    at_least(0, seed=seed)
     if isinstance(size, bool) or not isinstance(size, int) or size < 8:
         raise BadInput(f"size={size!r}; three stages halve it three times: wanted a whole number of at least 8")
     with torch.random.fork_rng(devices=[]):

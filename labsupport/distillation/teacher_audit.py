@@ -54,17 +54,11 @@ class Audit:
 
 def freeze(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose parameters take no gradients: fit to be a teacher."""
-    if not isinstance(model, nn.Module):
-        raise BadInput(f"a {type(model).__name__} came; wanted a PyTorch module, such as the .model of training.fit")
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def check_frozen(teacher: nn.Module) -> None:
     """Refuse a teacher that would change, or cost gradients, while it teaches."""
-    if not isinstance(teacher, nn.Module):
-        raise BadInput(
-            f"the teacher is a {type(teacher).__name__}; wanted a PyTorch module: distillation.freeze(model)"
-        )
     training = [name or "the module itself" for name, module in teacher.named_modules() if module.training]
     if training:
         raise BadInput(

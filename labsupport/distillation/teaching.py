@@ -133,9 +133,6 @@ def _checked_hints(hints) -> tuple[Hint, ...]:
 
 def check_pair(student: nn.Module, teacher: nn.Module, examples: Tensor) -> None:
     """Refuse a student that cannot learn, and two whose logits (N, classes) cannot be compared."""
-    if not isinstance(student, nn.Module):
-        came = f"the class {student.__name__}" if isinstance(student, type) else f"a {type(student).__name__}"
-        raise BadInput(f"{came} came as the student; wanted a PyTorch module, such as distillation.staged_cnn()")
     if not any(parameter.requires_grad for parameter in student.parameters()):
         raise BadInput(
             f"the student, a {type(student).__name__}, is frozen: no parameter of it takes gradients; "

@@ -7,13 +7,13 @@ from typing import Any
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.calling import needs_function
 from labsupport.exercises.lab11_stand_ins import (  # noqa: F401 - learners call lab11.sign and read lab11.LIMITS
     LIMITS,
     about_choice,
     candidates_drawn,
     convolution_shapes,
     counted_misses,
-    demand_function,
     exact_stream,
     is_affine,
     oldest_in_time,
@@ -61,7 +61,7 @@ class ChoosePhone(Exercise):
     def judge(self, function: Any) -> str:
         import numpy as np
 
-        demand_function(function, "choose")
+        needs_function(function, "choose")
         draws = np.random.default_rng()
         for number in range(300):
             rows, limits = candidates_drawn(draws, number)
@@ -170,7 +170,7 @@ class InTime(Exercise):
     def judge(self, function: Any) -> str:
         import numpy as np
 
-        demand_function(function, "next_frame")
+        needs_function(function, "next_frame")
         draws = np.random.default_rng()
         for _ in range(30):
             stream = stream_of_frames(draws)
@@ -223,7 +223,7 @@ class Update(Exercise):
     def judge(self, function: Any) -> str:
         import secrets
 
-        demand_function(function, "install")
+        needs_function(function, "install")
         key = secrets.token_bytes(16)
         for name, package, result, replaced in packages_drawn(key):
             box, ran = {"version": 4, "payload": b"the engine that runs"}, []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Any
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Wrong
@@ -15,11 +14,6 @@ LIMITS = {"KiB": 64.0, "p90_ms": 2.0, "points_lost": 1.0}  # the phone's gate, a
 def sign(key: bytes, version: int, payload: bytes) -> str:
     """HMAC-SHA256 over version and payload, as hexadecimal digits: what the exercise on updates calls a signature."""
     return hmac.new(key, version.to_bytes(8, "big") + payload, hashlib.sha256).hexdigest()
-
-
-def demand_function(function: Any, name: str) -> None:
-    if not callable(function) or isinstance(function, type):
-        raise Wrong(f"that is {described(function)}; hand in the function itself: check({name}).")
 
 
 def candidates_drawn(draws, number: int) -> tuple[list[dict], dict]:

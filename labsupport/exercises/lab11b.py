@@ -11,6 +11,7 @@ from typing import Any
 from labsupport.errors import LabError
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.calling import needs_function
 
 LAB = "11b_data_center"
 SERVICE_MS, LIMIT_MS = 8.0, 50.0
@@ -56,7 +57,7 @@ class Window(Exercise):
     answer = "One deadline for the whole batch. A new delay for each request lets the first wait without end."
 
     def judge(self, function: Any) -> str:
-        _demand_function(function, "next_batch")
+        needs_function(function, "next_batch")
         # (what it is, waits already, comes later as (s, request), limit, delay, wanted, at least s, at most s)
         cases = [
             ("ten wait, four fit", range(10), [], 4, 1.0, [0, 1, 2, 3], 0.0, 0.5),
@@ -122,7 +123,7 @@ class Retry(Exercise):
     def judge(self, function: Any) -> str:
         import random
 
-        _demand_function(function, "send")
+        needs_function(function, "send")
         for dead in (0, 1, 2, 4):
             asked, replicas = _replicas(dead, 5)
             request = random.randrange(1, 1000) if dead != 2 else 0  # an answer may be 0, too
@@ -198,7 +199,7 @@ class Admit(Exercise):
     def judge(self, function: Any) -> str:
         import numpy as np
 
-        _demand_function(function, "admit")
+        needs_function(function, "admit")
         draws = np.random.default_rng()
         for load in (0.3, 0.9, 2.0, 4.0):
             for _ in range(6):
@@ -237,11 +238,6 @@ def _place_fault(function: Callable, ahead: int, replicas: int) -> None:
 
 def _admit(ahead, replicas, service_ms, deadline_ms) -> bool:
     return (ahead // replicas + 1) * service_ms <= deadline_ms
-
-
-def _demand_function(function: Any, name: str) -> None:
-    if not callable(function) or isinstance(function, type):
-        raise Wrong(f"that is {described(function)}; hand in the function itself: check({name}).")
 
 
 def _collected(function: Callable, now: list, later: list, limit: int, delay: float, name: str):

@@ -9,6 +9,7 @@ from typing import Any
 from labsupport.exercises import lab12_stand_ins as stand_ins
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.calling import needs_function
 
 LAB = "12_project"
 PER_CLASS = 40  # unseen photographs of each sign for a version of the learner's own
@@ -42,8 +43,7 @@ class Leak(Exercise):
     def judge(self, shared: Any) -> str:
         import numpy as np
 
-        if not callable(shared):
-            raise Wrong(f"that is {described(shared)}; hand in the function itself, `shared`.")
+        needs_function(shared, "shared")
         rng = np.random.default_rng()
         for count, what in (
             (0, "where nothing is shared"),
@@ -90,8 +90,7 @@ class Deadlines(Exercise):
     def judge(self, missed_frames: Any) -> str:
         import numpy as np
 
-        if not callable(missed_frames):
-            raise Wrong(f"that is {described(missed_frames)}; hand in the function itself, `missed_frames`.")
+        needs_function(missed_frames, "missed_frames")
         rng = np.random.default_rng()
         for _ in range(20):
             arrivals, service, deadline = stand_ins.traffic(rng)
@@ -150,8 +149,7 @@ class Vote(Exercise):
     def judge(self, vote: Any) -> str:
         import numpy as np
 
-        if not callable(vote):
-            raise Wrong(f"that is {described(vote)}; hand in the function itself, `vote`.")
+        needs_function(vote, "vote")
         rng = np.random.default_rng()
         for faults in stand_ins.FAULTS:
             for place in range(9):
@@ -214,8 +212,7 @@ class SelfTest(Exercise):
     def judge(self, self_test: Any) -> str:
         import numpy as np
 
-        if not callable(self_test):
-            raise Wrong(f"that is {described(self_test)}; hand in the function itself, `self_test`.")
+        needs_function(self_test, "self_test")
         rng = np.random.default_rng()
         for _ in range(4):
             for wrong, swapped, wanted in stand_ins.CLASSIFIERS:
@@ -254,8 +251,7 @@ class Claim(Exercise):
 
         import numpy as np
 
-        if not callable(claim):
-            raise Wrong(f"that is {described(claim)}; hand in the function itself, `claim`.")
+        needs_function(claim, "claim")
         rng = np.random.default_rng()
         for _ in range(10):
             before_ms, after_ms, before_mib, after_mib = (float(value) for value in 0.5 + 9 * rng.random(4))

@@ -7,6 +7,7 @@ from typing import Any
 from labsupport.exercises import lab14_workpieces as pieces
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.calling import needs_function
 from labsupport.exercises.lab14_workpieces import small_decoder
 
 LAB = "14_large_models"
@@ -46,7 +47,7 @@ class Grouped(Exercise):
     def judge(self, function: Any) -> str:
         import torch
 
-        pieces.is_function(function, "grouped")
+        needs_function(function, "grouped")
         dice = torch.Generator().manual_seed(pieces.seed())
         for batch, new, rows, heads, groups in ((2, 3, 7, 6, 2), (1, 1, 9, 9, 3), (1, 5, 5, 4, 4), (2, 2, 4, 4, 1)):
             query = torch.randn(batch, new, heads, 8, generator=dice)
@@ -92,7 +93,7 @@ class CacheBytes(Exercise):
         from labsupport.exercises.answers import as_number
         from labsupport.language.networks import Shape
 
-        pieces.is_function(function, "cache_bytes")
+        needs_function(function, "cache_bytes")
         dice = np.random.default_rng(pieces.seed())
         for number in range(12):
             groups, times, width = (int(dice.integers(1, high)) for high in (5, 5, 90))
@@ -150,7 +151,7 @@ class Loop(Exercise):
 
         from labsupport.language import cached, generation
 
-        pieces.is_function(function, "answer")
+        needs_function(function, "answer")
         dice = np.random.default_rng(pieces.seed())
         for most in (9, 1, 14):
             network = pieces.small_network()
@@ -213,7 +214,7 @@ class TopP(Exercise):
     def judge(self, function: Any) -> str:
         import numpy as np
 
-        pieces.is_function(function, "top_p")
+        needs_function(function, "top_p")
         dice = np.random.default_rng(pieces.seed())
         for size, p in ((6, 0.5), (40, 0.9), (40, 0.05), (300, 0.99), (12, 1.0), (4, 0.75), (8, 0.5)):
             chances = pieces.chances(dice, size)
@@ -281,7 +282,7 @@ class FourBits(Exercise):
     def judge(self, function: Any) -> str:
         import numpy as np
 
-        pieces.is_function(function, "four_bits")
+        needs_function(function, "four_bits")
         dice = np.random.default_rng(pieces.seed())
         plain = dice.standard_normal((5, 3 * pieces.BLOCK))
         cases = {

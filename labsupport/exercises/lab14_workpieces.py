@@ -79,11 +79,6 @@ def seed() -> int:
     return secrets.randbits(32)
 
 
-def is_function(answer: Any, name: str) -> None:
-    if not callable(answer) or isinstance(answer, type):
-        raise Wrong(f"that is {described(answer)}; hand in the function itself: check({name}).")
-
-
 def plain(token: Any) -> Any:
     return token.item() if hasattr(token, "item") else token
 

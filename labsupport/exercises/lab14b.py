@@ -6,7 +6,8 @@ from typing import Any
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
-from labsupport.exercises.lab14_workpieces import as_tensor, is_function, plain, seed
+from labsupport.exercises.calling import needs_function
+from labsupport.exercises.lab14_workpieces import as_tensor, plain, seed
 
 LAB = "14b_serving_large_models"
 
@@ -44,7 +45,7 @@ class Gained(Exercise):
     def judge(self, function: Any) -> str:
         import numpy as np
 
-        is_function(function, "gained")
+        needs_function(function, "gained")
         dice = np.random.default_rng(seed())
         fixed = [
             ([7, 8, 9], [7, 8, 9, 4]),
@@ -105,7 +106,7 @@ class SharedBlocks(Exercise):
         from labsupport.exercises.answers import as_number
         from labsupport.language.serving import Blocks
 
-        is_function(function, "blocks_needed")
+        needs_function(function, "blocks_needed")
         dice = np.random.default_rng(seed())
         for number in range(12):
             size, shared = int(dice.integers(2, 6)), dice.integers(3, size=int(dice.integers(4, 24))).tolist()
@@ -162,7 +163,7 @@ class Split(Exercise):
         import torch
         from torch.nn import functional as F
 
-        is_function(function, "split")
+        needs_function(function, "split")
         dice = torch.Generator().manual_seed(seed())
         for hidden, inner, world in ((6, 12, 2), (5, 12, 3), (4, 8, 4), (8, 8, 1), (8, 8, 2)):
             x, up, down = (

@@ -8,6 +8,7 @@ from typing import Any
 
 from labsupport.exercises.answers import NotAttempted, as_number, described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.calling import needs_function
 
 LAB = "15_outlook"
 # ran up to TensorRT 8.x; the first line is given by the checker where a machine needs it
@@ -75,7 +76,7 @@ class Forecast(Exercise):
     def judge(self, function: Any) -> str:
         import random
 
-        _is_function(function, "speedup")
+        needs_function(function, "speedup")
         chips = [(1e12, 1e11), (2e13, 3e11), (1e15, 3e12), (9e15, 8e12)]
         cases: list[tuple[float, float, tuple[float, float], tuple[float, float]]] = [
             (random.uniform(1e8, 1e12), random.uniform(1e6, 1e10), random.choice(chips), random.choice(chips))
@@ -141,7 +142,7 @@ class Nvfp4(Exercise):
     def judge(self, function: Any) -> str:
         import numpy as np
 
-        _is_function(function, "to_nvfp4")
+        needs_function(function, "to_nvfp4")
         draw = np.random.default_rng()
         plain, zeros = draw.standard_normal((4, 32)), draw.standard_normal((3, 32))
         zeros[1] = 0
@@ -215,7 +216,7 @@ class Gone(Exercise):
 
         from labsupport.listings import releases
 
-        _is_function(function, "went")
+        needs_function(function, "went")
         listings = [releases.listing(release) for release in releases.RELEASES]
         cases = [*_invented(), ("8.6.0 and 10.16.1.11", *listings[:2]), ("11.0.0.114 and 11.4.0.106", *listings[2:4])]
         for name, before, after in cases:
@@ -333,11 +334,6 @@ def _array(value: Any, shape: tuple, name: str):
     if array.shape != shape:
         raise Wrong(f"{name}: the answer has shape {array.shape}; wanted is {shape}.")
     return array
-
-
-def _is_function(function: Any, name: str) -> None:
-    if not callable(function) or isinstance(function, type):
-        raise Wrong(f"that is {described(function)}; hand in the function itself: check({name}).")
 
 
 growth = Growth()

@@ -9,6 +9,7 @@ from typing import Any
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.calling import needs_function
 
 LAB = "A_mathematics"
 CLOSE = 1e-6
@@ -53,7 +54,7 @@ class CrossEntropy(Exercise):
     def judge(self, function: Any) -> str:
         import numpy as np
 
-        _is_function(function, "cross_entropy")
+        needs_function(function, "cross_entropy")
         draw = np.random.default_rng()
         for name, z, labels in (
             ("an everyday batch", draw.standard_normal((6, 5)), draw.integers(0, 5, 6)),
@@ -115,7 +116,7 @@ class Repaired(Exercise):
     def judge(self, function: Any) -> str:
         import numpy as np
 
-        _is_function(function, "backward")
+        needs_function(function, "backward")
         draw = np.random.default_rng()
         for n, d, h, k in ((7, 5, 4, 3), (1, 2, 6, 2), (4, 4, 4, 4)):
             x, y = draw.standard_normal((n, d)), draw.standard_normal((n, k))
@@ -184,7 +185,7 @@ class LayerNorm(Exercise):
     def judge(self, function: Any) -> str:
         import numpy as np
 
-        _is_function(function, "layer_norm_back")
+        needs_function(function, "layer_norm_back")
         draw = np.random.default_rng()
         for n, d, epsilon in ((5, 8, 1e-5), (1, 3, 1e-3), (6, 4, 0.5)):
             g, x, weight = draw.standard_normal((n, d)), 3 + 2 * draw.standard_normal((n, d)), draw.random(d) + 0.5
@@ -238,7 +239,7 @@ class SafeLength(Exercise):
 
         from labsupport.exercises.answers import as_number
 
-        _is_function(function, "safe_length")
+        needs_function(function, "safe_length")
         cases = [(2.0**-11, 0.01), (2.0**-8, 0.05), (2.0**-24, 1e-3), (2.0**-11, 2.0**-12)]
         cases += [(2.0 ** -random.randint(6, 20), random.uniform(0.001, 0.3)) for _ in range(20)]
         for u, tolerance in cases:
@@ -294,11 +295,6 @@ def _layer_norm(g, x, weight, epsilon):
     spread = np.sqrt(x.var(-1, keepdims=True) + epsilon)
     x_hat, gw = (x - x.mean(-1, keepdims=True)) / spread, g * weight
     return (gw - gw.mean(-1, keepdims=True) - x_hat * (gw * x_hat).mean(-1, keepdims=True)) / spread, (g * x_hat).sum(0)
-
-
-def _is_function(function: Any, name: str) -> None:
-    if not callable(function) or isinstance(function, type):
-        raise Wrong(f"that is {described(function)}; hand in the function itself: check({name}).")
 
 
 def _called(function: Callable, *arrays):

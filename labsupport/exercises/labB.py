@@ -10,6 +10,7 @@ from typing import Any
 
 from labsupport.exercises.answers import as_number, described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
+from labsupport.exercises.calling import needs_function
 from labsupport.exercises.labB_sources import KNOWN, LOOP, SOURCES, STUBBORN
 
 LAB = "B_article_map"
@@ -47,7 +48,7 @@ class Converted(Exercise):
 
         from labsupport import export, runtimes
 
-        _is_function(function, "convert")
+        needs_function(function, "convert")
         model, example, batches = _network()
         kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         layers, training = str(model), model.training
@@ -128,7 +129,7 @@ class MissingNames(Exercise):
     def judge(self, function: Any) -> str:
         import random
 
-        _is_function(function, "missing")
+        needs_function(function, "missing")
         for name, template, wanted in random.sample(SOURCES, len(SOURCES)):
             words = {
                 key: f"{key.upper()}{random.choice(('Graph', 'Server', 'Core'))}{random.randint(10, 99)}"
@@ -182,7 +183,7 @@ class Contained(Exercise):
     def judge(self, function: Any) -> str:
         import tempfile
 
-        _is_function(function, "contained")
+        needs_function(function, "contained")
         word = f"left_{os.urandom(4).hex()}"
         with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
             mark = Path(folder) / "mark"
@@ -262,7 +263,7 @@ class Faster(Exercise):
     def judge(self, function: Any) -> str:
         import random
 
-        _is_function(function, "percent_faster")
+        needs_function(function, "percent_faster")
         cases = [(10.0, 5.0), (13.0, 10.0), (5.0, 8.0), (7.0, 7.0)] + [
             (random.uniform(0.1, 50), random.uniform(0.1, 50)) for _ in range(10)
         ]
@@ -300,11 +301,6 @@ def _network():
         layers = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, 5)
         layers[1].running_mean.normal_()
         return nn.Sequential(*layers).eval(), torch.randn(2, 1, 6, 6), [torch.randn(n, 1, 6, 6) for n in (2, 1, 7)]
-
-
-def _is_function(function: Any, name: str) -> None:
-    if not callable(function) or isinstance(function, type):
-        raise Wrong(f"that is {described(function)}; hand in the function itself: check({name}).")
 
 
 compiles = Compiles()

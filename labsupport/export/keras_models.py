@@ -53,7 +53,7 @@ def keras_here():
     return keras, keras.backend.backend()
 
 
-def from_keras(model, *, path: str | Path | None = None, opset: int = OPSET) -> OnnxGraph:
+def from_keras(model, *, path: str | Path | None = None) -> OnnxGraph:
     """Keras's own export, checked like any other graph. Raises BadInput for no Keras model, LabError naming the layer.
 
     Source: https://keras.io/api/models/model_saving_apis/export/
@@ -68,9 +68,9 @@ def from_keras(model, *, path: str | Path | None = None, opset: int = OPSET) -> 
         )
     path = Path(path) if path else fresh_folder() / f"{model.name}.onnx"
     try:
-        return _exported(keras, model, path, opset)
+        return _exported(keras, model, path)
     except Exception as error:  # tf2onnx and torch.onnx raise types of their own, and some write a graph that is none
-        guilty = next((layer for layer in model.layers if _fails(keras, layer, opset)), None)
+        guilty = next((layer for layer in model.layers if _fails(keras, layer)), None)
         name = f"layer {guilty.name!r} ({type(guilty).__name__})" if guilty is not None else f"model {model.name!r}"
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
         raise LabError(
@@ -79,20 +79,20 @@ def from_keras(model, *, path: str | Path | None = None, opset: int = OPSET) -> 
         ) from error
 
 
-def _exported(keras, model, path: Path, opset: int) -> OnnxGraph:
+def _exported(keras, model, path: Path) -> OnnxGraph:
     with quietly():
         model(keras.ops.zeros((1, *model.input_shape[1:])))  # the exporters refuse a model that was never called
-        model.export(str(path), format="onnx", opset_version=opset, verbose=False)
+        model.export(str(path), format="onnx", opset_version=OPSET, verbose=False)
     return load(path, exporter="keras")
 
 
-def _fails(keras, layer, opset: int) -> bool:
+def _fails(keras, layer) -> bool:
     """Whether a layer alone cannot be exported."""
     if isinstance(layer, keras.layers.InputLayer):
         return False
     try:
         shape = layer.input.shape[1:]
-        _exported(keras, keras.Sequential([keras.Input(shape), layer]), fresh_folder() / "layer.onnx", opset)
+        _exported(keras, keras.Sequential([keras.Input(shape), layer]), fresh_folder() / "layer.onnx")
     except Exception:  # the same many types as above; the first layer that raises is named
         return True
     return False

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, at_least
 from labsupport.export import onnx_graph
 from labsupport.export.onnx_graph import OnnxGraph, bodies, everywhere
 
@@ -188,8 +188,6 @@ def exposed(graph, tensors: Iterable[str], *, path=None) -> OnnxGraph:
     and may round where the plain one does not. Raises BadInput for a tensor that is not there.
     """
     graph = graph if isinstance(graph, OnnxGraph) else onnx_graph.load(graph)
-    if not isinstance(tensors, Iterable):
-        raise BadInput(f"tensors={tensors!r}; give a list of tensor names, such as {list(graph.outputs)[:1]}")
     tensors = [tensors] if isinstance(tensors, str) else tensors
     model, tensors = graph.model(), list(dict.fromkeys(tensors))
     known = values_of(model)
@@ -224,8 +222,7 @@ def fix_batch(model, batch: int) -> tuple[list[str], list[int]]:
 
     Returns the inputs whose first axis was free, and the numbers at which the others' are fixed.
     """
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise BadInput(f"batch={batch!r}; give a whole number, 1 or more")
+    at_least(batch=batch)
     weights = {weight.name for weight in model.graph.initializer}
     values = [value for value in model.graph.input if value.name not in weights]
     first = {v.name: v.type.tensor_type.shape.dim[0] for v in values if v.type.tensor_type.shape.dim}

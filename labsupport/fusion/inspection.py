@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, at_least
 from labsupport.fusion import plan_schema
 from labsupport.fusion.executed_plan import kind_of_ops, plan_of_onnx_runtime
 from labsupport.fusion.kernels import NO_WORK, Kernel, Plan, with_times
@@ -117,8 +117,7 @@ def time_bar(plan: Plan, *, top: int = 12):
         raise BadInput(
             f"{plan.name} has no times; pass profile=fusion.profile(run, feed), or a plan recorded with its profile"
         )
-    if not isinstance(top, int) or top < 1:
-        raise BadInput(f"top={top!r}; give a whole number of bars, 1 or more")
+    at_least(top=top)
     timed = sorted((k for k in plan.kernels if k.time_ms), key=lambda k: -k.time_ms)
     labels = [_caption(kernel) for kernel in timed[:top]]
     values, notes = [k.time_ms for k in timed[:top]], [f"{k.kind}, {k.share:.0%}" for k in timed[:top]]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from labsupport import files
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, at_least
 from labsupport.fusion.onnx_nodes import nodes_of
 from labsupport.fusion.plan_text import parse, read_text
 
@@ -23,8 +23,7 @@ def profile(run, feed, *, runs: int = 20, warmup: int = 5) -> dict[str, float]:
     Profiling times each layer apart and so slows the whole: the sum is not the latency, and only shares compare.
     Raises BadInput. Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/infer/Core/Profiler.html
     """
-    if not isinstance(runs, int) or runs < 1:
-        raise BadInput(f"runs={runs!r}; give a whole number, 1 or more")
+    at_least(runs=runs)
     if hasattr(run, "trt_engine"):
         rounds = _tensorrt_rounds(run, feed, runs, warmup)
     elif hasattr(run, "session"):

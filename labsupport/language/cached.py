@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, at_least
 
 
 class Cached:
@@ -24,8 +24,7 @@ class Cached:
 
     def __init__(self, shape, *, slots: int = 1, capacity: int = 512):
         for option, value in (("slots", slots), ("capacity", capacity)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise BadInput(f"{option}={value!r}; give a whole number, 1 or more")
+            at_least(**{option: value})
         if capacity > shape.positions:
             raise BadInput(
                 f"capacity={capacity}, and this network knows {shape.positions} positions; take at most that many"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, at_least
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,8 +47,7 @@ def generate(
     one step checks them all: those that greedy choice would have given are kept, so the answer stays the same.
     Raises BadInput.
     """
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        raise BadInput(f"most={most!r}; ask for one token at least")
+    at_least(most=most)
     if draft is not None and pick is not None:
         raise BadInput("drafts are checked against greedy choice; leave pick out")
     session.cut(0)

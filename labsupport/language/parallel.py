@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from labsupport import files
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, at_least
 
 WAYS = ("tensor", "pipeline", "generate")
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,8 +64,7 @@ def run(way: str, network, inputs, *, world: int = 2, options: dict | None = Non
 
 def check_split(way: str, shape, world: int) -> None:
     """Raise BadInput where a network of this shape cannot be split over ``world`` processes."""
-    if isinstance(world, bool) or not isinstance(world, int) or world < 1:
-        raise BadInput(f"world={world!r}; give a whole number of processes, 1 or more")
+    at_least(world=world)
     counts = (
         {"heads": shape.heads, "key-value heads": shape.kv_heads, "inner values": shape.inner}
         if way == "tensor"

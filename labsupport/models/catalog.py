@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, at_least
 from labsupport.models.networks import (
     ArticleCnn,
     BasicBlock,
@@ -20,14 +20,13 @@ from labsupport.models.networks import (
     Encoder,
     MobileNetV2,
     ResNet,
-    check_whole,
 )
 
 
 def article_cnn(classes: int = 10, *, channels: int = 1, size: int = 28, seed: int = 0) -> ArticleCnn:
     """The article's digit network: conv 32 3×3, pool, dense 128, dense `classes`; 693,962 weights at 28×28×1."""
-    check_whole(classes=classes, channels=channels)
-    check_whole(4, size=size)
+    at_least(classes=classes, channels=channels)
+    at_least(4, size=size)
     return _seeded(seed, lambda: ArticleCnn(classes, channels, size))
 
 
@@ -45,7 +44,7 @@ def mobilenet_v2(
     classes: int = 1000, *, width: float = 1.0, channels: int = 3, size: int = 224, seed: int = 0
 ) -> MobileNetV2:
     """MobileNetV2, 3,504,872 weights as published; `width` multiplies every channel count. arXiv:1801.04381."""
-    check_whole(classes=classes, channels=channels, size=size)
+    at_least(classes=classes, channels=channels, size=size)
     if not 0 < width <= 8:
         raise BadInput(f"width={width!r}; for MobileNetV2 it is a factor on the channel counts, above 0 and at most 8")
 
@@ -111,7 +110,7 @@ def settle(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 def _seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
-    check_whole(0, seed=seed)
+    at_least(0, seed=seed)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it would reseed every GPU too, and fork_rng would not put those back.
         torch.default_generator.manual_seed(seed)
@@ -121,7 +120,7 @@ def _seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
 def _resnet(
     block: type, depths: Sequence[int], classes: int, width: int, channels: int, size: int, seed: int
 ) -> ResNet:
-    check_whole(classes=classes, width=width, channels=channels, size=size)
+    at_least(classes=classes, width=width, channels=channels, size=size)
     return _seeded(seed, lambda: _initialize_convolutions(ResNet(block, depths, classes, width, channels, size)))
 
 
@@ -140,7 +139,7 @@ def _initialize_transformer(module: nn.Module) -> None:
 
 
 def _check_transformer(layers: int, hidden: int, heads: int, vocabulary: int, positions: int) -> None:
-    check_whole(layers=layers, hidden=hidden, heads=heads, vocabulary=vocabulary, positions=positions)
+    at_least(layers=layers, hidden=hidden, heads=heads, vocabulary=vocabulary, positions=positions)
     if hidden % heads:
         raise BadInput(
             f"hidden={hidden} cannot be shared evenly by heads={heads}; choose hidden as a multiple of heads"

@@ -7,8 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from labsupport.errors import BadInput
-from labsupport.models.networks import ImageNetwork, check_whole
+from labsupport.errors import BadInput, at_least
+from labsupport.models.networks import ImageNetwork
 
 #         expand, channels, stride
 STAGES = ((1, 16, 1), (4, 24, 2), (4, 24, 1))
@@ -60,8 +60,8 @@ def network(
     there, so this network starts there. ``spread=0`` is the usual start. Source: Nagel et al. 2019, arXiv:1906.04721,
     figure 2.
     """
-    check_whole(classes=classes, channels=channels, size=size)
-    check_whole(0, seed=seed)
+    at_least(classes=classes, channels=channels, size=size)
+    at_least(0, seed=seed)
     if isinstance(spread, bool) or not isinstance(spread, (int, float)) or not 0 <= spread <= 3:
         raise BadInput(f"spread={spread!r}; give the deviation of the logarithm of the channels' scales, 0 to 3")
     with torch.random.fork_rng(devices=[]):

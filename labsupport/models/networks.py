@@ -12,14 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from labsupport.errors import BadInput
-
-
-def check_whole(least: int = 1, **values: int) -> None:
-    """Refuse a value that is not a whole number of at least `least`, naming the option."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise BadInput(f"{name}={value!r}; it must be a whole number of at least {least}")
+from labsupport.errors import BadInput, at_least
 
 
 class ImageNetwork(nn.Module):
@@ -35,7 +28,7 @@ class ImageNetwork(nn.Module):
 
     def example_input(self, batch: int = 1, seed: int = 0, *, size: int | None = None) -> Tensor:
         """Noise like normalized images: float32 (batch, channels, size, size); size defaults to the network's own."""
-        check_whole(batch=batch, size=self.size if size is None else size)
+        at_least(batch=batch, size=self.size if size is None else size)
         if size not in (None, self.size) and not self.any_size:
             raise BadInput(
                 f"size={size}, but the dense layer of this network was made for {self.size}×{self.size} "
@@ -56,7 +49,7 @@ class TokenNetwork(nn.Module):
 
     def example_input(self, batch: int = 1, seed: int = 0, *, length: int = 32) -> Tensor:
         """Random token ids: int64 (batch, length), each below the vocabulary size."""
-        check_whole(batch=batch, length=length)
+        at_least(batch=batch, length=length)
         self.check_length(length)
         return torch.randint(self.vocabulary, (batch, length), generator=torch.Generator().manual_seed(seed))
 

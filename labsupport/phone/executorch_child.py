@@ -11,7 +11,7 @@ import numpy as np
 
 from labsupport import environment, files
 from labsupport.benchmarking.measurements import Latency
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import LabError, at_least
 
 
 def executorch_latency(path: str | Path, images, *, threads: int, runs: int = 100) -> tuple[Latency, np.ndarray]:
@@ -20,8 +20,7 @@ def executorch_latency(path: str | Path, images, *, threads: int, runs: int = 10
     Raises NotAvailable, BadInput, LabError with what the process said.
     """
     environment.require("executorch")
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise BadInput(f"threads={threads!r}; give a whole number, 1 or more")
+    at_least(threads=threads)
     with files.scratch() as folder:
         np.save(folder / "images.npy", np.asarray(images))
         command = [sys.executable, "-m", __name__, str(path), str(folder), str(threads), str(runs)]

@@ -101,9 +101,9 @@ class ExecuTorch(Base):
     BadInput. Source: https://docs.pytorch.org/executorch/stable/runtime-python-api-reference.html
     """
 
-    def __init__(self, path: str | Path, *, name: str | None = None):
+    def __init__(self, path: str | Path):
         environment.require("executorch")
-        self.path, self.name = Path(path), name or f"executorch/{Path(path).stem}"
+        self.path, self.name = Path(path), f"executorch/{Path(path).stem}"
         if not _loaded:
             use_threads(1)
         with silently():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from labsupport import environment, export
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, at_least
 from labsupport.phone.silence import silently
 from labsupport.runtimes.protocol import Base, TensorSpec
 
@@ -55,9 +55,7 @@ def true_ranges(path: str | Path, images) -> dict:
     return ranges
 
 
-def quantize_litert(
-    path: str | Path, *, recipe: str = "dynamic_wi8_afp32", calibration=None, out: str | Path | None = None
-) -> Path:
+def quantize_litert(path: str | Path, *, recipe: str = "dynamic_wi8_afp32", calibration=None) -> Path:
     """Write the INT8 twin of a `.tflite` file.
 
     "dynamic_wi8_afp32" stores weights in INT8 and needs no data. "static_wi8_ai8" computes in INT8 and needs
@@ -72,7 +70,7 @@ def quantize_litert(
         wish = "needs calibration: images (n, …)" if static else "takes no calibration"
         raise BadInput(f"recipe={recipe!r} {wish}")
     path = Path(path)
-    out = Path(out) if out else export.fresh_folder() / f"{path.stem}_{recipe.split('_')[0]}.tflite"
+    out = export.fresh_folder() / f"{path.stem}_{recipe.split('_')[0]}.tflite"
     with silently():
         from ai_edge_quantizer import quantizer
         from ai_edge_quantizer import recipe as recipes
@@ -100,11 +98,10 @@ class LiteRt(Base):
     Source: https://ai.google.dev/edge/api/tflite/python/tf/lite/Interpreter
     """
 
-    def __init__(self, path: str | Path, *, threads: int = 1, name: str | None = None):
+    def __init__(self, path: str | Path, *, threads: int = 1):
         environment.require("litert")
-        self.path, self.name = Path(path), name or f"litert/{Path(path).stem}"
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-            raise BadInput(f"threads={threads!r}; give a whole number, 1 or more")
+        self.path, self.name = Path(path), f"litert/{Path(path).stem}"
+        at_least(threads=threads)
         with silently():
             from ai_edge_litert.interpreter import Interpreter
 

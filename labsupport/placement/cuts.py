@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from labsupport import benchmarking, comparing
-from labsupport.benchmarking.measurements import at_least
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, at_least
 from labsupport.placement.cut_costs import OBJECTIVES, CostModel, cost_model
 from labsupport.placement.cut_places import Cut, natural, short, split
 
@@ -100,7 +99,7 @@ def measure(
     its Latency stands in the row: it tells how fast that device was meanwhile. No further cut is begun after
     ``seconds``: on a GPU each takes an engine of its own. A row comes as soon as it is measured.
     """
-    at_least("runs", runs, 1)
+    at_least(runs=runs)
     reference, begin = None, time.perf_counter()
     for cut in cuts:
         if reference is not None and time.perf_counter() - begin > seconds:

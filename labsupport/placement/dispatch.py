@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from labsupport.benchmarking.measurements import Percentiles
 from labsupport.errors import BadInput, LabError
 
 
@@ -104,7 +105,7 @@ def bursts(requests: int, *, mean_gap_ms: float, burst: int = 8, seed: int = 0) 
 
 
 @dataclass(frozen=True, repr=False)
-class Outcome:
+class Outcome(Percentiles):
     """How the requests fared under one policy: latency of each in ms (NaN where lost), and who served how many."""
 
     policy: str
@@ -116,19 +117,6 @@ class Outcome:
     def lost(self) -> int:
         """Requests that were never answered."""
         return sum(math.isnan(ms) for ms in self.latencies_ms)
-
-    @property
-    def p50_ms(self) -> float:
-        return self.percentile(50)
-
-    @property
-    def p99_ms(self) -> float:
-        return self.percentile(99)
-
-    def percentile(self, q: float) -> float:
-        """The latency that q percent of the answered requests stay under."""
-        answered = [ms for ms in self.latencies_ms if not math.isnan(ms)]
-        return float(np.percentile(answered, q)) if answered else math.nan
 
     def __repr__(self) -> str:
         return (

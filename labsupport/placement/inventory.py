@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from labsupport.errors import BadInput, NotAvailable
+from labsupport.errors import BadInput, NotAvailable, at_least
 
 
 def on_dla(core: int = 0, *, fallback: bool = True) -> Callable:
@@ -34,8 +34,7 @@ def on_dla(core: int = 0, *, fallback: bool = True) -> Callable:
 
 def auxiliary(streams: int) -> Callable:
     """A ``configure`` for build.engine: the engine may run branches on up to ``streams`` further streams of its own."""
-    if isinstance(streams, bool) or not isinstance(streams, int) or streams < 0:
-        raise BadInput(f"streams={streams!r}; give a whole number, 0 or more")
+    at_least(0, streams=streams)
 
     def configure(trt, builder, network, config):
         config.max_aux_streams = streams

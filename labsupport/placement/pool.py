@@ -21,8 +21,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from labsupport.benchmarking.measurements import at_least
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, at_least
 from labsupport.placement import dispatch
 from labsupport.placement.processes.members import Member as _Member
 from labsupport.placement.workers import Worker, answer_requests
@@ -73,7 +72,7 @@ class Pool:
         if len(set(names)) != len(names):
             raise BadInput(f"worker names {names} repeat; the report tells them apart by name")
         for number in (ahead, *(worker.repeat for worker in workers)):
-            at_least("repeat and ahead", number, 1)
+            at_least(**{"repeat and ahead": number})
         context = multiprocessing.get_context("spawn")
         self.ahead, self._members, self._ticket = ahead, [], 0
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()  # (member, what it said; None when its pipe has ended)

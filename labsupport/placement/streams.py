@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from labsupport import files
-from labsupport.benchmarking.measurements import at_least
 from labsupport.comparing import timeline
-from labsupport.errors import BadInput, EngineError, NotAvailable
+from labsupport.errors import BadInput, EngineError, NotAvailable, at_least
 
 GATE = "spin_kernel"  # what torch.cuda._sleep is called in a trace
 GATE_CYCLES = 1_000_000  # about half a millisecond for the host to put one traced inference into a queue
@@ -163,7 +162,7 @@ def rate(lanes, *, depth: int = 4) -> LaneRate:
 
     if not lanes:
         raise BadInput("no lanes: give at least one streams.Lane")
-    at_least("depth", depth, 1)
+    at_least(depth=depth)
     rates = []
     for _ in range(6):
         torch.cuda.synchronize()
@@ -274,7 +273,7 @@ def kernel_use(lanes, *, rounds: int = 30) -> KernelUse:
     from torch.profiler import ProfilerActivity, profile
 
     lanes = list(lanes)
-    at_least("rounds", rounds, 1)
+    at_least(rounds=rounds)
     if not lanes:
         raise BadInput("no lanes: give at least one streams.Lane")
     gate, opened = torch.cuda.Stream(), torch.cuda.Event()

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from labsupport import environment
-from labsupport.benchmarking.measurements import at_least
 from labsupport.comparing import timeline
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, at_least
 from labsupport.placement import streams
 
 
@@ -115,8 +114,8 @@ def overlap(run, feed, *, slots: int = 2, batches: int = 40) -> Overlap:
     """Measure copies and inference of one feed alone, in a line, and overlapped in ``slots`` lanes of a
     runtimes.TensorRt.
     """
-    at_least("slots", slots, 1)
-    at_least("batches", batches, 2)
+    at_least(slots=slots)
+    at_least(2, batches=batches)
     lanes = [streams.Lane(run, feed, cuda_graph=True) for _ in range(slots)]
     lane = lanes[0]
     upload, compute, download = (_event_ms(lane, part) for part in (lane.upload, lane.compute, lane.download))

@@ -18,11 +18,9 @@ from labsupport.plugins.bandwidth_sweep import draw as draw_sweep
 from labsupport.plugins.cuda_kernels import SOURCE, CudaKernel, Launch, checked, launch_of, nvcc
 from labsupport.plugins.custom_operators import (
     around,
-    inlined,
     operator_graph,
     part,
     rewritten,
-    with_body,
     with_shapes,
 )
 from labsupport.plugins.decorated_plugin import decorated_once as decorated
@@ -39,8 +37,8 @@ __all__ = [
     "EPSILON", "LAYOUTS", "OP_TYPE", "SOURCE", "Answers", "Case", "CudaKernel", "Examination", "GatedBlock", "Launch",
     "OnDevice", "Point", "Ptx", "Unknown", "around", "build_library", "built_for", "chain", "checked",
     "compiled_chain", "creator_class", "decorated", "device_copy", "draw_sweep", "examine", "example", "fastest",
-    "headers", "inlined", "laid_out", "launch_of", "load_library", "megabytes", "nvcc", "operator_graph",
+    "headers", "laid_out", "launch_of", "load_library", "megabytes", "nvcc", "operator_graph",
     "output_shape", "part", "plugin_class", "ptx", "reference", "register",
-    "rewritten", "sweep", "triton_kernel", "unknown_operators", "unregister", "with_body", "with_layers",
+    "rewritten", "sweep", "triton_kernel", "unknown_operators", "unregister", "with_layers",
     "with_shapes",
 ]  # fmt: skip

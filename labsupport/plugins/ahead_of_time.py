@@ -17,15 +17,8 @@ from labsupport import environment
 from labsupport.errors import BadInput, BuildError
 from labsupport.plugins.gated_norm import DTYPES, EPSILON, OP_TYPE
 
-PARAMETERS = (
-    "x",
-    "gate",
-    "weight",
-    "columns",
-    "x_stride",
-    "gate_stride",
-    "y",
-)  # what the kernel is called with, in this order
+# what the kernel is called with, in this order
+PARAMETERS = ("x", "gate", "weight", "columns", "x_stride", "gate_stride", "y")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,4 @@
-"""Operators that no runtime knows, in the graph: giving them a body, taking them apart, cutting round them, their
-shapes.
+"""Operators that no runtime knows, in the graph: taking them apart, cutting round them, their shapes.
 
 Every function takes an export.OnnxGraph (or a path) and returns a new one.
 """
@@ -13,44 +12,6 @@ from labsupport import export
 from labsupport.errors import BadInput
 from labsupport.export.foreign_nodes import bodies, everywhere
 from labsupport.plugins.gated_norm import DOMAIN, DTYPES, EPSILON, OP_TYPE, output_shape
-
-
-def with_body(graph, body):
-    """The graph with a model-local function: a body in known operators for every node of its name and domain.
-
-    ``body`` is an onnxscript function (its decorator's opset names the domain) or an ``onnx.FunctionProto``; it takes
-    the place of an earlier one of its name. ONNX Runtime runs such a graph and parsers from TensorRT 9 on read it; 8.6
-    does not: see :func:`inlined`. Source: https://onnx.ai/onnx/repo-docs/IR.html#functions
-    """
-    graph = graph_of(graph)
-    proto = body.to_function_proto() if hasattr(body, "to_function_proto") else body
-    model = graph.model()
-    users = [node for node in everywhere(model.graph.node) if node.op_type == getattr(proto, "name", "?")]
-    users = users or nodes_called(model, getattr(proto, "name", "?"), graph)
-    _check_arguments(users, proto)
-    others = [
-        function for function in model.functions if (function.domain, function.name) != (proto.domain, proto.name)
-    ]
-    del model.functions[:]
-    model.functions.extend([*others, proto])
-    for node in users:
-        node.domain = proto.domain
-    _import_opset(model, proto.domain)
-    return export.save(model, _beside(graph, "body"))
-
-
-def inlined(graph):
-    """The graph with every body put in the place of the node that called it: known operators only, for any parser."""
-    from onnx import inliner
-
-    graph = graph_of(graph)
-    model = graph.model()
-    if not model.functions:
-        raise BadInput(
-            f"{graph.path.name} brings no bodies, so there is nothing to put in place; give it some with "
-            "plugins.with_body(graph, body)"
-        )
-    return export.save(inliner.inline_local_functions(model), _beside(graph, "inlined"))
 
 
 def rewritten(graph, op_type: str, make: Callable):
@@ -238,34 +199,11 @@ def nodes_called(model, op_type: str, graph) -> list:
     if inside:
         raise BadInput(
             f"{graph.path.name} has {op_type!r} in the body of an If, Loop or Scan, where this does not reach; "
-            "plugins.with_body does"
+            "onnx.inliner does, once it has a body"
         )
     if not nodes:
         raise BadInput(f"{graph.path.name} has no node {op_type!r}; it has {sorted(graph.ops)}")
     return nodes
-
-
-def _check_arguments(nodes, proto) -> None:
-    for node in nodes:
-        if len(node.input) != len(proto.input) or len(node.output) != len(proto.output):
-            raise BadInput(
-                f"node {node.name} has {len(node.input)} inputs and {len(node.output)} outputs, the body {proto.name} "
-                f"has {len(proto.input)} and {len(proto.output)}; they are matched by position"
-            )
-        known = {*proto.attribute, *(attribute.name for attribute in proto.attribute_proto)}
-        lost = sorted({attribute.name for attribute in node.attribute} - known)
-        if lost:
-            raise BadInput(
-                f"node {node.name} sets {lost}, which the body {proto.name} does not take; it would be ignored "
-                "without a word"
-            )
-
-
-def _import_opset(model, domain: str) -> None:
-    from onnx import helper
-
-    if all(entry.domain != domain for entry in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(domain, 1))
 
 
 def graph_of(graph) -> export.OnnxGraph:

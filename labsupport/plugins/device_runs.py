@@ -140,14 +140,14 @@ def compiled_chain(feed: Mapping) -> OnDevice:
     return run
 
 
-def device_copy(feed: Mapping, *, name: str = "device copy", cuda_graph: bool = False) -> OnDevice:
+def device_copy(feed: Mapping, *, cuda_graph: bool = False) -> OnDevice:
     """A copy that moves as many bytes as the operator at its best: x, gate and y once each, reads and writes."""
     import torch
 
     moved = feed["x"].numel() * 3 // 2  # a copy reads and writes, so half the values each way
     source = torch.randn(max(1, moved), device=feed["x"].device).to(feed["x"].dtype)
     target = torch.empty_like(source)
-    return OnDevice(name, lambda x, gate, weight: target.copy_(source), cuda_graph=cuda_graph)
+    return OnDevice("device copy", lambda x, gate, weight: target.copy_(source), cuda_graph=cuda_graph)
 
 
 def megabytes(feed: Mapping) -> float:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from labsupport import data
-from labsupport.models.networks import ImageNetwork, check_whole
+from labsupport.errors import at_least
+from labsupport.models.networks import ImageNetwork
 
 
 class RawPixels(ImageNetwork):
@@ -25,7 +26,7 @@ class RawPixels(ImageNetwork):
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__(1, 28)
-        check_whole(classes=classes)
+        at_least(classes=classes)
         places = 7 * 7  # two poolings halve 28 twice
         self.conv1, self.conv2 = nn.Conv2d(1, 16, 5, padding=2), nn.Conv2d(16, 32, 3, padding=1)
         self.place = nn.Parameter(torch.zeros(places, 32))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from labsupport import data
 from labsupport.data.datasets import Split
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, at_least
 from labsupport.pruning import dependencies
 from labsupport.pruning.dependencies import traceable
 from labsupport.pruning.macs import Cost, cost, example_of
@@ -132,8 +132,7 @@ def shrink(
     check_criterion(criterion, batch)
     if isinstance(macs, bool) or not isinstance(macs, (int, float)) or not 0 < macs <= 1:
         raise BadInput(f"macs={macs!r}; wanted is the share of MACs to keep, above 0 and at most 1, such as 0.5")
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise BadInput(f"round_to={round_to!r}; wanted is a whole number, such as 8: widths become its multiples")
+    at_least(round_to=round_to)
     example = example if example is not None else example_of(model)
     if not cost(model, example).macs:
         raise BadInput(f"{type(model).__name__} multiplies nothing, so it has no MACs to take away")

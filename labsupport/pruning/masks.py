@@ -66,8 +66,6 @@ def check_sparsity(sparsity: float) -> float:
 
 def layer(model: nn.Module, name: str, kinds: tuple[type, ...] = PRUNABLE) -> nn.Module:
     """The layer of that name. Raises BadInput, with near names, for one that is not there or of another kind."""
-    if not isinstance(model, nn.Module):
-        raise BadInput(f"a {type(model).__name__} came; wanted is a torch.nn.Module, such as models.resnet18()")
     layers = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
     if name not in layers:
         import difflib
@@ -85,8 +83,6 @@ def layer(model: nn.Module, name: str, kinds: tuple[type, ...] = PRUNABLE) -> nn
 
 def prunable(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, nn.Module]:
     """Convolutions and dense layers by name, all of them or those named."""
-    if not isinstance(model, nn.Module):
-        raise BadInput(f"a {type(model).__name__} came; wanted is a torch.nn.Module, such as models.resnet18()")
     if isinstance(layers, str):
         layers = [layers]
     names = list(layers) if layers is not None else [n for n, m in model.named_modules() if isinstance(m, PRUNABLE)]

@@ -124,11 +124,10 @@ def gemm(weight: np.ndarray, rows: int, *, form: str = "pixels"):
     return define
 
 
-def product(weight: np.ndarray, rows: int, *, sparse: bool, algorithm: int | None = None):
+def product(weight: np.ndarray, rows: int, *, sparse: bool):
     """The same product as a torch module for runtimes.Torch(…, dtype="float16"): (rows, K) → (rows, N) on a GPU.
 
-    With ``sparse`` the weight is kept in PyTorch's semi-structured format, computed by cuSPARSELt; ``algorithm`` is the
-    number of one of its kernels, and the result then lies transposed in memory. None takes what F.linear takes.
+    With ``sparse`` the weight is kept in PyTorch's semi-structured format, computed by cuSPARSELt.
     Source: https://docs.pytorch.org/docs/stable/sparse.html#sparse-semi-structured-tensors (a prototype)
     """
     import torch
@@ -147,9 +146,7 @@ def product(weight: np.ndarray, rows: int, *, sparse: bool, algorithm: int | Non
 
         def forward(self, x):
             if sparse and self.packed is None:  # here, because only a GPU can pack it
-                self.packed = _packed(self.weight) if algorithm is None else torch._cslt_compress(self.weight)
-            if algorithm is not None:
-                return torch._cslt_sparse_mm(self.packed, x.t(), alg_id=algorithm).t()
+                self.packed = _packed(self.weight)
             return nn.functional.linear(x, self.packed if sparse else self.weight)
 
     return Product().eval()

@@ -15,7 +15,6 @@ from labsupport.errors import BadInput, LabError, NotAvailable
 from labsupport.quantization import calibration, qdq
 
 FORMATS = ("int8", "fp8")
-METHODS = {"int8": ("entropy", "max"), "fp8": ("entropy", "max")}
 NEEDED = ("modelopt", "requests", "huggingface_hub")  # the latter two are imported and not declared
 
 # Operators with a newer version that means the same for the types in an INT8 graph.
@@ -39,57 +38,34 @@ SAME_MEANING = {
 }
 
 
-def quantize_graph(
-    graph,
-    batches,
-    *,
-    format: str = "int8",
-    method: str = "entropy",
-    exclude: Iterable[str] = (),
-    path: str | Path | None = None,
-) -> export.OnnxGraph:
-    """A new graph with the Q/DQ nodes that ``modelopt.onnx.quantization`` places; the one that came in stays as it was.
+def quantize_graphs(graph, batches, *, formats: Iterable[str] = FORMATS) -> dict[str, export.OnnxGraph]:
+    """New graphs with the Q/DQ nodes that ``modelopt.onnx.quantization`` places, format → graph; the one that came in
+    stays as it was.
 
-    ``batches`` are calibration feeds as for ``quantization.to_qdq``. ``format``: "int8" keeps the graph's opset; "fp8"
-    (E4M3) needs opset 19. ``exclude`` names nodes that stay wide. Raises NotAvailable without the package, BadInput,
-    and LabError when no node was placed: for layers of few channels modelopt reports success and quantizes nothing.
+    ``batches`` are calibration feeds as for ``quantization.to_qdq``. "int8" keeps the graph's opset; "fp8" (E4M3) needs
+    opset 19. Raises NotAvailable without the package, BadInput, and LabError when no node was placed: for layers of few
+    channels modelopt reports success and quantizes nothing.
     Source: https://nvidia.github.io/Model-Optimizer/guides/_onnx_quantization.html
     """
-    return _quantized(graph, batches, (format,), method, exclude, {format: path})[format]
-
-
-def quantize_graphs(
-    graph, batches, *, formats: Iterable[str] = FORMATS, method: str = "entropy", exclude: Iterable[str] = ()
-) -> dict[str, export.OnnxGraph]:
-    """``quantize_graph`` for several formats at the price of one start of modelopt: format → new graph."""
-    formats = (formats,) if isinstance(formats, str) else tuple(formats)
+    formats = tuple(formats)
     if not formats:
         raise BadInput(f"formats is empty; choose from {list(FORMATS)}")
-    return _quantized(graph, batches, formats, method, exclude, {})
-
-
-def _quantized(graph, batches, formats, method, exclude, paths) -> dict[str, export.OnnxGraph]:
     _require()
     for format in formats:
         qdq._check_choice("format", format, FORMATS)
-        qdq._check_choice("method", method, METHODS[format])
     graph = qdq._fit_for_quantization(graph)
-    exclude = sorted(qdq._kept_wide(graph.model(), exclude))
     feeds = list(calibration.feeds(graph, batches))
-    outs = {
-        f: export.another_file(paths.get(f) or export.fresh_folder() / f"{graph.path.stem}.modelopt.{f}.onnx", graph)
-        for f in formats
-    }
+    outs = {f: export.fresh_folder() / f"{graph.path.stem}.modelopt.{f}.onnx" for f in formats}
     folder = export.fresh_folder()  # it leaves files beside its result
     jobs = [
         {
             # it writes shapes into the file that it is given
             "onnx_path": str(export.save(graph.model(), folder / format / graph.path.name).path),
             "quantize_mode": format,
-            "calibration_method": method,
+            "calibration_method": "entropy",
             "calibration_eps": ["cpu"],
             "high_precision_dtype": "fp32",
-            "nodes_to_exclude": exclude or None,
+            "nodes_to_exclude": None,
             "output_path": str(folder / format / "made.onnx"),
         }
         for format in formats

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from labsupport import export
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, at_least
 from labsupport.runtimes.protocol import Base, TensorSpec
 
 SMALL_BYTES = 2**20  # an output of at most this is copied: kept by a caller, it would keep all of the session's memory
@@ -34,8 +34,7 @@ class OnnxRuntime(Base):
 
         if optimization not in LEVELS:
             raise BadInput(f"optimization={optimization!r} is not a level; choose one of {list(LEVELS)}")
-        if not isinstance(threads, int) or threads < 1:
-            raise BadInput(f"threads={threads!r}; give a whole number, 1 or more")
+        at_least(threads=threads)
         self.graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
         if (
             self.graph.opset >= 19

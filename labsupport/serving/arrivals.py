@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from labsupport.errors import BadInput, LabError
+from labsupport.benchmarking.measurements import Percentiles
+from labsupport.errors import BadInput, LabError, at_least
 from labsupport.serving.batching import Refused
 
 
@@ -23,13 +24,12 @@ def poisson(rate_per_s: float, requests: int, *, seed: int = 0) -> np.ndarray:
     """
     if not (isinstance(rate_per_s, (int, float)) and rate_per_s > 0 and math.isfinite(rate_per_s)):
         raise BadInput(f"rate_per_s={rate_per_s!r}; give requests per second, above 0")
-    if isinstance(requests, bool) or not isinstance(requests, int) or requests < 1:
-        raise BadInput(f"requests={requests!r}; give a whole number, 1 or more")
+    at_least(requests=requests)
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate_per_s, size=requests))
 
 
 @dataclass(frozen=True, repr=False)
-class Load:
+class Load(Percentiles):
     """How a load fared. ``latencies_ms`` counts from the moment a request was due; NaN where it got no answer.
 
     ``answers`` holds what came back, None where nothing did; ``faults`` counts the errors by their name.
@@ -55,19 +55,6 @@ class Load:
     @property
     def answered_per_s(self) -> float:
         return self.answered / self.seconds
-
-    def percentile_ms(self, q: float) -> float:
-        """The latency that q percent of the answered requests stay under; NaN when none was answered."""
-        known = [ms for ms in self.latencies_ms if not math.isnan(ms)]
-        return float(np.percentile(known, q)) if known else math.nan
-
-    @property
-    def p50_ms(self) -> float:
-        return self.percentile_ms(50)
-
-    @property
-    def p99_ms(self) -> float:
-        return self.percentile_ms(99)
 
     def within(self, limit_ms: float) -> float:
         """Share of all requests, refused and lost ones included, that were answered within the limit."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, at_least
 
 ATTEMPTS = 3  # a request that met this many failing replicas may be the reason why they fail
 
@@ -57,8 +57,7 @@ class Batcher:
         max_waiting: int = 64,
     ):
         for name, value in {"max_batch": max_batch, "max_waiting": max_waiting}.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise BadInput(f"{name}={value!r}; give a whole number, 1 or more")
+            at_least(**{name: value})
         if isinstance(delay_ms, bool) or not isinstance(delay_ms, (int, float)) or not 0 <= delay_ms <= 10_000:
             raise BadInput(f"delay_ms={delay_ms!r}; give 0 to 10000 ms")
         if not replicas or not all(callable(run) for run in replicas):

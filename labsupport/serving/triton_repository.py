@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 from labsupport import export, files
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, at_least
 
 TYPES = {"fp32": "TYPE_FP32", "fp16": "TYPE_FP16", "int64": "TYPE_INT64"}
 MODEL_PY = textwrap.dedent('''\
@@ -63,8 +63,7 @@ def write(
     if not re.fullmatch(r"[A-Za-z_]\w*", name):
         raise BadInput(f"name={name!r}; a model's name is a folder's name: letters, digits and '_'")
     for what, value in {"version": version, "max_batch": max_batch, "instances": instances}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise BadInput(f"{what}={value!r}; give a whole number, 1 or more")
+        at_least(**{what: value})
     (source, (shape_in, type_in)), (target, (shape_out, type_out)) = _only(graph.inputs), _only(graph.outputs)
     model = Path(folder) / name
     (model / str(version)).mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labsupport import files
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, at_least
 
 if TYPE_CHECKING:
     import torch
@@ -82,8 +82,7 @@ def save(
     import torch
 
     path = Path(path)
-    if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
-        raise BadInput(f"epoch={epoch!r}; wanted the number of complete epochs, 0 or more")
+    at_least(0, epoch=epoch)
     content = {
         "format": FORMAT,
         "epoch": epoch,

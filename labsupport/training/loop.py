@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from labsupport import data, environment
 from labsupport.data.datasets import Split
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import LabError
 from labsupport.training import checkpoints
 from labsupport.training.kept_state import KeptState, random_state
 from labsupport.training.scoring import check_device, check_fits, check_options
@@ -81,8 +81,6 @@ def fit(
         "seed": seed,
     }
     check_options(**run, checkpoint_every=checkpoint_every)
-    if checkpoint is not None and not isinstance(checkpoint, (str, Path)):
-        raise BadInput(f"checkpoint={checkpoint!r:.60}; wanted the path of a file to save the training in")
     check_device(device)
     check_fits(model, split, preprocess)
     started = time.perf_counter()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from labsupport import data
 from labsupport.data.datasets import Split
-from labsupport.errors import BadInput, NotAvailable
+from labsupport.errors import BadInput, NotAvailable, at_least
 
 
 def accuracy(
@@ -94,9 +94,6 @@ def evaluate(model: nn.Module, images: np.ndarray) -> np.ndarray:
 def check_fits(model: nn.Module, split: Split, preprocess: Callable[[np.ndarray], np.ndarray]) -> None:
     """Try two images before training, so that a mismatch is named before any work is done."""
     check_filled(split)
-    if not isinstance(model, nn.Module):
-        came = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
-        raise BadInput(f"{came} came as the model; wanted a PyTorch module, such as models.resnet18()")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise BadInput(
             f"{type(model).__name__} has no weights to train; all are frozen. Unfreeze some with requires_grad_(True)"
@@ -144,8 +141,7 @@ def check_options(**options: float) -> None:
                 raise BadInput(f"learning_rate={value!r}; wanted a number above 0, such as 3e-3")
             continue
         least = 0 if name in ("seed", "shift_pixels") else 1
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise BadInput(f"{name}={value!r}; wanted a whole number of at least {least}")
+        at_least(least, **{name: value})
 
 
 def _name(runtime: nn.Module | Callable) -> str:

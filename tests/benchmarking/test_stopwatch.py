@@ -145,9 +145,9 @@ def test_plain_arrays_and_scalars_have_a_batch_too():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"runs": 0}, r"runs=0: expected a whole number of 1 or more"),
-        ({"runs": 2.5}, r"runs=2.5: expected a whole number"),
-        ({"warmup": -1}, r"warmup=-1: expected a whole number of 0 or more"),
+        ({"runs": 0}, r"runs=0; wanted a whole number of at least 1"),
+        ({"runs": 2.5}, r"runs=2.5; wanted a whole number"),
+        ({"warmup": -1}, r"warmup=-1; wanted a whole number of at least 0"),
     ],
 )
 def test_latency_refuses_impossible_counts(options, message):
@@ -162,7 +162,7 @@ def test_latency_refuses_impossible_counts(options, message):
 @pytest.mark.parametrize("measure", [benchmarking.latency, benchmarking.device_latency])
 def test_latency_refuses_an_impossible_batch(measure, batch):
     gpu = Gpu(Clock(), 1.0)
-    with pytest.raises(BadInput, match=f"batch={batch!r}: expected a whole number of 1 or more"):
+    with pytest.raises(BadInput, match=f"batch={batch!r}; wanted a whole number of at least 1"):
         measure(gpu, np.zeros((2, 3)), runs=1, warmup=0, batch=batch)
     assert gpu.enqueued == 0  # said before any time was spent
     assert benchmarking.latency(abs, 3, runs=1, warmup=0, batch=np.int64(4)).batch == 4
@@ -182,7 +182,7 @@ def test_device_latency_shares_one_pair_of_events_among_many_enqueues():
     gpu = Gpu(clock, 0.5)
     result = benchmarking.device_latency(gpu, FEED, runs=5, warmup=1, enqueues=10, event=gpu.event, now=clock)
     assert result.median_ms == pytest.approx(0.5, rel=0.05) and gpu.enqueued == 51
-    with pytest.raises(BadInput, match="enqueues=0: expected a whole number of 1 or more"):
+    with pytest.raises(BadInput, match="enqueues=0; wanted a whole number of at least 1"):
         benchmarking.device_latency(gpu, FEED, enqueues=0, event=gpu.event)
 
 

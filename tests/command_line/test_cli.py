@@ -149,16 +149,13 @@ def test_test_is_one_pytest_and_then_the_bands(here, started, monkeypatch):
     fake_module(monkeypatch, "recordings", check_live=lambda folder, speeds: seen.append(folder) or [])
     assert cli.main(["test", "-k", "fusion", "-x"]) == 0
     ((command, options),) = started
-    assert command[1:9] == [
-        "-m",
-        "pytest",
-        "-p",
-        "labsupport.command_line.kernels",
-        "--nbval-lax",
-        "--nbval-current-env",
-        "--nbval-cell-timeout=300",
-        "--nbval-kernel-startup-timeout=120",
-    ]
+    assert (
+        command[1:9]
+        == (
+            "-m pytest -p labsupport.command_line.kernels --nbval-lax --nbval-current-env --nbval-cell-timeout=300 "
+            "--nbval-kernel-startup-timeout=120"
+        ).split()
+    )
     assert command[command.index("-k") :][:3] == ["-k", "fusion", "-x"] and command[-2:] == ["tests", "notebooks"]
     assert options["env"]["IPYKERNEL_CELL_NAME"] == "<cell>"
     assert options["env"]["LABSUPPORT_METRICS"] == str(seen[0])

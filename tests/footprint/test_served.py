@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from faces import stand_in
+from footprint_graphs import MIB_FLOATS, graph_of
 from onnx import TensorProto, helper
 
 from labsupport import environment, export, footprint
@@ -15,21 +16,6 @@ from labsupport.benchmarking import memory_meter as memory
 from labsupport.build import engines
 from labsupport.errors import BadInput, LabError, NotAvailable
 from labsupport.footprint import served
-
-MIB_FLOATS = 2**18  # values of four bytes that make one MiB
-
-
-def graph_of(tmp_path, nodes, outputs, *, inputs=("x",), width=MIB_FLOATS, weights=(), batch="batch", name="net"):
-    """A saved ONNX graph over tensors of shape (batch, width)."""
-    value = [helper.make_tensor_value_info(each, TensorProto.FLOAT, [batch, width]) for each in inputs]
-    ends = [helper.make_tensor_value_info(each, kind, [batch, None]) for each, kind in outputs.items()]
-    model = helper.make_model(
-        helper.make_graph(nodes, name, value, ends, list(weights)),
-        opset_imports=[helper.make_opsetid("", 17)],
-        ir_version=8,
-    )
-    return export.save(model, tmp_path / f"{name}.onnx")
-
 
 ON_GPU = footprint.Ledger(
     "net in TensorRT", (("libraries", 100.4, None), ("weights", 2.0, 50.2), ("context", -1.0, 30.0)), memory.OWN

@@ -7,24 +7,11 @@ from types import SimpleNamespace
 
 import onnx
 import pytest
+from footprint_graphs import MIB_FLOATS, graph_of
 from onnx import TensorProto, helper
 
 from labsupport import export, footprint
 from labsupport.errors import BadInput
-
-MIB_FLOATS = 2**18  # values of four bytes that make one MiB
-
-
-def graph_of(tmp_path, nodes, outputs, *, inputs=("x",), width=MIB_FLOATS, weights=(), batch="batch", name="net"):
-    """A saved ONNX graph over tensors of shape (batch, width)."""
-    value = [helper.make_tensor_value_info(each, TensorProto.FLOAT, [batch, width]) for each in inputs]
-    ends = [helper.make_tensor_value_info(each, kind, [batch, None]) for each, kind in outputs.items()]
-    model = helper.make_model(
-        helper.make_graph(nodes, name, value, ends, list(weights)),
-        opset_imports=[helper.make_opsetid("", 17)],
-        ir_version=8,
-    )
-    return export.save(model, tmp_path / f"{name}.onnx")
 
 
 @pytest.fixture
@@ -130,7 +117,7 @@ def test_a_fused_graph_takes_its_sizes_from_the_graph_before(diamond, tmp_path):
             {"precision": "fp12"},
             r"precision='fp12' is not a type to count in; choose one of \['fp32', 'fp16', 'bf16', 'int8'\]",
         ),
-        ({"batch": 0}, "batch=0; give a whole number, 1 or more"),
+        ({"batch": 0}, "batch=0; wanted a whole number of at least 1"),
         ({"batch": True}, "batch=True"),
         ({"batch": 2.0}, "batch=2.0"),
     ],

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from fusion_graphs import mysterious
 from torch import nn
 
 from labsupport import comparing, export, fusion, recordings, runtimes
@@ -102,20 +103,8 @@ def test_unfused_twice_adds_nothing(tmp_path):
 
 
 def test_unfused_says_which_tensor_it_cannot_type(tmp_path):
-    import onnx
-
-    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xz"]
-    nodes = [
-        onnx.helper.make_node("Mystery", ["x"], ["y"], name="odd", domain="own"),
-        onnx.helper.make_node("Relu", ["y"], ["z"]),
-    ]
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:]),
-        ir_version=8,
-        opset_imports=[onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("own", 1)],
-    )
     with pytest.raises(BadInput, match="cannot tell type and shape of 'y', which odd writes"):
-        blocks.unfused(export.save(model, tmp_path / "odd.onnx"))
+        blocks.unfused(mysterious(tmp_path))
 
 
 def test_a_block_names_its_ends(tmp_path):

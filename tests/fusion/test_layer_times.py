@@ -107,5 +107,5 @@ def test_profile_refuses_what_it_cannot_time():
         BadInput, match="object does not time its layers; profile a runtimes.TensorRt or a runtimes.OnnxRuntime"
     ):
         fusion.profile(object(), None)
-    with pytest.raises(BadInput, match="runs=0; give a whole number, 1 or more"):
+    with pytest.raises(BadInput, match="runs=0; wanted a whole number of at least 1"):
         fusion.profile(object(), None, runs=0)

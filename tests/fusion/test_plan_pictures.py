@@ -148,5 +148,5 @@ def test_pictures_refuse_what_they_cannot_show(block):
         fusion.draw(plan)
     with pytest.raises(BadInput, match="has no times; pass profile=fusion.profile"):
         fusion.time_bar(plan)
-    with pytest.raises(BadInput, match="top=0; give a whole number of bars, 1 or more"):
+    with pytest.raises(BadInput, match="top=0; wanted a whole number of at least 1"):
         fusion.time_bar(fusion.xray(synthetic("trt10"), graph=block, profile={"/tail/Conv + /add/Add": 1.0}), top=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from fusion_graphs import mysterious
 
 from labsupport import export, models
 from labsupport.errors import BadInput
@@ -54,20 +55,8 @@ def test_work_refuses_what_it_cannot_count(tmp_path):
     with pytest.raises(BadInput, match=r"precision='fp3' is not a type to count in; choose one of \['fp32'"):
         counted(blocks.ConvBlock(), tmp_path, precision="fp3")
 
-    import onnx
-
-    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xz"]
-    nodes = [
-        onnx.helper.make_node("Mystery", ["x"], ["y"], name="odd", domain="own"),
-        onnx.helper.make_node("Relu", ["y"], ["z"]),
-    ]
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:]),
-        ir_version=8,
-        opset_imports=[onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("own", 1)],
-    )
     with pytest.raises(BadInput, match="cannot tell the shape of 'y' at odd"):
-        roofline.work(export.save(model, tmp_path / "odd.onnx"))
+        roofline.work(mysterious(tmp_path))
 
 
 def test_the_floor_is_the_slower_of_two():

@@ -105,7 +105,7 @@ def test_a_cache_that_does_not_fit_is_refused_before_it_is_made(network, monkeyp
 def test_sizes_that_cannot_be(network):
     with pytest.raises(BadInput, match="capacity=65, and this network knows 64 positions"):
         cached.TorchCached(network, capacity=65)
-    with pytest.raises(BadInput, match="slots=0; give a whole number"):
+    with pytest.raises(BadInput, match="slots=0; wanted a whole number"):
         cached.TorchCached(network, slots=0)
     with pytest.raises(BadInput, match="capacity=True"):
         cached.TorchCached(network, capacity=True)

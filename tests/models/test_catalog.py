@@ -179,15 +179,15 @@ def test_settle_keeps_a_network_without_batch_norm_as_it_is():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: models.resnet18(0), "classes=0; it must be a whole number of at least 1"),
-        (lambda: models.resnet18(width=8.5), "width=8.5; it must be a whole number"),
-        (lambda: models.resnet50(seed="a"), "seed='a'; it must be a whole number of at least 0"),
-        (lambda: models.article_cnn(size=3), "size=3; it must be a whole number of at least 4"),
+        (lambda: models.resnet18(0), "classes=0; wanted a whole number of at least 1"),
+        (lambda: models.resnet18(width=8.5), "width=8.5; wanted a whole number"),
+        (lambda: models.resnet50(seed="a"), "seed='a'; wanted a whole number of at least 0"),
+        (lambda: models.article_cnn(size=3), "size=3; wanted a whole number of at least 4"),
         (lambda: models.mobilenet_v2(width=0), "width=0; for MobileNetV2 it is a factor"),
         (lambda: models.encoder(2, 32, 5), "hidden=32 cannot be shared evenly by heads=5"),
-        (lambda: models.decoder(True), "layers=True; it must be a whole number"),
+        (lambda: models.decoder(True), "layers=True; wanted a whole number"),
         (lambda: models.article_cnn().example_input(size=32), "size=32, but the dense layer .* made for 28×28"),
-        (lambda: models.resnet18(width=8).example_input(0), "batch=0; it must be a whole number of at least 1"),
+        (lambda: models.resnet18(width=8).example_input(0), "batch=0; wanted a whole number of at least 1"),
         (lambda: SMALL["encoder"]().example_input(length=65), "65 tokens came; this network has 64 positions"),
         (lambda: SMALL["decoder"]()(torch.zeros(1, 65, dtype=torch.int64)), "make the network with positions=65"),
         (

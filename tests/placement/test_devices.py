@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from faces import stand_in
+from tool_scripts import tool_script
 
 from labsupport import environment, placement
 from labsupport.errors import BadInput, LabError, NotAvailable
@@ -214,15 +215,6 @@ def test_gpu_rates_refuse_nonsense(options, message):
 # --- the tool that records them ---------------------------------------------------------------------------------
 
 
-def tool(name):
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location(name, environment.REPOSITORY / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 class FakeWorkers:
     def __init__(self, engine, *, batch):
         self.batch = batch
@@ -248,7 +240,7 @@ class FakeWorkers:
 def test_the_gpu_tool_records_a_ratio_per_number_of_gpus(monkeypatch, tmp_path, capsys, gpus, expected):
     import json
 
-    record = tool("record_lab09_gpus")
+    record = tool_script("record_lab09_gpus")
     monkeypatch.setenv("LABSUPPORT_METRICS", str(tmp_path))
     monkeypatch.setattr(record, "engine", lambda: "engine")
     monkeypatch.setattr(cluster, "devices", lambda: tuple(map(str, range(gpus))))
@@ -272,7 +264,7 @@ def test_the_gpu_tool_keeps_what_it_has_when_it_is_ended(monkeypatch, tmp_path, 
                 raise SystemExit("ended from outside")
             return FakeWorkers.rate(self, gpus, feed=feed, seconds=seconds)
 
-    record, stored, open_session = tool("record_lab09_gpus"), tmp_path / "stored", recordings.session
+    record, stored, open_session = tool_script("record_lab09_gpus"), tmp_path / "stored", recordings.session
     monkeypatch.delenv("LABSUPPORT_METRICS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setattr(recordings, "session", lambda lab, *, command: open_session(lab, command=command, root=stored))
@@ -304,7 +296,7 @@ def test_the_cut_tool_tells_a_slower_core_from_a_wrong_model(tmp_path, monkeypat
         }
         for place, ms, whole in ((0, 6.0, 8.0), (1, 10.0, 16.0))
     )  # the core is half as fast the second time
-    record, book = tool("record_lab09"), recordings.lab("09c_cuts")
+    record, book = tool_script("record_lab09"), recordings.lab("09c_cuts")
     record.record(book, model, [frame])
     record.record(book, model, [frame, middle])
     metrics = json.loads((tmp_path / "09c_cuts.json").read_text(encoding="utf-8"))["metrics"]
@@ -331,7 +323,9 @@ def test_the_best_and_the_chosen_cut_are_timed_in_turns(tmp_path, capsys):
 
     graph = export.to_onnx(network, network.example_input(1), dynamic=False)
     places = cuts.natural(graph)
-    found = tool("record_lab09").against(graph, places[2], places[3], make, make, network.example_input(1).numpy())
+    found = tool_script("record_lab09").against(
+        graph, places[2], places[3], make, make, network.example_input(1).numpy()
+    )
     assert (
         0 < found["value"] <= 1
         and found["samples"] == 15
@@ -348,7 +342,7 @@ def test_the_cut_tool_measures_every_cut(monkeypatch, tmp_path, capsys):
     from labsupport import build, models, recordings, runtimes
     from labsupport.placement import transfers
 
-    record = tool("record_lab09")
+    record = tool_script("record_lab09")
     monkeypatch.setenv("LABSUPPORT_METRICS", str(tmp_path))
     monkeypatch.setattr(build, "engine", lambda graph, **options: graph)
     monkeypatch.setattr(runtimes, "TensorRt", lambda graph, cuda_graph: runtimes.OnnxRuntime(graph))

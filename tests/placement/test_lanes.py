@@ -247,7 +247,7 @@ def test_a_lane_hands_out_its_bare_call():
     "work, message",
     [
         (lambda: streams.rate([]), "no lanes"),
-        (lambda: streams.rate([object()], depth=0), "depth=0: expected a whole number"),
+        (lambda: streams.rate([object()], depth=0), "depth=0; wanted a whole number"),
         (lambda: streams.together([], np.zeros(1)), "0 runtimes"),
         (lambda: streams.together([Counting()], np.zeros(1), seconds=0), "for 0 s"),
     ],

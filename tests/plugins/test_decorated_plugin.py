@@ -136,17 +136,7 @@ def test_the_kernel_is_compiled_ahead_with_its_arguments_in_order(trtp, fake_tri
         and launch.shared_mem == 32
     )
     assert launch.grid_x == ("//", 12, 1000) and [each.value for each in whole] == [1000] * 3
-    assert list(source["signature"]) == [
-        "x",
-        "gate",
-        "weight",
-        "columns",
-        "x_stride",
-        "gate_stride",
-        "y",
-        "EPSILON",
-        "BLOCK",
-    ]
+    assert list(source["signature"]) == "x gate weight columns x_stride gate_stride y EPSILON BLOCK".split()
     assert source["constexprs"] == {"EPSILON": 1e-5, "BLOCK": 1024} and source["signature"]["y"] == "*fp16"
     kernel = (FOLDER.parent / "triton_kernels.py").read_text(encoding="utf-8")
     names = [

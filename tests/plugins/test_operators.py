@@ -38,29 +38,6 @@ def decomposed(surgeon, node):
     )
 
 
-def body(name="GatedRmsNorm", inputs=("x", "gate", "weight"), attributes=("epsilon",)):
-    nodes = [
-        helper.make_node("Sigmoid", ["gate"], ["s"]),
-        helper.make_node("Mul", ["gate", "s"], ["silu"]),
-        helper.make_node("Mul", ["x", "silu"], ["v"]),
-        helper.make_node("Mul", ["v", "v"], ["square"]),
-        helper.make_node("ReduceMean", ["square"], ["mean"], axes=[-1], keepdims=1),
-    ]
-    epsilon = helper.make_node("Constant", [], ["epsilon"])
-    value = epsilon.attribute.add()
-    value.name, value.ref_attr_name, value.type = "value_float", "epsilon", onnx.AttributeProto.FLOAT
-    nodes += [
-        epsilon,
-        helper.make_node("Add", ["mean", "epsilon"], ["sum"]),
-        helper.make_node("Sqrt", ["sum"], ["rms"]),
-        helper.make_node("Div", ["v", "rms"], ["normal"]),
-        helper.make_node("Mul", ["normal", "weight"], ["y"]),
-    ]
-    return helper.make_function(
-        "workbook", name, list(inputs), ["y"], nodes, [helper.make_opsetid("", 17)], attributes=list(attributes)
-    )
-
-
 # --- the operator ---------------------------------------------------------------------------------------------------
 
 
@@ -107,12 +84,10 @@ def test_the_block_answers_alike_as_a_node_and_as_a_chain(block):
 # --- graphs ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_operator_is_found_and_told_from_one_with_a_body(graph):
+def test_an_unknown_operator_is_found(graph):
     (unknown,) = plugins.unknown_operators(graph)
     assert (unknown.op_type, unknown.domain, unknown.has_body) == ("GatedRmsNorm", "workbook", False)
     assert "nobody says what it computes" in repr(unknown)
-    (known,) = plugins.unknown_operators(plugins.with_body(graph, body()))
-    assert known.has_body and "brings a body" in repr(known)
 
 
 def test_a_misspelled_standard_operator_is_unknown(tmp_path):
@@ -195,7 +170,7 @@ def test_an_unknown_operator_in_a_body_is_found(tmp_path, kind):
     )
     with pytest.raises(
         BadInput,
-        match="has 'Strange' in the body of an If, Loop or Scan, where this does not reach; plugins.with_body does",
+        match="has 'Strange' in the body of an If, Loop or Scan, where this does not reach; onnx.inliner does",
     ):
         plugins.rewritten(graph, "Strange", decomposed)
 
@@ -214,7 +189,9 @@ def test_an_unknown_operator_in_a_function_is_found_once(tmp_path):
     graph = nested(
         tmp_path, calls, [function("Outer", "Inner"), function("Inner", "Strange"), function("Unused", "Other")]
     )
-    told = [(each.op_type, each.inside, each.has_body) for each in plugins.unknown_operators(graph)]
+    unknown = plugins.unknown_operators(graph)
+    told = [(each.op_type, each.inside, each.has_body) for each in unknown]
+    assert "brings a body" in repr(unknown[0])
     assert told == [
         ("Outer", "outer", True),
         ("Inner", "function Outer", True),
@@ -223,60 +200,29 @@ def test_an_unknown_operator_in_a_function_is_found_once(tmp_path):
     ]
 
 
-def test_a_body_reaches_a_node_in_a_loop_and_leaves_other_bodies_alone(tmp_path):
-    def function(name):
-        return helper.make_function(
-            "workbook", name, ["p"], ["q"], [helper.make_node("Relu", ["p"], ["q"])], [helper.make_opsetid("", 17)]
-        )
-
-    graph = nested(tmp_path, [STRANGE], [function("Other")])
-    known = plugins.with_body(graph, function("Strange"))
-    assert all(each.has_body for each in plugins.unknown_operators(known)) and {
-        f.name for f in known.model().functions
-    } == {"Other", "Strange"}
-    assert plugins.unknown_operators(plugins.inlined(known)) == ()
-    x = np.array([-1, 2], np.float32)
-    with runtimes.OnnxRuntime(plugins.inlined(known)) as run:
-        assert run({"x": x, "flag": np.array(True), "count": np.array(1)})["y"].tolist() == [0, 2]
-
-
 def test_onnx_runtime_refuses_the_node_by_its_name(graph):
     with pytest.raises(BadInput, match="GatedRmsNorm"):
         runtimes.OnnxRuntime(graph)
 
 
 @needs_rtx
-def test_the_parser_refuses_the_node_and_reads_the_body(graph):
-    network.parse(plugins.with_body(graph, body()))
+def test_the_parser_refuses_the_node(graph):
     with pytest.raises(BuildError, match="has no operator GatedRmsNorm"):
         network.parse(graph)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_body_and_rewrite_are_right_at_odd_sizes_in_both_types_and_on_views(dtype):
-    for known in (
-        lambda g: plugins.rewritten(g, "GatedRmsNorm", decomposed),
-        lambda g: plugins.inlined(plugins.with_body(g, cast_body(dtype))),
-    ):
-        run = runtimes.OnnxRuntime(known(plugins.operator_graph("columns", dtype=dtype)))
+def test_the_rewrite_is_right_at_odd_sizes_in_both_types_and_on_views(dtype):
+    graph = plugins.operator_graph("columns", dtype=dtype)
+    run = runtimes.OnnxRuntime(plugins.rewritten(graph, "GatedRmsNorm", decomposed))
 
-        def call(x, gate, weight, run=run):
-            return run({"x": x.numpy(), "gate": gate.numpy(), "weight": weight.numpy()})["y"]
+    def call(x, gate, weight):
+        return run({"x": x.numpy(), "gate": gate.numpy(), "weight": weight.numpy()})["y"]
 
-        seen = plugins.examine(
-            call, rows=(1, 3), dtypes=[dtype], layouts=plugins.LAYOUTS, columns=(1, 7, 33, 256, 1000, 1025)
-        )
-        assert seen.passed, seen.wrong[:3]
-
-
-def cast_body(dtype):
-    """The body, its epsilon in the type of the rest: ONNX adds numbers of one type only."""
-    function = body()
-    if dtype == "float16":
-        at = next(i for i, node in enumerate(function.node) if node.op_type == "Constant")
-        function.node[at].output[0] = "epsilon_32"
-        function.node.insert(at + 1, helper.make_node("CastLike", ["epsilon_32", "x"], ["epsilon"]))
-    return function
+    seen = plugins.examine(
+        call, rows=(1, 3), dtypes=[dtype], layouts=plugins.LAYOUTS, columns=(1, 7, 33, 256, 1000, 1025)
+    )
+    assert seen.passed, seen.wrong[:3]
 
 
 def test_columns_may_be_free():
@@ -291,14 +237,10 @@ def test_columns_may_be_free():
     assert [axis.dim_param for axis in shaped] == ["rows", "columns"]
 
 
-def test_body_inlined_and_rewritten_answer_as_the_module(graph, block, expected):
+def test_rewritten_it_answers_as_the_module(graph, block, expected):
     before = graph.sha256
-    for known in (
-        plugins.with_body(graph, body()),
-        plugins.inlined(plugins.with_body(graph, body())),
-        plugins.rewritten(graph, "GatedRmsNorm", decomposed),
-    ):
-        assert np.abs(answer(known, block) - expected).max() < 1e-5
+    known = plugins.rewritten(graph, "GatedRmsNorm", decomposed)
+    assert np.abs(answer(known, block) - expected).max() < 1e-5
     assert plugins.unknown_operators(known) == () and graph.sha256 == before
 
 
@@ -306,19 +248,7 @@ def test_the_attribute_goes_along(graph, block, expected):
     model = graph.model()
     next(node for node in model.graph.node if node.op_type == "GatedRmsNorm").attribute[0].f = 10.0
     other = export.save(model, export.scratch_folder() / "epsilon.onnx")
-    answers = [
-        answer(plugins.with_body(other, body()), block),
-        answer(plugins.rewritten(other, "GatedRmsNorm", decomposed), block),
-    ]
-    assert np.abs(answers[0] - answers[1]).max() < 1e-5 < np.abs(answers[0] - expected).max()
-
-
-def test_an_onnxscript_function_is_a_body_too(graph, block, expected):
-    class Script:
-        def to_function_proto(self):
-            return body()
-
-    assert np.abs(answer(plugins.with_body(graph, Script()), block) - expected).max() < 1e-5
+    assert np.abs(answer(plugins.rewritten(other, "GatedRmsNorm", decomposed), block) - expected).max() > 1e-5
 
 
 @pytest.mark.parametrize(
@@ -331,16 +261,6 @@ def test_an_onnxscript_function_is_a_body_too(graph, block, expected):
         (lambda g: plugins.with_shapes(g, "GatedNorm", plugins.output_shape), "has no node 'GatedNorm'"),
         (lambda g: plugins.with_layers(g, "GatedNorm", None), "has no node 'GatedNorm'"),
         (lambda g: plugins.around(g, "GatedNorm"), "has no node 'GatedNorm'"),
-        (lambda g: plugins.with_body(g, body("GatedNorm")), "has no node 'GatedNorm'"),
-        (
-            lambda g: plugins.with_body(g, body(inputs=("x", "gate"))),
-            "has 3 inputs and 1 outputs, the body GatedRmsNorm has 2 and 1",
-        ),
-        (
-            lambda g: plugins.with_body(g, body(attributes=("size",))),
-            r"sets \['epsilon'\], which the body GatedRmsNorm does not take",
-        ),
-        (lambda g: plugins.inlined(g), "brings no bodies"),
         (
             lambda g: plugins.rewritten(g, "GatedRmsNorm", lambda surgeon, node: None),
             r"make\(\) gave 1 value\(s\) of \['NoneType'\]",

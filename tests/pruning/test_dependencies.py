@@ -294,14 +294,14 @@ def test_a_weight_that_is_computed_anew_is_named_with_what_takes_it_off(kind):
     fresh = network("a")
     with pytest.raises(BadInput, match=re.escape(said) + ".*" + re.escape(remover)):
         pruning.magnitude(fresh, 0.5, layers=["a", "c"])  # its zeros would be gone at the next call
-    assert pruning.magnitude(network("a"), 0.5, layers="c").sparsity == 0.5
+    assert pruning.magnitude(network("a"), 0.5, layers=["c"]).sparsity == 0.5
     with pytest.raises(BadInput, match="cannot go: " + re.escape(said) + ".*" + re.escape(remover)):
         pruning.drop_channels(network("a"), "a", [0, 1], SMALL[:, :3])
     with pytest.raises(BadInput, match=r"50% of the MACs.*of a \(and 1 more\) is computed anew.*" + re.escape(remover)):
         pruning.shrink(network("a", "c"), example=SMALL[:, :3])
     used = network("a").eval()
     answer, weight = used(SMALL[:, :3]), used.a.weight  # the old kinds now hold a weight with a graph of gradients
-    assert pruning.magnitude(used, 0.5, layers="c").sparsity == 0.5
+    assert pruning.magnitude(used, 0.5, layers=["c"]).sparsity == 0.5
     assert torch.equal(used(SMALL[:, :3]), answer) and (kind in ("parametrized", "spectral") or weight.grad_fn)
     for slim in (pruning.drop_channels(network(), "c", [0, 1], SMALL[:, :3]), network()):
         assert slim(SMALL[:, :3]).shape == (len(SMALL), 4)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
+from quantization_graphs import saved
 
 from labsupport import export, quantization, runtimes
 from labsupport.errors import BadInput
@@ -29,12 +30,6 @@ def weight(name, values):
 
 def node(op, reads, writes, name, **attributes):
     return helper.make_node(op, reads, [writes], name, **attributes)
-
-
-def saved(folder, nodes, inputs, outputs, weights=()):
-    graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return export.save(model, folder / "net.onnx")
 
 
 def run(graph, feed):

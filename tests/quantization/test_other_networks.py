@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
+from quantization_graphs import saved
 
-from labsupport import export, quantization, runtimes
+from labsupport import quantization, runtimes
 
 RNG = np.random.default_rng(11)
 
@@ -18,12 +19,6 @@ def value(name, shape, kind=T.FLOAT):
 
 def weight(name, *shape):
     return numpy_helper.from_array(RNG.standard_normal(shape).astype(np.float32), name)
-
-
-def saved(folder, nodes, inputs, outputs, weights=()):
-    graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return export.save(model, folder / "net.onnx")
 
 
 def run(graph, feed):

@@ -164,7 +164,7 @@ def test_a_batch_is_fixed_for_a_builder_that_tells_types_of_fixed_shapes_only(be
     )
     assert answers(fixed, feed[:8])["logits"].shape[0] == 8 and quantization.at_batch(fixed, 8).inputs == fixed.inputs
     for batch, message in (
-        (0, "batch=0; give a whole number"),
+        (0, "batch=0; wanted a whole number"),
         (True, "batch=True"),
         (4, "has its batch fixed at 8; export it with dynamic=True, then choose 4"),
     ):

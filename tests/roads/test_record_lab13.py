@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tool_scripts import tool_script
 
 from labsupport import benchmarking, environment, models, runtimes
 from labsupport.errors import BadInput, NotAvailable
@@ -38,10 +38,7 @@ class Exact(Fake):
 
 @pytest.fixture
 def tool(monkeypatch, tmp_path):
-    path = Path(__file__).resolve().parents[2] / "tools" / "record_lab13.py"
-    spec = importlib.util.spec_from_file_location("record_lab13", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = tool_script("record_lab13")
     monkeypatch.setenv("LABSUPPORT_METRICS", str(tmp_path))
     monkeypatch.setattr(module, "workpiece", lambda which: (None, FakeTensor()))
     monkeypatch.setattr(module, "engine_of", lambda network, example: Fake("trt_fp16", 0.01))
@@ -113,11 +110,7 @@ def test_without_a_gpu_it_says_so(tool, monkeypatch):
 
 
 def test_the_workpieces_are_the_published_ones():
-    spec = importlib.util.spec_from_file_location(
-        "record_lab13_plain", Path(__file__).resolve().parents[2] / "tools" / "record_lab13.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = tool_script("record_lab13")
     network, tokens = module.workpiece("encoder")
     assert tuple(tokens.shape) == (8, 128) and sum(p.numel() for p in network.parameters()) == sum(
         p.numel() for p in models.encoder(12, 768, 12, 30522).parameters()

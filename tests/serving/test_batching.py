@@ -181,7 +181,7 @@ def test_an_interrupt_inside_the_block_ends_the_threads():
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"max_batch": 0}, "max_batch=0; give a whole number"),
+        ({"max_batch": 0}, "max_batch=0; wanted a whole number"),
         ({"max_batch": True}, "max_batch=True"),
         ({"max_waiting": 2.5}, "max_waiting=2.5"),
         ({"delay_ms": -1}, "delay_ms=-1"),

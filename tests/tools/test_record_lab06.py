@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from faces import stand_in
+from tool_scripts import tool_script
 
 from labsupport import benchmarking, environment, quantization, recordings
 from labsupport.benchmarking.measurements import Latency, Ratio
@@ -46,10 +45,7 @@ class Fake:
 
 @pytest.fixture
 def tool(monkeypatch, tmp_path):
-    path = Path(__file__).resolve().parents[2] / "tools" / "record_lab06.py"
-    spec = importlib.util.spec_from_file_location("record_lab06", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = tool_script("record_lab06")
     monkeypatch.setenv("LABSUPPORT_METRICS", str(tmp_path))
     monkeypatch.setattr(benchmarking, "paired", lambda *runs, clock: RATIO)
     return module

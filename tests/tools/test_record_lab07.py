@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from faces import stand_in
+from tool_scripts import tool_script
 
 from labsupport import environment, fusion, recordings
 from labsupport.benchmarking.measurements import Latency, Ratio
@@ -35,10 +35,7 @@ class Kept(dict):
 
 @pytest.fixture
 def tool(monkeypatch):
-    path = Path(__file__).resolve().parents[2] / "tools" / "record_lab07.py"
-    spec = importlib.util.spec_from_file_location("record_lab07", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = tool_script("record_lab07")
     monkeypatch.setattr(module.elapsed, "STARTED", time.monotonic())  # the process of the tests began long ago
     monkeypatch.setenv("LABSUPPORT_METRICS", "")  # so that it is put back after the tool has set it
     monkeypatch.setattr(module.pruning, "chosen", lambda engine: CHOICE)

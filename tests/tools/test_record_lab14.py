@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tool_scripts import tool_script
 
 from labsupport import benchmarking, build, models, runtimes
 from labsupport.benchmarking.measurements import Latency, Ratio
@@ -19,10 +19,7 @@ SMALL = {"layers": 1, "hidden": 32, "heads": 4, "vocabulary": 100}
 
 @pytest.fixture
 def tool():
-    spec = importlib.util.spec_from_file_location("record_lab14", ROOT / "tools/record_lab14.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return tool_script("record_lab14")
 
 
 def ratio(median: float) -> Ratio:

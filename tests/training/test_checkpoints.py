@@ -153,7 +153,7 @@ def test_an_interrupted_write_leaves_the_checkpoint_before_it(saved, monkeypatch
 @pytest.mark.parametrize(
     "given, sentence",
     [
-        ({"epoch": -1}, "epoch=-1; wanted the number of complete epochs"),
+        ({"epoch": -1}, "epoch=-1; wanted a whole number of at least 0"),
         ({"epoch": True}, "epoch=True"),
         ({"facts": ["seed"]}, "facts is a list; wanted a dict"),
         ({"facts": {"teacher": small()}}, r"fingerprint\(model\)"),

@@ -271,9 +271,9 @@ def test_a_checkpoint_of_other_images_or_labels_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "given, sentence",
     [
-        (dict(checkpoint=3), "checkpoint=3; wanted the path of a file"),
-        (dict(model=None), "a NoneType came as the model"),
-        (dict(model=nn.Linear), "the class Linear came as the model"),
+        (dict(checkpoint=3), "checkpoint=3 is of the kind int; wanted is a path"),
+        (dict(model=None), "model=None is of the kind NoneType; wanted is a torch.nn.Module"),
+        (dict(model=nn.Linear), "model=<class .* is of the kind type; wanted is a torch.nn.Module"),
         (dict(model=nn.BatchNorm1d(1)), "cannot take images of shape"),
         (
             dict(model=nn.Sequential(nn.Flatten(), nn.LSTM(64, 2))),
