@@ -89,7 +89,9 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "Iterable[int]": (_are_names, "a list of whole numbers"),
     "Sequence[int]": (_are_names, "a list of whole numbers"),
 }
+LARGE = ("flops", "macs", "bytes", "bytes_together", "weight_bytes", "size_bytes")  # of a large network, beyond MOST
 BY_NAME = {  # in place of what the type alone says
+    **{(name, "int"): (_is_whole, "a whole number") for name in LARGE},
     ("seed", "int"): (_is_whole, "a whole number"),
     ("device", "str"): (_is_device, "'cpu', 'cuda' or 'cuda:1'"),
 }
@@ -191,7 +193,8 @@ def _checks(function: Callable) -> tuple[tuple[int, str, Callable, str], ...]:
     for place, parameter in enumerate(parameters):
         kind = str(parameter.annotation).removesuffix(" | None")
         if kind in KINDS and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            check, wanted = BY_NAME.get((parameter.name, kind), KINDS[kind])
+            chips_name = parameter.name == "device" and parameter.default is parameter.empty  # "V100 SXM2", say
+            check, wanted = KINDS[kind] if chips_name else BY_NAME.get((parameter.name, kind), KINDS[kind])
             if parameter.default is None or str(parameter.annotation).endswith(" | None"):
                 check, wanted = functools.partial(_fits_or_none, check), f"{wanted}, or None"
             place = place if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else sys.maxsize

@@ -17,6 +17,7 @@ SLOW = re.compile(
     r"|dynamo\]|test_raw_pixels_goes_wrong|test_autocast_keeps|test_modelopt_computes|articles_network_reads"
     r"|test_road_signs_can_be_learned|test_a_frozen_network_is_pruned|tests/command_line/test_running"
     r"|tests/placement/test_(dispatch|transfers)|tests/house/test_(types|style|examples)|tests/serving/|tests/faults/|tests/phone/|tests/language/test_language_parallel"
+    r"|tests/browser/"
 )
 
 

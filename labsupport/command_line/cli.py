@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from labsupport import files
-from labsupport.command_line import shadows
+from labsupport.command_line import classroom, shadows
 from labsupport.errors import LabError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         which.add_argument(f"--{name}", dest="set", action="store_const", const=name, help=f"install {text}")
     install.add_argument("--torch-index", metavar="URL", help="package index to take PyTorch from")
+    install.add_argument("--offline", metavar="DIR", type=Path, help="install from this folder, made by `wheelhouse`")
     install.add_argument(
         "--without-weights", action="store_true", help="do not fetch the weights of the language labs (177 MB)"
     )
@@ -59,10 +60,10 @@ def parser() -> argparse.ArgumentParser:
         if name == "record":
             command.add_argument("--processor", action="store_true", help="store a processor's results, too")
     add("doctor", "examine this machine and its packages").add_argument("--json", action="store_true")
-    add("progress", "show which exercises are done")
     add("reset", "bring one lab back as shipped, keeping your copy").add_argument("lab", metavar="LAB")
     add("links", "ask every address of notebooks, docs and README whether it is still there; needs a network")
     _add_pages_and_servers(add, install)
+    classroom.add_commands(add, install)
     return top
 
 
@@ -100,9 +101,7 @@ def main(argv: list[str] | None = None) -> int:
             shadows.refuse()
             elsewhere = prepare(options, argv, ready=ready)
             if elsewhere is None and options.command in ("lab", "test") and not options.without_weights:
-                from labsupport.command_line import weights
-
-                weights.ensure()
+                classroom.fetch_weights(options.offline)
         else:
             elsewhere = borrow(argv, ready=ready)
         if elsewhere is not None:
@@ -131,7 +130,9 @@ def prepare(options: argparse.Namespace, argv: list[str], *, ready: bool = False
     from labsupport.command_line import installation, package_sets
 
     need = {"record": "run", "report": "run"}.get(options.command, options.command)
-    place = installation.Installation()
+    place = installation.Installation(wheelhouse=options.offline)
+    if options.offline is not None:
+        options.set = classroom.offline_set(options, place)
     inside = Path(sys.prefix).resolve() == place.folder.resolve()
     # In `.venv` itself a changed pyproject.toml means an update; any other environment is its owner's.
     # Only `.venv` is ours to add to; in another environment, what is missing is skipped with its reason.
@@ -290,14 +291,6 @@ def doctor(options: argparse.Namespace, rest: list[str]) -> int:
     return 0 if report.ok else FAILED
 
 
-def progress(options: argparse.Namespace, rest: list[str]) -> int:
-    """Which exercises are done."""
-    from labsupport.exercises import progress_report
-
-    print(progress_report.report())
-    return 0
-
-
 def reset(options: argparse.Namespace, rest: list[str]) -> int:
     """Bring one lab back as shipped."""
     from labsupport.exercises import resetting
@@ -334,8 +327,8 @@ COMMANDS = {
     "record": run,
     "report": report,
     "doctor": doctor,
-    "progress": progress,
     "reset": reset,
     "links": links,
     "serve": triton,
+    **classroom.COMMANDS,
 }

@@ -52,11 +52,14 @@ class Installation:
     """The environment in `<repository>/.venv`; each step is a method, so that a test can watch it.
 
     run: replaces the subprocess that runs pip and venv; takes a command, returns (exit code, output).
-    say: where progress lines go.
+    say: where progress lines go. wheelhouse: a folder to install from instead of any package index.
     """
 
-    def __init__(self, repository: Path = REPOSITORY, *, run=None, say=None, platform: str = sys.platform):
+    def __init__(
+        self, repository: Path = REPOSITORY, *, run=None, say=None, platform: str = sys.platform, wheelhouse=None
+    ):
         self.repository = repository
+        self.wheelhouse = wheelhouse and Path(wheelhouse).resolve()
         self.folder = repository / ".venv"
         self.stamp = self.folder / "labsupport.json"
         self.python = interpreter(self.folder)
@@ -165,6 +168,8 @@ class Installation:
 
     def pip(self, *arguments: str) -> tuple[int, str]:
         """Install with uv where there is one, and with pip where uv failed: it reads none of pip's settings."""
+        if self.wheelhouse:
+            arguments = (arguments[0], "--no-index", "--find-links", str(self.wheelhouse), *arguments[1:])
         uv = shutil.which("uv")
         if uv:
             code, output = self.run([uv, "pip", arguments[0], "--python", str(self.python), *arguments[1:]])
@@ -197,6 +202,8 @@ class Installation:
     def torch_attempts(self, name: str, index: str | None) -> list[list[str]]:
         """pip arguments to try in turn."""
         torch = TORCH[name]
+        if self.wheelhouse:
+            return [[torch]]
         if index:
             return [[torch, "--index-url", index]]
         if name == "cpu" and self.platform.startswith("linux"):
@@ -211,7 +218,7 @@ class Installation:
         code, output = self.pip("install", "--editable", f"{self.repository}[{name},test]")
         if code:
             raise InstallationError(explain(output, "the packages could not be installed"))
-        if name == "gpu" and self.pip("install", *self.requirements("pycuda"))[0]:
+        if name == "gpu" and not self.wheelhouse and self.pip("install", *self.requirements("pycuda"))[0]:
             self.say("PyCUDA could not be compiled (it needs the CUDA toolkit's headers); the labs run without it")
 
     def install_optional(self, names: Iterable[str]) -> None:

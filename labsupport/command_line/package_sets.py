@@ -15,6 +15,7 @@ SETS = {
 OPTIONAL = {
     "tensorflow": "TensorFlow and Keras (labs 12 and 13)",
     "phone": "ExecuTorch and LiteRT (lab 11)",
+    "browser": "playwright and axe-core (JupyterLab's tests in a browser)",
     "serving": "Ray Serve, MLPerf's load generator and Triton's client (lab 11)",
 }
 NEEDED_GIB = {"gpu": 14, "cpu": 3, "rtx": 12}

@@ -17,7 +17,7 @@ def missing_distribution(output: str) -> bool:
     return bool(
         re.search(
             r"No matching distribution|Could not find a version|No solution found|not found in the "
-            r"package registry|no version of",
+            r"package registry|no version of|ResolutionImpossible",  # the last beside a constraints file
             output,
             re.IGNORECASE,
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 from labsupport.errors import LabError
 from labsupport.exercises import answers as given_answers
-from labsupport.exercises import progress
+from labsupport.exercises import progress, shared_machine, withheld
 from labsupport.exercises.answers import NotAttempted, Wrong
 from labsupport.exercises.calling import returned
 from labsupport.exercises.feedback import Text, box, lines
@@ -140,12 +140,15 @@ class Exercise:
         if not isinstance(n, int) or n < 1:
             return Text(f"Hints are numbered from 1 to {total}: ask for hint(1).")
         if n > total:
-            return Text(f"There is no hint {n}; hint {total} is the last. `{self.name}.solution()` shows one way.")
+            further = withheld.SAID if withheld.solutions() else f"`{self.name}.solution()` shows one way."
+            return Text(f"There is no hint {n}; hint {total} is the last. {further}")
         said = self.hints[n - 1] + (f" (hint({n + 1}) says more.)" if n < total else "")
         return Text(f"Hint {n} of {total}: {said}", "hint", said, word=f"Hint {n} of {total}:")
 
     def solution(self) -> Text:
-        """One way to do it, runnable as a cell, and the reason."""
+        """One way to do it, runnable as a cell, and the reason; a note where they are withheld."""
+        if withheld.solutions():
+            return Text(withheld.SAID)
         parts = [textwrap.dedent(self.solution_source).strip(), textwrap.dedent(self.answer).strip()]
         whole = f"Solution: {self.question}\n\n" + "\n\n".join(part for part in parts if part)
         return Text(whole, "solution", self.question, *parts)
@@ -209,6 +212,7 @@ class Prediction(Exercise):
         return self.check(measured)
 
     def judge(self, measured: Any) -> str:
+        shared_machine.judge_quiet(measured)
         if hasattr(measured, "as_metric"):
             measured = measured.as_metric()["value"]
         measured = given_answers.as_number(measured, "the measurement")

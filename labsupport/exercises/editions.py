@@ -40,7 +40,7 @@ _COLOURS = {
 }
 _SPACES = {"nodeSpacing": 24, "rankSpacing": 34, "subGraphTitleMargin": {"top": 4, "bottom": 10}}
 DIAGRAM_STYLE = "%%{init: " + json.dumps({"theme": "base", "themeVariables": _COLOURS, "flowchart": _SPACES}) + "}%%"
-_ROW = re.compile(r"^(Processor|ONNX Runtime|This machine) {2,}(.+)$")
+_ROW = re.compile(r"^(Processor|ONNX Runtime(?= +\d)|This machine) {2,}(.+)$")
 _LANE = re.compile(r"(?P<runtime>TensorRT(?:-RTX)? [\d.]+) on (?P<gpu>[^|;]+)|\b(?:no GPU|without a TensorRT)")
 
 

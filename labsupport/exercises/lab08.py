@@ -45,7 +45,7 @@ CANDIDATES = {
 
 class Gain(Prediction):
     question = (
-        "By how many points of accuracy will the same student be better, mean of three seeds, when it learns 240 "
+        "By how many points of accuracy will the same student be better, mean of twenty seeds, when it learns 240 "
         "images from a teacher and not from their labels alone?"
     )
     quantity = "the gain by distillation"

@@ -3,36 +3,81 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from labsupport.exercises import base, own_copies, progress
 
+OUTCOMES = ("right", "wrong", "not attempted")
 
-def report(notebooks: Path | None = None) -> str:
-    """A table of every lab's exercises with outcome and day, and the totals; also before anything was tried."""
-    kept = progress.load()
+
+@dataclass(frozen=True)
+class Row:
+    """One exercise: ``outcome`` is "right", "wrong" or "not attempted", ``when`` "2026-11-30 14:05" or "";
+    ``predicted`` where a prediction waits for its measurement.
+    """
+
+    lab: str
+    exercise: str
+    outcome: str
+    when: str
+    predicted: bool = False
+
+
+def rows(kept: dict, notebooks: Path | None = None) -> list[Row]:
+    """Every lab's exercises, with what a progress file has of them; a lab without exercises has one row without."""
     folder = progress.ROOT / "notebooks" if notebooks is None else notebooks
     labs = sorted({file.stem for file in folder.glob("*.ipynb")} | set(kept), key=_lab_order)
-    rows, counts = [("lab", "exercise", "outcome", "when")], {"right": 0, "wrong": 0, "not attempted": 0}
+    found = []
     for lab in labs:
         done = kept.get(lab, {})
         names = list(dict.fromkeys([*_exercise_names(lab), *done]))
         for name in names:
             entry = done.get(name, {})
             outcome = entry.get("outcome")
-            if not isinstance(outcome, str) or outcome not in counts:  # the file may have been edited by hand
+            if outcome not in OUTCOMES:  # the file may have been edited by hand
                 outcome = "not attempted"
-            counts[outcome] += 1
             noted = outcome == "not attempted" and isinstance(entry.get("prediction"), (int, float))
             when = str(entry.get("when", ""))[:16].replace("T", " ") if outcome != "not attempted" or noted else ""
-            rows.append((lab if name == names[0] else "", name, "predicted" if noted else outcome, when))
+            found.append(Row(lab, name, outcome, when, noted))
         if not names:
-            rows.append((lab, "no exercises", "", ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    table.insert(1, "  ".join("-" * width for width in widths))
+            found.append(Row(lab, "", "", ""))
+    return found
+
+
+def report(notebooks: Path | None = None) -> str:
+    """A table of every lab's exercises with outcome and day, and the totals; also before anything was tried."""
+    table, lab = [("lab", "exercise", "outcome", "when")], ""
+    every = rows(progress.load(), notebooks)
+    for row in every:
+        outcome = "predicted" if row.predicted else row.outcome
+        table.append((row.lab if row.lab != lab else "", row.exercise or "no exercises", outcome, row.when))
+        lab = row.lab
     newer = [] if notebooks else [own_copies.offer(own_copies.newer(root=progress.ROOT))]
-    return "\n".join([*table, "", _totals(counts), *_state_of_file(), *filter(None, newer)])
+    return "\n".join([*columns(table), "", _totals(_counts(every)), *_state_of_file(), *filter(None, newer)])
+
+
+def as_dict(notebooks: Path | None = None) -> dict:
+    """The same for programs: {"labs": lab → exercise → {"outcome", "when"}, "totals": outcome → number}."""
+    labs: dict[str, dict] = {}
+    every = rows(progress.load(), notebooks)
+    for row in every:
+        exercises = labs.setdefault(row.lab, {})
+        if row.exercise:
+            exercises[row.exercise] = {"outcome": row.outcome, "when": row.when}
+    return {"labs": labs, "totals": _counts(every), "problems": _state_of_file()}
+
+
+def columns(table: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of a table whose first row is its head."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+
+
+def _counts(every: list[Row]) -> dict[str, int]:
+    return {outcome: sum(row.outcome == outcome for row in every) for outcome in OUTCOMES}
 
 
 def _totals(counts: dict[str, int]) -> str:

@@ -67,9 +67,9 @@ def load(root: Path) -> dict:
 
 
 def _check(machine_class, lab, metrics, bands, need_band) -> list[str]:
-    known, complaints = _of_class(bands, machine_class), []
+    known, complaints = of_class(bands, machine_class), []
     for name, entry in metrics.items():
-        band, why = _find(known, lab, name)
+        band, why = find(known, lab, name)
         if band is None:
             if need_band:
                 complaints.append(
@@ -84,7 +84,7 @@ def _check(machine_class, lab, metrics, bands, need_band) -> list[str]:
     return complaints
 
 
-def _of_class(bands, machine_class) -> dict:
+def of_class(bands, machine_class) -> dict:
     """All entries whose pattern fits, the longest and so most particular pattern winning."""
     merged = {WHY: {}}
     for pattern in sorted((name for name in bands if fnmatchcase(machine_class, name)), key=len):
@@ -94,7 +94,8 @@ def _of_class(bands, machine_class) -> dict:
     return merged
 
 
-def _find(known, lab, name):
+def find(known, lab, name):
+    """(band or None, its reason) of one metric of a lab, among the entries of `of_class`."""
     for key in (f"{lab}/{name}", name):  # lab.seconds exists in every lab, and may differ
         if key in known:
             return known[key], known[WHY].get(key, "")

@@ -21,6 +21,7 @@ from labsupport.environment.hardware import Gpu, GpuProbe
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), 81559)
 NOT_FOUND = "ERROR: No matching distribution found for torch==2.13.0+cpu"
+CONFLICT = "The user requested (constraint) torch<=2.14.1\nERROR: ResolutionImpossible: for help visit"
 
 
 class FakePip:
@@ -119,8 +120,9 @@ def test_torch_comes_first_then_the_rest(make):
     assert "installing the CPU set" in place.said[0]
 
 
-def test_the_cpu_build_falls_back_to_pytorchs_index(make):
-    place = make({"torch==2.13.0+cpu": NOT_FOUND})
+@pytest.mark.parametrize("said", [NOT_FOUND, CONFLICT], ids=["not found", "beside a constraints file"])
+def test_the_cpu_build_falls_back_to_pytorchs_index(make, said):
+    place = make({"torch==2.13.0+cpu": said})
     place.ensure("cpu")
     assert place.run.installs()[:2] == [
         "torch==2.13.0+cpu",

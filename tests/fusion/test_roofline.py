@@ -105,3 +105,12 @@ def test_work_reads_aloud(tmp_path):
     assert repr(counted(blocks.PointwiseChain(), tmp_path, batch=16)) == (
         "Work(9 nodes: 0.0289 GFLOP, 232.8 MiB moved apart, 24.5 MiB together)"
     )
+
+
+def test_a_large_network_has_more_than_a_billion_operations_and_bytes():
+    step = roofline.Step("gemm", "Gemm", 8_193_699_328, 3_000_000_000)
+    assert roofline.Work((step,), 2_000_000_000).flops == 8_193_699_328
+
+
+def test_a_ceiling_carries_the_name_of_any_chip():
+    assert roofline.Ceiling("V100 SXM2", 900.0, 15_700.0).device == "V100 SXM2"

@@ -14,6 +14,7 @@ from package_arrows import PACKAGE, RANK, circles, file_arrows, imported, packag
 
 ROOT = Path(__file__).resolve().parents[2]
 TALKS = {
+    "command_line.classroom",
     "command_line.cli",
     "command_line.opening",
     "__main__",
