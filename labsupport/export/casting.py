@@ -280,7 +280,7 @@ class Typed(Walk):
             ops = sorted({node.op_type for node in self.model.graph.node})
             why = f"no operator in it takes {self.suffix} at its opset: {', '.join(ops)}"
             if self.untyped:
-                why = f"ONNX cannot tell the type of {sorted(self.untyped)[0]!r}, so nothing round it can be {self.suffix}"
+                why = f"ONNX cannot tell the type of {sorted(self.untyped)[0]!r}, so it stays as it is"
             raise BadInput(f"{self.graph.path.name}: {why}")
         for node in self.model.graph.node:
             (reads, writes), new = self.narrow_places(node), onnx.NodeProto()

@@ -261,10 +261,9 @@ def test_graphs_without_anything_to_narrow_are_refused(tmp_path):
 
 
 def test_a_tensor_without_a_type_is_named(tmp_path):
-    from onnx import TensorProto, helper
 
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4, 5, 5]) for name in "xy"]
-    factors = [helper.make_tensor(name, TensorProto.FLOAT, [4], [1, 2, 3, 4]) for name in "sb"]
+    ends = [helper.make_tensor_value_info(name, T.FLOAT, ["N", 4, 5, 5]) for name in "xy"]
+    factors = [helper.make_tensor(name, T.FLOAT, [4], [1, 2, 3, 4]) for name in "sb"]
     nodes = [
         helper.make_node("GroupNormalization", ["x", "s", "b"], ["n"], num_groups=2, name="norm"),
         helper.make_node("Gelu", ["n"], ["y"], name="gelu"),
