@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.machinery import PathFinder, SourceFileLoader
 from typing import Any
 
@@ -262,7 +262,7 @@ def _is_fault(error: Exception, names: list[str], args: tuple, kwargs: dict, che
     return all(type(value).__module__.partition(".")[0] == PACKAGE for value in given)
 
 
-def _frames(error: Exception) -> Iterable[types.FrameType]:
+def _frames(error: BaseException) -> Iterator[types.FrameType]:
     trace = error.__traceback__
     while trace is not None:
         yield trace.tb_frame
@@ -272,7 +272,7 @@ def _frames(error: Exception) -> Iterable[types.FrameType]:
 def _where(error: Exception) -> str:
     """The innermost function of this package, for a report."""
     code = [frame.f_code for frame in _frames(error) if _is_inside(frame)][-1]
-    return f"{code.co_qualname if sys.version_info >= (3, 11) else code.co_name}, {os.path.basename(code.co_filename)}"
+    return f"{code.co_name}, {os.path.basename(code.co_filename)}"
 
 
 def _title(function: Callable) -> str:
