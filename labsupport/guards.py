@@ -3,8 +3,9 @@
 Every module of this package is loaded by `_Loader` (see `install`), which puts a guard around each public function and
 constructor. What is annotated with a plain type is checked; where the function has words of its own for what is wrong,
 those are shown. An error that falls from the depths (an AttributeError of somebody's None) becomes a BadInput that
-names the call, what came and what is wanted, with the former as its cause. Calls from room to room see every error as
-it is, and so does whoever hands over a function of his own: what that raises is his.
+names the call, what came and what is wanted, with the former as its cause; where every argument was of its kind, it is
+a LabError that asks for a report, because then the fault is ours. Calls from room to room see every error as it is, and
+so does whoever hands over code of his own (a function, a network, a runtime): what that raises is his.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.machinery import PathFinder, SourceFileLoader
 from typing import Any
 
@@ -25,6 +26,7 @@ PACKAGE = __name__.rpartition(".")[0]
 # Whoever calls these reads the errors of the system from them, or answers for all errors himself.
 UNGUARDED = re.compile(rf"{PACKAGE}\.(errors|files|quiet|guards|command_line.*|exercises.*)$")
 MOST = 10**9  # no size, count or length of these labs comes near it
+LOOKS = ("__getattr__", "__getattribute__", "__iter__", "__len__", "__repr__")  # of a value, not of a caller's function
 LONGEST = 60  # characters of a value in a message
 
 
@@ -205,12 +207,13 @@ def _is_ours(error: Exception, args: tuple, kwargs: dict) -> bool:
     trace = error.__traceback__
     if trace is None or _is_inside(trace.tb_frame.f_back):
         return True
+    theirs = trace.tb_frame.f_back.f_globals if trace.tb_frame.f_back else None
     codes = {code for value in (*args, *kwargs.values()) if (code := _code(value)) is not None}
-    while trace is not None:
-        if trace.tb_frame.f_code in codes:
-            return True
-        trace = trace.tb_next
-    return False
+    _, *frames = _frames(error)
+    return any(
+        frame.f_code in codes or place and frame.f_globals is theirs and frame.f_code.co_name not in LOOKS
+        for place, frame in enumerate(frames)
+    )
 
 
 def _code(value) -> types.CodeType | None:
@@ -233,11 +236,43 @@ def _typed(error: Exception, function: Callable, args: tuple, kwargs: dict) -> L
     names = [name for name in inspect.signature(function).parameters if name != "self"]
     args = args[1:] if "self" in inspect.signature(function).parameters else args
     came = ", ".join([*map(shown, args), *(f"{name}={shown(value)}" for name, value in kwargs.items())])
+    if _is_fault(error, names, args, kwargs, {name for _, name, _, _ in _checks(function)}):
+        return LabError(
+            f"{title}({came}): unexpected {type(error).__name__} inside {PACKAGE} ({_where(error)}: {said}), though "
+            "what it was given is of the right kinds; please report it"
+        )
     kind = LabError if isinstance(error, (MemoryError, ConnectionError, PermissionError, TimeoutError)) else BadInput
     return kind(
         f"{title}({came}) cannot work ({type(error).__name__}: {said}); it takes {title}({', '.join(names)}), and "
         f"`help({title})` says of which kinds"
     )
+
+
+def _is_fault(error: Exception, names: list[str], args: tuple, kwargs: dict, checked: set[str]) -> bool:
+    """Whether an error is this package's own: a slip of its code, or nothing was given that could be wrong.
+
+    Python's words for a wrong value or file (ValueError, OSError) and for a wrong call are about what was given.
+    """
+    frames = list(_frames(error))
+    if len(frames) < 2 or isinstance(error, (ValueError, OSError, MemoryError)):
+        return False
+    if isinstance(error, (NameError, AssertionError)) and _is_inside(frames[-1]):
+        return True
+    given = [value for name, value in (*zip(names, args), *kwargs.items()) if name not in checked]
+    return all(type(value).__module__.partition(".")[0] == PACKAGE for value in given)
+
+
+def _frames(error: BaseException) -> Iterator[types.FrameType]:
+    trace = error.__traceback__
+    while trace is not None:
+        yield trace.tb_frame
+        trace = trace.tb_next
+
+
+def _where(error: Exception) -> str:
+    """The innermost function of this package, for a report."""
+    code = [frame.f_code for frame in _frames(error) if _is_inside(frame)][-1]
+    return f"{code.co_name}, {os.path.basename(code.co_filename)}"
 
 
 def _title(function: Callable) -> str:

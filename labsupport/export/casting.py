@@ -276,9 +276,10 @@ class Typed(Walk):
             self.is_low |= {v.name for v in self.model.graph.input if v.name in self.floats}
         if not self.wide and not any(map(self.narrows, self.model.graph.node)):
             ops = sorted({node.op_type for node in self.model.graph.node})
-            raise BadInput(
-                f"{self.graph.path.name}: no operator in it takes {self.suffix} at its opset: {', '.join(ops)}"
-            )
+            why = f"no operator in it takes {self.suffix} at its opset: {', '.join(ops)}"
+            if self.untyped:
+                why = f"ONNX cannot tell the type of {sorted(self.untyped)[0]!r}, so it stays as it is"
+            raise BadInput(f"{self.graph.path.name}: {why}")
         for node in self.model.graph.node:
             (reads, writes), new = self.narrow_places(node), onnx.NodeProto()
             new.CopyFrom(node)

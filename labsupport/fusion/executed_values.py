@@ -22,6 +22,7 @@ CHUNK_BYTES = 2**28  # inner tensors fetched by one run
 FREE = (2, 1, 8, 16, 32, 64, 224, 3)  # tried for axes without a fixed length, the batch among them
 HIGHEST = (8, 2, 1)  # whole numbers are drawn below this: they may be rows of a table, or lengths
 ROUNDING, STEPS = 1e-2, 0.2  # distance, of the spread: of floating-point arithmetic; of quantized arithmetic
+UNSIGNED = 128  # what the runtime adds to the codes of INT8 where it has kernels for UINT8 alone
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,8 @@ def _digest(array: np.ndarray) -> Digest | None:
 
 def _distance(a: Digest, b: Digest) -> tuple[bool, float] | None:
     """(whether the order differs, distance as a share of the spread), or None where the values differ."""
+    if a.whole and b.whole and np.all(a.places - b.places == UNSIGNED):
+        return False, 0.0
     for differs, mine, theirs in ((False, a.places, b.places), (True, a.ordered, b.ordered)):
         if a.whole != b.whole:  # quantized: the scale and the zero point are left out of it
             mine, theirs = _standard(mine), _standard(theirs)

@@ -30,7 +30,7 @@ ROOMS = (
     "placement plugins precision pruning quantization recordings roads runtimes serving training"
 ).split()
 PARTS = (
-    "placement.dispatch placement.pool placement.cuts placement.pipeline placement.transfers placement.handover "
+    "placement.dispatch placement.pool placement.cuts placement.pipeline placement.transfers "
     "training.checkpoints precision.layerwise fusion.roofline comparing.timeline language.generation "
     "language.serving language.weights language.tokenizer"
 ).split()

@@ -130,13 +130,28 @@ def test_a_guard_names_what_came_and_what_is_wanted():
     for call, message in (
         (lambda: guarded("2"), "count='2' is of the kind str; wanted is a whole number"),
         (lambda: guarded(1, title=3), "title=3 is of the kind int; wanted is text"),
-        (lambda: guarded(7, title="a"), r"\(7, title='a'\) cannot work \(IndexError: .*it takes .*\(count, title\)"),
         (lambda: guarded(1, name="a"), "unexpected keyword argument 'name'"),
         (lambda: guarded(count=hostile.Raising()), "count=a Raising is of the kind Raising"),
     ):
         with pytest.raises(BadInput, match=message) as error:
             call()
         assert str(error.value.__cause__ or "x")
+
+
+def test_a_fault_of_ours_asks_for_a_report():
+    with pytest.raises(LabError, match=r"\(7, title='a'\): unexpected IndexError inside .*please report it") as error:
+        guards.guarded(whole)(7, title="a")
+    assert not isinstance(error.value, BadInput) and isinstance(error.value.__cause__, IndexError)
+
+
+class Faulty:
+    def name(self):
+        return {}["a slip of the learner's"]
+
+
+def test_what_a_learner_s_object_raises_is_his():
+    with pytest.raises(KeyError, match="slip"):
+        guards.guarded(lambda thing: thing.name())(Faulty())
 
 
 def test_what_a_learner_s_function_raises_is_his():

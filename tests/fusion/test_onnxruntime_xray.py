@@ -64,6 +64,20 @@ def test_a_second_reader_is_seen_to_forbid_fusion(tmp_path):
     assert not fusion.xray(runtimes.OnnxRuntime(read, optimization="extended")).together("c", "r")
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_codes_made_unsigned_stay_with_their_own_kernel(tmp_path, level):
+    nodes = [
+        ("q", "QuantizeLinear", ["x", "s", "z"], ["codes"], {}),
+        ("dq", "DequantizeLinear", ["codes", "s", "z"], ["back"], {}),
+        ("c", "Conv", ["back", "w"], ["y"], {}),
+    ]
+    weights = {"s": np.float32(0.02), "z": np.int8(0), "w": np.full((3, 2, 3, 3), 0.1, np.float32)}
+    weights = {name: np.asarray(value) for name, value in weights.items()}
+    graph = onnx_file(tmp_path / "g.onnx", nodes, [("x", [2, 2, 5, 5])], [("y", [2, 3, 3, 3])], weights)
+    plan = fusion.xray(runtimes.OnnxRuntime(graph, optimization=level))
+    assert plan.accounts().complete and plan.kernel_of("q").nodes == ("q",) and plan.kernel_of("dq").nodes == ("dq",)
+
+
 def test_identities_twins_and_dead_ends_are_named_not_guessed(tmp_path):
     nodes = [
         ("e1", "Exp", ["x"], ["a"], {}),

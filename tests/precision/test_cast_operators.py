@@ -258,3 +258,18 @@ def test_graphs_without_anything_to_narrow_are_refused(tmp_path):
     whole = saved(tmp_path, [node("Add", ["x", "x"], ["y"], "c")], kind=T.INT32)
     with pytest.raises(BadInput, match="net.onnx has no FP32 tensor, so there is nothing to cast"):
         precision.cast(whole)
+
+
+def test_a_tensor_without_a_type_is_named(tmp_path):
+
+    ends = [helper.make_tensor_value_info(name, T.FLOAT, ["N", 4, 5, 5]) for name in "xy"]
+    factors = [helper.make_tensor(name, T.FLOAT, [4], [1, 2, 3, 4]) for name in "sb"]
+    nodes = [
+        helper.make_node("GroupNormalization", ["x", "s", "b"], ["n"], num_groups=2, name="norm"),
+        helper.make_node("Gelu", ["n"], ["y"], name="gelu"),
+    ]
+    opset = [helper.make_opsetid("", 21)]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], factors)
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), str(tmp_path / "net.onnx"))
+    with pytest.raises(BadInput, match="ONNX cannot tell the type of 'n'"):
+        precision.cast(tmp_path / "net.onnx")
