@@ -285,7 +285,10 @@ def branch():
         ),
         (lambda g, t: precision.cast(t / "gone.onnx"), "gone.onnx: no such file"),
         (lambda g, t: precision.cast(None), "a graph is wanted, or the name of its file, and a NoneType came"),
-        (lambda g, t: precision.cast(g, keep_wide=None), "keep_wide=None is no list"),
+        (
+            lambda g, t: precision.cast(g, keep_wide=None),
+            "keep_wide=None is of the kind NoneType; wanted is a list of names",
+        ),
         (
             lambda g, t: precision.cast(g, path=g.path),
             "path='small.onnx' is the graph that came in; give the new one a name of its own",
