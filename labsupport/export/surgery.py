@@ -141,6 +141,10 @@ def _light(model):
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     for field in ("node", "input", "output", "value_info"):
         getattr(light.graph, field).extend(getattr(model.graph, field))
+    for value in (*light.graph.input, *light.graph.output, *light.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_value < 0:  # as some exporters write a free axis
+                axis.Clear()
     for weight in model.graph.initializer:
         small = math.prod(weight.dims) <= SMALL and weight.data_location != onnx.TensorProto.EXTERNAL
         hollow = onnx.TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
@@ -226,8 +230,8 @@ def fix_batch(model, batch: int) -> tuple[list[str], list[int]]:
     weights = {weight.name for weight in model.graph.initializer}
     values = [value for value in model.graph.input if value.name not in weights]
     first = {v.name: v.type.tensor_type.shape.dim[0] for v in values if v.type.tensor_type.shape.dim}
-    free = {name: axis.dim_param for name, axis in first.items() if not axis.dim_value}
-    fixed = [axis.dim_value for axis in first.values() if axis.dim_value]
+    free = {name: axis.dim_param for name, axis in first.items() if axis.dim_value < 1}  # some exporters write -1
+    fixed = [axis.dim_value for axis in first.values() if axis.dim_value > 0]
     before = contradictions(model) if free else set()
     for name in free:
         first[name].dim_value = batch

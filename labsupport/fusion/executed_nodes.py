@@ -100,7 +100,7 @@ class _Search:
         known = self.original.producer
         made = {self._key(node, node.inputs): node for node in reversed(self.original.nodes) if not node.random}
         for node in self.executed.nodes:
-            plain = {tensor: tensor.removeprefix(WIDENED) for tensor in node.outputs}
+            plain = {tensor: tensor if tensor in known else tensor.removeprefix(WIDENED) for tensor in node.outputs}
             self.ends |= {tensor: end for tensor, end in plain.items() if end in known}
         for node in self.executed.nodes:
             if all(tensor in self.ends for tensor in node.outputs if tensor):
