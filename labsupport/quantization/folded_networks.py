@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -60,7 +61,7 @@ def _answers(model: nn.Module, images: Tensor) -> list[Tensor]:
 
 def _out_of_place(graph: fx.GraphModule, images: Tensor) -> None:
     """Give what is changed in place a tensor of its own: a quantizer beside it would read the values of before."""
-    values: dict[fx.Node, object] = {}
+    values: dict[fx.Node, Any] = {}
 
     class Keeping(fx.Interpreter):
         def run_node(self, node):

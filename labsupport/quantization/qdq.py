@@ -208,10 +208,7 @@ def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel:
     axes = {numbers[name]: {"axis": axis} for name, axis in _odd_axes(model).items()} if per_channel else {}
     options["TensorQuantOverrides"] = {name: [pair] for name, pair in {**axes, **overrides}.items()}
     pairs = {name: (pair["rmin"], pair["rmax"]) for name, pair in overrides.items()}
-    given = {value.name for value in model.graph.input}
-    passed = [value for value in model.graph.output if value.name in given]  # an input handed out: it would be renamed
-    for value in passed:
-        model.graph.output.remove(value)
+    passed = _without_handed_out(model)
     with _quiet():
         quantizer = QDQQuantizer(
             surgery.renamed(model, numbers.__getitem__),
@@ -232,6 +229,15 @@ def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel:
     made.graph.output.extend(passed)
     # Its own sorting overlooks what branches read.
     return surgery.sort_nodes(made) if any(map(onnx_graph.bodies, made.graph.node)) else made
+
+
+def _without_handed_out(model) -> list:
+    """Take the inputs that are outputs as well from the outputs, in place; the quantizer would give them a new name."""
+    given = {value.name for value in model.graph.input}
+    passed = [value for value in model.graph.output if value.name in given]
+    for value in passed:
+        model.graph.output.remove(value)
+    return passed
 
 
 def _odd_axes(model) -> dict[str, int]:
