@@ -153,3 +153,10 @@ def test_the_time_of_what_still_waits_in_the_queue_counts():
     result = benchmarking.throughput(run, FEED, seconds=0.1, in_flight=4, warmup=0, event=run.event, now=clock)
     assert result.calls >= 4 and result.seconds >= 0.040 * result.calls  # one GPU runs one after the other
     assert result.items_per_s <= 8 / 0.040
+
+
+def test_a_rate_has_the_digits_that_the_spread_of_its_times_leaves():
+    """0.1 % of spread earns four digits, 30 % two."""
+    for times, shown in (((9.13, 9.134, 9.13, 9.12), 876.2), ((9.13, 12, 9.13, 7.5), 880.0)):
+        latency = benchmarking.Latency("run", "host", times, 8, "here")
+        assert latency.as_row()["items/s"] == pytest.approx(shown)

@@ -303,3 +303,17 @@ def test_a_request_that_waited_behind_another_took_what_was_left_of_the_time(mon
     assert member.service_ms == pytest.approx(20 + 0.1 * 10 + 0.1 * (40 - 21)) and service.answers == ["one", "two"]
     service._note(member, 2, "again", "")  # a ticket of a former call
     assert member.count == 2 and service.answers[1] == "two"
+
+
+def test_what_may_have_ended_a_worker_waits_until_all_others_are_answered():
+    from collections import deque
+
+    idle = SimpleNamespace(name="a", alive=True, sent={}, queue=deque(), begin=lambda: None)
+    service = pool._Service(SimpleNamespace(_members=[idle]), ["x", "y", "z"], None, None, [], 5.0)
+    service.suspects.append(1)
+    for answered, queued in ((0, []), (1, []), (2, [1])):
+        service.answered = answered
+        service._try_suspect()
+        assert list(idle.queue) == queued, answered
+    service._try_suspect()
+    assert list(idle.queue) == [1]  # once: its worker is busy
