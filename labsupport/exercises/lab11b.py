@@ -94,14 +94,11 @@ class Window(Exercise):
                 f"{name}: {left} are left in the queue, and {list(now)[len(batch) :]} should be: requests got lost."
             )
         if seconds > most:
-            raise Wrong(
-                f"{name}: it took {seconds:.2f} s. The delay counts from the first request, and a full batch "
-                f"leaves at once."
-            )
+            why = "The delay counts from the first request, and a full batch leaves at once."
+            raise Wrong(f"{name}: it took {seconds:.2f} s. {why}")
         if seconds < least:
-            raise Wrong(
-                f"{name}: it took {seconds:.2f} s only, with {delay:g} s of delay; it did not wait for more requests."
-            )
+            said = f"{name}: it took {seconds:.2f} s only, with {delay:g} s of delay"
+            raise Wrong(f"{said}; it did not wait for more requests.")
 
 
 class Retry(Exercise):
