@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
-from labsupport.exercises.calling import needs_function, yes_or_no
+from labsupport.exercises.calling import yes_or_no
 
 LAB, CHECK_S = "02_build_and_run", 120.0
 TRAFFIC = {2: 40, 8: 5200, 12: 300, 20: 15}  # images in a request → requests an hour
@@ -271,12 +272,11 @@ class SilentEngine(Exercise):
     """
     answer = "An engine is silent when its counter has nothing under the precision it was asked for."
 
-    def judge(self, silent: Any) -> str:
+    def judge(self, silent: Callable) -> str:
         from labsupport.build.engines import Engine
 
         if isinstance(silent, Engine):
             raise Wrong(f"that is {described(silent)}; hand in the function itself, `silent`, without calling it.")
-        needs_function(silent, "silent")
         cases = drawn_engines()
         for asked, built, meaning in cases:
             sidecar = {

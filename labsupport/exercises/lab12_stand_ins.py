@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from labsupport.exercises.answers import described
+from labsupport.exercises.answers import described, plain_of
 from labsupport.exercises.base import Wrong
 
 SIZES = (12, 9)  # pictures in train and in test
@@ -102,7 +102,7 @@ def finished(arrivals: Any, service: Any) -> Any:
 
 def whole_count(value: Any) -> int:
     """A whole number of frames from a Python, NumPy or torch number."""
-    plain = value.item() if callable(getattr(value, "item", None)) and not getattr(value, "shape", True) else value
+    plain = plain_of(value)
     if isinstance(plain, bool) or not isinstance(plain, (int, float)) or plain != int(plain):
         raise Wrong(f"the function gave {described(value)}; wanted is how many frames are late, a whole number.")
     return int(plain)
@@ -110,7 +110,7 @@ def whole_count(value: Any) -> int:
 
 def class_of(value: Any) -> int:
     """The number of a class from a Python, NumPy or torch number."""
-    plain = value.item() if callable(getattr(value, "item", None)) and not getattr(value, "shape", True) else value
+    plain = plain_of(value)
     if isinstance(plain, bool) or not isinstance(plain, int):
         raise Wrong(f"the function gave {described(value)}; wanted is the number of a class, from 0 to 19, or None.")
     return plain
