@@ -53,6 +53,12 @@ def at_least(least: int = 1, most: int | None = None, /, **values) -> None:
             raise BadInput(f"{name}={value!r}; wanted a whole number {bounds}")
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
 def warn(message: str) -> None:
     """Warn at the line that called this package, however many of our own frames lie between."""
     frame, level = sys._getframe(1), 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from labsupport import comparing, export, runtimes
-from labsupport.errors import BadInput, LabError
-from labsupport.export import onnx_graph, surgery
+from labsupport.errors import BadInput, LabError, first_line
+from labsupport.export import surgery
 
 OLDEST, LIFTED = 13, 17  # per-channel scales came with 13; every target reads 17
 SAME = 1e-3  # relative error up to which a rewritten copy counts as the same network
@@ -23,7 +23,7 @@ def fixed(graph, feed, answer, folder: Path) -> export.OnnxGraph:
         except Exception as error:  # the converter's own types, one for each operator that it does not know
             raise LabError(
                 f"{graph.path.name} is opset {graph.opset}, and ONNX's converter does not bring it to {LIFTED} "
-                f"({onnx_graph.first_line(error)}); export it again"
+                f"({first_line(error)}); export it again"
             ) from error
     for value, array in [(v, feed[v.name]) for v in model.graph.input] + [
         (v, answer[v.name]) for v in model.graph.output
@@ -62,7 +62,7 @@ def working(graph, feed, answer, folder: Path) -> tuple[export.OnnxGraph, list[s
             return less, [*told, f"ONNX Runtime's basic rewrites: {copy.nodes} → {less.nodes} nodes"]
         told.append("ONNX Runtime's basic rewrites change the answer and were not kept")
     except BadInput as error:  # operators of ONNX Runtime's own, which the checker does not know
-        told.append(f"ONNX Runtime's basic rewrites were not kept: {onnx_graph.first_line(error)}")
+        told.append(f"ONNX Runtime's basic rewrites were not kept: {first_line(error)}")
     return copy, told
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from labsupport import files
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, first_line
 from labsupport.export.sparse_weights import written_out
 
 LARGEST_INSIDE = 2**30  # bytes of weights that a file of at most 2 GB takes in
@@ -327,12 +327,6 @@ def _what_is(head: bytes) -> str:
     }
     stripped = head.lstrip()
     return next((what for magic, what in signatures.items() if stripped[: len(magic)].lower() == magic.lower()), "")
-
-
-def first_line(error: Exception) -> str:
-    """What an error says in its first line that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
 
 
 @functools.lru_cache(maxsize=None)

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from labsupport.errors import BadInput, at_least
+from labsupport.errors import BadInput, at_least, first_line
 from labsupport.export import onnx_graph
 from labsupport.export.onnx_graph import OnnxGraph, bodies, everywhere
 
@@ -129,7 +129,7 @@ def inferred(model, *, data_prop: bool = False):
         return onnx.shape_inference.infer_shapes(_light(model), data_prop=data_prop)
     except Exception as error:  # the checker's own types
         raise BadInput(
-            f"the shapes of this network do not follow from its inputs: {str(error).splitlines()[0]}; export it again, "
+            f"the shapes of this network do not follow from its inputs: {first_line(error)}; export it again, "
             "or pass sizes_of=<the graph before fusion>"
         ) from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from labsupport import environment, export
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, first_line
 from labsupport.phone.silence import silently
 from labsupport.runtimes.protocol import Base, TensorSpec
 
@@ -29,7 +29,7 @@ def to_executorch(model, example, *, calibration=None, path: str | Path | None =
         with silently():
             program = _lowered(_quantized(model, example, images) if images is not None else model, example)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:300]
+        reason = first_line(error)
         raise LabError(f"ExecuTorch could not lower the network: {type(error).__name__}: {reason}") from error
     path.write_bytes(program.buffer)
     return path

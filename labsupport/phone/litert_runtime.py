@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from labsupport import environment, export
-from labsupport.errors import BadInput, LabError, at_least
+from labsupport.errors import BadInput, LabError, at_least, first_line
 from labsupport.phone.silence import silently
 from labsupport.runtimes.protocol import Base, TensorSpec
 
@@ -29,7 +29,7 @@ def to_litert(model, example, *, path: str | Path | None = None) -> Path:
 
             litert_torch.convert(model, (example,)).export(str(path))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:300]
+        reason = first_line(error)
         raise LabError(f"LiteRT could not convert the network: {type(error).__name__}: {reason}") from error
     return path
 

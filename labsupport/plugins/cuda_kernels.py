@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labsupport import environment
-from labsupport.errors import BadInput, BuildError, NotAvailable
+from labsupport.errors import BadInput, BuildError, NotAvailable, first_line
 from labsupport.plugins.gated_norm import DTYPES, EPSILON, OP_TYPE, output_shape
 
 SOURCE = Path(__file__).resolve().parent / "cpp_plugin" / "gated_rms_norm.cu"
@@ -204,7 +204,7 @@ def _cubin(source: str, compiler: str, capability: tuple[int, int]) -> bytes:
         )
     except CompileError as error:
         lines = [line for line in str(getattr(error, "stderr", "") or error).splitlines() if "error" in line.lower()]
-        reason = lines[0].strip() if lines else str(error).splitlines()[0]
+        reason = lines[0].strip() if lines else first_line(error)
         raise BuildError(
             f"nvcc could not compile the kernel for {arch}: {reason}; the source is cpp_plugin/gated_rms_norm.cu"
         ) from error

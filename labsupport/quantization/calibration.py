@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from labsupport import export
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, first_line
 from labsupport.export import onnx_graph, surgery
 from labsupport.quantization import scales
 
@@ -186,7 +186,7 @@ def collect(graph, batches, *, tensors: Iterable[str] | None = None, bins: int =
         try:
             outputs = session.run(wanted, feed)
         except Exception as error:
-            text = str(error).strip().splitlines()[0][:200]
+            text = first_line(error)
             raise LabError(
                 f"ONNX Runtime could not run {graph.path.name} on a calibration batch: {text}; compare it with "
                 "graph.inputs"
@@ -293,7 +293,7 @@ def _session(graph, tensors):
     except Exception as error:  # the runtime's own types
         raise LabError(
             f"ONNX Runtime cannot load {graph.path.name} with its inner tensors shown: "
-            f"{onnx_graph.first_line(error)}; look at the node that it names"
+            f"{first_line(error)}; look at the node that it names"
         ) from error
     for part in file.parent.iterdir():
         part.unlink()

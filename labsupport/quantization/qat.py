@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import fusion, parametrize
 
 from labsupport import export
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, first_line
 from labsupport.quantization import calibration, qdq
 
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -218,7 +218,7 @@ def _folded(model: nn.Module) -> fx.GraphModule:
     try:
         folded = fx.symbolic_trace(copy.deepcopy(model).cpu().eval())
     except Exception as error:  # tracing runs the network's own code
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        first = first_line(error)
         raise LabError(
             f"{type(model).__name__} cannot be traced: {first}. Write its forward without conditions on tensors, "
             "or quantize its ONNX graph: quantization.to_qdq"

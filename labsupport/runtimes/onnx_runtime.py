@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from labsupport import export
-from labsupport.errors import BadInput, LabError, at_least
+from labsupport.errors import BadInput, LabError, at_least, first_line
 from labsupport.runtimes.protocol import Base, TensorSpec
 
 SMALL_BYTES = 2**20  # an output of at most this is copied: kept by a caller, it would keep all of the session's memory
@@ -77,7 +77,7 @@ class OnnxRuntime(Base):
         try:
             outputs = self.session.run(None, arrays)
         except Exception as error:
-            text = str(error).strip().splitlines()[0][:300]
+            text = first_line(error)
             fix = "lower the batch" if "alloc" in text.lower() else "compare the feed with run.inputs"
             raise LabError(f"{self.name}: ONNX Runtime could not run {self.graph.path.name}: {text}; {fix}") from error
         outputs = [np.array(y) if isinstance(y, np.ndarray) and y.nbytes <= SMALL_BYTES else y for y in outputs]
