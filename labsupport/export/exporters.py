@@ -59,6 +59,7 @@ def to_onnx(
         )
     names_in, names_out = _names(model, "input_name", "input", len(examples)), _names(model, "output_name", "output", 1)
     axes = _axes(dynamic, names_in, names_out)
+    common = {"opset_version": opset, "input_names": names_in, "output_names": names_out}
     path = Path(path) if path else _scratch_file(model)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -68,7 +69,7 @@ def to_onnx(
             with warnings.catch_warnings(record=True) as heard:
                 warnings.simplefilter("ignore")  # deprecation notes about the exporter this function chose on purpose
                 warnings.simplefilter("always", torch.jit.TracerWarning)
-                into(model, examples, staged, opset, names_in, names_out, axes, fold_batchnorm)
+                into(model, examples, staged, axes, fold_batchnorm, common)
             _drop_identities(staged)
             frozen_values.demand_live(model, examples, load(staged), axes, heard)
             declared = frozen_values.declare(load(staged), axes)
@@ -109,7 +110,7 @@ def _cause(error: BaseException) -> str:
 # --- how the two exporters are called ------------------------------------------------------------------------
 
 
-def _export_torchscript(model, examples, path, opset, names_in, names_out, axes, fold):
+def _export_torchscript(model, examples, path, axes, fold, common):
     import torch
     from torch.onnx import TrainingMode
 
@@ -120,21 +121,20 @@ def _export_torchscript(model, examples, path, opset, names_in, names_out, axes,
         examples,
         str(path),
         dynamo=False,
-        opset_version=opset,
         training=mode,
         do_constant_folding=fold,
-        input_names=names_in,
-        output_names=names_out,
         dynamic_axes=axes,
+        **common,
     )
 
 
-def _export_dynamo(model, examples, path, opset, names_in, names_out, axes, fold):
+def _export_dynamo(model, examples, path, axes, fold, common):
     import logging
 
     import torch
 
-    shapes: tuple = tuple({axis: torch.export.Dim.DYNAMIC for axis in axes.get(name, {})} or None for name in names_in)
+    free = [axes.get(name, {}) for name in common["input_names"]]
+    shapes: tuple = tuple({axis: torch.export.Dim.DYNAMIC for axis in each} or None for each in free)
     kinds = [each.kind for each in inspect.signature(model.forward).parameters.values()]
     named = kinds.index(inspect.Parameter.VAR_POSITIONAL) if inspect.Parameter.VAR_POSITIONAL in kinds else None
     given = shapes if named is None else (*shapes[:named], tuple(shapes[named:]))  # *args are one argument of many
@@ -147,12 +147,10 @@ def _export_dynamo(model, examples, path, opset, names_in, names_out, axes, fold
                 model,
                 examples,
                 dynamo=True,
-                opset_version=opset,
-                input_names=names_in,
-                output_names=names_out,
                 dynamic_shapes=given if any(shapes) else None,
                 optimize=fold,
                 verbose=False,
+                **common,
             )
         program.save(str(path), external_data=False)
     finally:
