@@ -66,40 +66,44 @@ class Window(Exercise):
             ("the batch gets full while it waits", [0], [(0.1, 1)], 2, 1.5, "in time", 0.05, 0.8),
             ("no delay is allowed", range(3), [], 8, 0.0, None, 0.0, 0.4),
         ]
-        for name, now, later, limit, delay, wanted, least, most in cases:
-            batch, seconds, left, came_s = _collected(next_batch, list(now), later, limit, delay, name)
-            if wanted == "in time":  # by when each really came: a busy machine is late itself
-                wanted = _in_time(batch, list(now), came_s, limit, delay)
-            if len(batch) > limit:
-                raise Wrong(f"{name}: the batch holds {len(batch)} requests, and {limit} are allowed.")
-            if wanted is not None and batch != wanted:
-                raise Wrong(f"{name} (limit {limit}, delay {delay:g} s): the batch is {batch}, and {wanted} is right.")
-            if wanted is None and (not batch or batch != list(range(len(batch)))):
-                raise Wrong(f"{name}: the batch is {batch}; at least the first request, 0, must be in it, in order.")
-            if not later and left != list(now)[len(batch) :]:
-                raise Wrong(
-                    f"{name}: {left} are left in the queue, and {list(now)[len(batch) :]} should be: requests got lost."
-                )
-            if seconds > most:
-                raise Wrong(
-                    f"{name}: it took {seconds:.2f} s. The delay counts from the first request, and a full batch "
-                    f"leaves at once."
-                )
-            if seconds < least:
-                raise Wrong(
-                    f"{name}: it took {seconds:.2f} s only, with {delay:g} s of delay; it did not wait for more "
-                    f"requests."
-                )
+        for case in cases:
+            for go in range(3):  # a busy machine may sleep through a deadline, but not each time
+                try:
+                    self._try(next_batch, *case)
+                    break
+                except Wrong:
+                    if go == 2 or not case[2]:
+                        raise
         return "The first request pays for the delay, and nobody waits longer than it."
+
+    @staticmethod
+    def _try(next_batch, name, now, later, limit, delay, wanted, least, most) -> None:
+        batch, seconds, left, came_s = _collected(next_batch, list(now), later, limit, delay, name)
+        if wanted == "in time":  # by when each really came: a busy machine is late itself
+            wanted = _in_time(batch, list(now), came_s, limit, delay)
+        if len(batch) > limit:
+            raise Wrong(f"{name}: the batch holds {len(batch)} requests, and {limit} are allowed.")
+        if wanted is not None and batch != wanted:
+            raise Wrong(f"{name} (limit {limit}, delay {delay:g} s): the batch is {batch}, and {wanted} is right.")
+        if wanted is None and (not batch or batch != list(range(len(batch)))):
+            raise Wrong(f"{name}: the batch is {batch}; at least the first request, 0, must be in it, in order.")
+        if not later and left != list(now)[len(batch) :]:
+            raise Wrong(
+                f"{name}: {left} are left in the queue, and {list(now)[len(batch) :]} should be: requests got lost."
+            )
+        if seconds > most:
+            why = "The delay counts from the first request, and a full batch leaves at once."
+            raise Wrong(f"{name}: it took {seconds:.2f} s. {why}")
+        if seconds < least:
+            said = f"{name}: it took {seconds:.2f} s only, with {delay:g} s of delay"
+            raise Wrong(f"{said}; it did not wait for more requests.")
 
 
 class Retry(Exercise):
     question = (
         "Write `send(request, replicas)`: the answer of the first replica that gives one. A replica is a function of "
-        "the "
-        "request. ConnectionError means that it died: go on to the next. Any other error is the request's own fault: "
-        "let it "
-        "through. When all are dead, raise ConnectionError."
+        "the request. ConnectionError means that it died: go on to the next. Any other error is the request's own "
+        "fault: let it through. When all are dead, raise ConnectionError."
     )
     hints = (
         "A loop over the replicas with `try: return replica(request)`. Which error may go round the loop once more?",
