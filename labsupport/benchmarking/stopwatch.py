@@ -28,7 +28,7 @@ def latency(run, feed, *, runs=100, warmup=10, warmup_ms=0, batch=None, name=Non
 
 
 def device_latency(
-    run, feed, *, runs=100, warmup=10, warmup_ms=0, enqueues=1, batch=None, event=None, now=time.perf_counter_ns
+    run, feed, *, runs=100, warmup=10, warmup_ms=0, enqueues=1, event=None, now=time.perf_counter_ns
 ) -> Latency:
     """Time on the GPU between two CUDA events round `run.enqueue()`; inputs already on the device, copies not timed.
 
@@ -38,12 +38,11 @@ def device_latency(
     """
     at_least(runs=runs)
     at_least(enqueues=enqueues)
-    batch = _batch_size(batch, feed)
     _needs_queue(run, "device_latency")
     run.bind(feed)
     _warm_up(run, feed, warmup, warmup_ms, now, call=lambda _: run.enqueue())
     samples = _device_samples(run, runs, enqueues, event)
-    return Latency(_name(run), "device", tuple(samples), batch, _machine(run))
+    return Latency(_name(run), "device", tuple(samples), _batch(feed), _machine(run))
 
 
 def paired(

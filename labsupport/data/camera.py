@@ -106,7 +106,7 @@ def _shot(scene: np.ndarray, face: Image.Image, near: float, start: float, grain
     )
 
 
-def pixels_of(frame: Frame, *, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
+def pixels_of(frame: Frame) -> np.ndarray:
     """The frame's pixels, uint8 (rows, columns, RGB). Raises CorruptFrame for a broken JPEG, BadInput for another
     size or order.
     """
@@ -126,7 +126,7 @@ def pixels_of(frame: Frame, *, shape: tuple[int, int, int] = SHAPE) -> np.ndarra
         ) from None
     if picture.mode != "RGB":
         raise BadInput(f"frame {frame.number} has the colors {picture.mode}; the camera must send RGB JPEG")
-    return ordered(np.asarray(picture), frame.order, shape=shape, number=frame.number)
+    return ordered(np.asarray(picture), frame.order, number=frame.number)
 
 
 def ordered(
@@ -148,8 +148,8 @@ def ordered(
     return pixels if order == "RGB" else np.ascontiguousarray(pixels[..., ORDERS[order]])
 
 
-def patch_of(pixels: np.ndarray, box: Sequence[int], size: int = 48) -> np.ndarray:
-    """What the box holds, squeezed to size×size: uint8 (size, size, 3). Raises BadInput for an empty box or one
+def patch_of(pixels: np.ndarray, box: Sequence[int]) -> np.ndarray:
+    """What the box holds, squeezed to 48×48: uint8 (48, 48, 3). Raises BadInput for an empty box or one
     outside.
     """
     from PIL import Image
@@ -162,20 +162,19 @@ def patch_of(pixels: np.ndarray, box: Sequence[int], size: int = 48) -> np.ndarr
             "in pixels"
         )
     return np.array(
-        Image.fromarray(pixels[top:bottom, left:right]).resize((size, size), Image.Resampling.BILINEAR)
+        Image.fromarray(pixels[top:bottom, left:right]).resize((48, 48), Image.Resampling.BILINEAR)
     )  # a copy that may be written
 
 
 class Continuity:
     """Watches numbers and times of a stream: counts what is missing and what came late, and refuses what goes back."""
 
-    def __init__(self, rate_hz: float = 30.0, *, patience: float = 3.0) -> None:
-        self.period_s, self.patience = 1 / rate_hz, patience
+    def __init__(self) -> None:
         self.last: Frame | None = None
         self.lost = self.stalls = 0
 
     def seen(self, frame: Frame) -> str:
-        """ "steady", "jumped" (frames are missing) or "stalled" (it came more than `patience` periods late).
+        """ "steady", "jumped" (frames are missing) or "stalled" (it came more than three periods of 30 Hz late).
 
         Raises BadInput for a frame whose number or time is not after the last one's.
         """
@@ -191,7 +190,7 @@ class Continuity:
         if frame.number > last.number + 1:
             self.lost += frame.number - last.number - 1
             return "jumped"
-        if frame.time_s - last.time_s > self.patience * self.period_s:
+        if frame.time_s - last.time_s > 3 / 30:
             self.stalls += 1
             return "stalled"
         return "steady"

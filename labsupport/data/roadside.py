@@ -240,7 +240,7 @@ def darkness(images: np.ndarray, rng: np.random.Generator, *, light: float = 0.2
     return (dim + 4 * rng.standard_normal(images.shape)).clip(0, 255).astype(np.uint8)
 
 
-def compression(images: np.ndarray, rng: np.random.Generator, *, quality: int = 9) -> np.ndarray:
+def compression(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Saved as JPEG at a low quality and read again, as a cheap camera link does."""
     import io
 
@@ -249,7 +249,7 @@ def compression(images: np.ndarray, rng: np.random.Generator, *, quality: int = 
     read = []
     for image in images:
         packed = io.BytesIO()
-        Image.fromarray(image).save(packed, "JPEG", quality=quality + int(6 * rng.random()))
+        Image.fromarray(image).save(packed, "JPEG", quality=9 + int(6 * rng.random()))
         read.append(np.asarray(Image.open(packed).convert("RGB")))
     return np.stack(read)
 

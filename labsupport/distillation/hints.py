@@ -78,7 +78,7 @@ def tapped(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor
 
         return hook
 
-    handles = [named_layer(model, name).register_forward_hook(keep(name)) for name in dict.fromkeys(layers)]
+    handles = [_named_layer(model, name).register_forward_hook(keep(name)) for name in dict.fromkeys(layers)]
     try:
         yield seen
     finally:
@@ -86,7 +86,7 @@ def tapped(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor
             handle.remove()
 
 
-def named_layer(model: nn.Module, name: str) -> nn.Module:
+def _named_layer(model: nn.Module, name: str) -> nn.Module:
     """The layer called `name`; for one that is not there, BadInput with the names that come close."""
     known = dict(model.named_modules())
     if not isinstance(name, str) or name not in known or not name:

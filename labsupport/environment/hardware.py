@@ -57,7 +57,7 @@ def gpus() -> GpuProbe:
     return first_problem or GpuProbe(problem=NO_DRIVER)
 
 
-def cuda_text(version: int) -> str:
+def _cuda_text(version: int) -> str:
     """13000 as the driver counts, "13.0" as people do."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
@@ -85,7 +85,7 @@ def from_nvml(nvml=None) -> GpuProbe | None:
             capability = tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle))
             found.append(Gpu(_text(nvml.nvmlDeviceGetName(handle)), capability, memory_mib))
         driver = _text(nvml.nvmlSystemGetDriverVersion())
-        cuda = cuda_text(nvml.nvmlSystemGetCudaDriverVersion())
+        cuda = _cuda_text(nvml.nvmlSystemGetCudaDriverVersion())
     except nvml.NVMLError as error:
         return GpuProbe(problem=f"the NVIDIA driver answered with an error ({error}); reboot, or reinstall it")
     finally:
@@ -153,7 +153,7 @@ def from_libcuda(library=None) -> GpuProbe | None:
             return None
     number = ctypes.c_int(0)
     version = number.value if library.cuDriverGetVersion(ctypes.byref(number)) == 0 else 0
-    cuda = cuda_text(version) if version else None
+    cuda = _cuda_text(version) if version else None
     code = library.cuInit(0)
     if code:
         why = {100: NO_DEVICE, 803: MISMATCH, 34: NOT_LOADED, 35: NOT_LOADED}.get(code)

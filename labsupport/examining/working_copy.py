@@ -36,7 +36,7 @@ def fixed(graph, feed, answer, folder: Path) -> export.OnnxGraph:
     return export.save(surgery.named(model), folder / "fixed.onnx")
 
 
-def simplified(graph, folder: Path) -> export.OnnxGraph:
+def _simplified(graph, folder: Path) -> export.OnnxGraph:
     """The same after ONNX Runtime's "basic" rewrites: constants folded, batch norms in their convolutions (lab 03)."""
     with runtimes.OnnxRuntime(graph, optimization="basic") as run:
         model = run.executed.model()
@@ -57,7 +57,7 @@ def working(graph, feed, answer, folder: Path) -> tuple[export.OnnxGraph, list[s
             "input; the stages that change the network are left out"
         )
     try:
-        less = simplified(copy, folder)
+        less = _simplified(copy, folder)
         if _same(less, feed, answer):
             return less, [*told, f"ONNX Runtime's basic rewrites: {copy.nodes} → {less.nodes} nodes"]
         told.append("ONNX Runtime's basic rewrites change the answer and were not kept")

@@ -277,7 +277,7 @@ class SilentEngine(Exercise):
 
         if isinstance(silent, Engine):
             raise Wrong(f"that is {described(silent)}; hand in the function itself, `silent`, without calling it.")
-        cases = drawn_engines()
+        cases = _drawn_engines()
         for asked, built, meaning in cases:
             sidecar = {
                 "name": f"asked_{asked}",
@@ -295,7 +295,7 @@ class SilentEngine(Exercise):
         return f"told apart {len(cases)} engines by what was built, not by what was wished."
 
 
-def drawn_engines() -> list[tuple[str, dict[str, int], str]]:
+def _drawn_engines() -> list[tuple[str, dict[str, int], str]]:
     """(asked for, layers read back, what an error here means), counts, order and precisions drawn anew."""
     draw, kinds = random.Random(), ("fp32", "fp16", "bf16", "int8", "fp8")
     cases = []

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from labsupport.errors import first_line
 from labsupport.exercises.answers import as_number, described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
 from labsupport.exercises.labB_sources import KNOWN, LOOP, SOURCES, STUBBORN
@@ -68,8 +69,9 @@ class Converted(Exercise):
                 try:
                     given = np.asarray(next(iter(run(batch.numpy()).values())))
                 except Exception as error:
-                    said = str(error).splitlines()[0][:160]
-                    raise Wrong(f"it refuses {len(batch)} images: {said}. Is the batch axis free?") from None
+                    raise Wrong(
+                        f"it refuses {len(batch)} images: {first_line(error)}. Is the batch axis free?"
+                    ) from None
                 self._compare(given, wanted, len(batch))
         return "One file, any batch, probabilities: that is what the article's converter and server were for."
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 from labsupport import errors
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, first_line
 from labsupport.export import large_constants, onnx_graph, surgery
 from labsupport.export.qdq_nodes import QDQ
 
@@ -80,10 +80,9 @@ def _at_opset(model, opset: int, name: str):
     try:
         return onnx.version_converter.convert_version(model, opset)
     except Exception as error:  # the converter's own types
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise LabError(
-            f"{name} cannot be rewritten for opset {opset}, in which Q/DQ nodes take narrow scales: {said}; export "
-            "it at that opset"
+            f"{name} cannot be rewritten for opset {opset}, in which Q/DQ nodes take narrow scales: "
+            f"{first_line(error)}; export it at that opset"
         ) from error
 
 
@@ -97,7 +96,7 @@ class Walk:
 
     scales: Iterable[str] = ()
 
-    def __init__(self, graph, to: str, keep_wide: Iterable[str] = ()):
+    def __init__(self, graph, to: str, keep_wide: Iterable[str]):
         import onnx
 
         self.low, self.dtype = low_type(to)

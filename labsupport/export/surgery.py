@@ -148,7 +148,7 @@ def _light(model):
     return light
 
 
-def contradictions(model) -> set[str]:
+def _contradictions(model) -> set[str]:
     """What ONNX finds wrong with a model's shapes: one line each, which names the operator and the node."""
     import onnx
 
@@ -228,7 +228,7 @@ def fix_batch(model, batch: int) -> tuple[list[str], list[int]]:
     first = {v.name: v.type.tensor_type.shape.dim[0] for v in values if v.type.tensor_type.shape.dim}
     free = {name: axis.dim_param for name, axis in first.items() if not axis.dim_value}
     fixed = [axis.dim_value for axis in first.values() if axis.dim_value]
-    before = contradictions(model) if free else set()
+    before = _contradictions(model) if free else set()
     for name in free:
         first[name].dim_value = batch
     symbols = {symbol for symbol in free.values() if symbol}
@@ -239,7 +239,7 @@ def fix_batch(model, batch: int) -> tuple[list[str], list[int]]:
     if free:
         _redeclare(model)
         _check_reshapes(model, batch)
-        if new := sorted(contradictions(model) - before):
+        if new := sorted(_contradictions(model) - before):
             raise BadInput(
                 f"the network does not run with a batch of {batch}: {new[0][:240]}; another number stands fixed in "
                 "that node or before it: export it with dynamic=True"

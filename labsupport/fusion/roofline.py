@@ -150,16 +150,16 @@ def measure(device: str = "cpu", *, mib: int | None = None, rounds: int = 5, now
     return Ceiling(device, 2 * mib * 2**20 / copy_ns, max(rates))
 
 
-def _best(call, wait, rounds: int, now, calls: int = 4) -> float:
+def _best(call, wait, rounds: int, now) -> float:
     """ns of one call in the best round; the first round warms up and is not counted."""
     taken = []
     for _ in range(rounds + 1):
         wait()
         start = now()
-        for _ in range(calls):
+        for _ in range(4):
             call()
         wait()
-        taken.append((now() - start) / calls)
+        taken.append((now() - start) / 4)
     return max(min(taken[1:]), 1e-3)
 
 

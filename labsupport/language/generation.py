@@ -86,12 +86,12 @@ def greedy(logits: np.ndarray) -> int:
     return int(np.argmax(logits))
 
 
-def sampler(temperature: float = 1.0, top_p: float = 1.0, seed: int = 0) -> Callable:
+def sampler(temperature: float = 1.0, seed: int = 0) -> Callable:
     """A ``pick`` that draws from `probabilities`; the same seed draws the same tokens."""
     dice = np.random.default_rng(seed)
 
     def pick(logits):
-        chances = probabilities(logits, temperature, top_p)
+        chances = probabilities(logits, temperature)
         return int(dice.choice(len(chances), p=chances))
 
     return pick

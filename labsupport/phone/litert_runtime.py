@@ -15,22 +15,21 @@ from labsupport.runtimes.protocol import Base, TensorSpec
 RECIPES = ("dynamic_wi8_afp32", "static_wi8_ai8")
 
 
-def to_litert(model, example, *, path: str | Path | None = None) -> Path:
+def to_litert(model, example) -> Path:
     """Write a `.tflite` file in FP32; ``example`` (1, …) fixes the shape. No TensorFlow takes part.
 
     Raises NotAvailable; LabError with the reason when the network cannot be converted.
     Source: https://github.com/google-ai-edge/litert-torch
     """
     environment.require("litert")
-    path = Path(path) if path else export.fresh_folder() / "model.tflite"
+    path = export.fresh_folder() / "model.tflite"
     try:
         with silently():
             import litert_torch
 
             litert_torch.convert(model, (example,)).export(str(path))
     except Exception as error:
-        reason = first_line(error)
-        raise LabError(f"LiteRT could not convert the network: {type(error).__name__}: {reason}") from error
+        raise LabError(f"LiteRT could not convert the network: {type(error).__name__}: {first_line(error)}") from error
     return path
 
 

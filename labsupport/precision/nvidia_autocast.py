@@ -10,13 +10,13 @@ import numpy as np
 
 from labsupport import export
 from labsupport.environment.packages import settle_distutils
-from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.errors import BadInput, LabError, NotAvailable, first_line
 from labsupport.export import casting
 from labsupport.quiet import quietly
 
 
 def autocast(
-    graph, feed, *, to: str = "fp16", keep_wide: Iterable[str] = (), data_max: float = 512.0, path=None
+    graph, feed, *, to: str = "fp16", keep_wide: Iterable[str] = (), data_max: float = 512.0
 ) -> export.OnnxGraph:
     """Cast a graph with nvidia-modelopt's AutoCast, which keeps nodes FP32 whose tensors it sees beyond ``data_max``.
 
@@ -32,7 +32,7 @@ def autocast(
         raise BadInput(f"data_max={data_max!r}; give the largest magnitude that may become narrow, such as 512")
     arrays = _checked(graph, feed)
     folder = export.fresh_folder()
-    out = export.another_file(path or folder / f"{graph.path.stem}.autocast-{to}.onnx", graph)
+    out = export.another_file(folder / f"{graph.path.stem}.autocast-{to}.onnx", graph)
     try:
         settle_distutils()
         from modelopt.onnx.autocast import convert_to_mixed_precision
@@ -56,10 +56,9 @@ def autocast(
                 providers=["cpu"],
             )
     except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise LabError(
-            f"AutoCast could not cast {graph.path.name} to {to}: {said}; cast it by hand with precision.cast(graph, "
-            f"{to!r})"
+            f"AutoCast could not cast {graph.path.name} to {to}: {first_line(error)}; cast it by hand with "
+            f"precision.cast(graph, {to!r})"
         ) from error
     return export.save(cast, out)
 

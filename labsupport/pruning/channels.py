@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from labsupport import data
 from labsupport.data.datasets import Split
-from labsupport.errors import BadInput, LabError, at_least
+from labsupport.errors import BadInput, LabError, at_least, first_line
 from labsupport.pruning import dependencies
 from labsupport.pruning.dependencies import traceable
 from labsupport.pruning.macs import Cost, cost, example_of
@@ -43,7 +43,7 @@ class Slim:
         )
 
 
-def check_criterion(criterion: str, batch: Split | None) -> None:
+def _check_criterion(criterion: str, batch: Split | None) -> None:
     """Raises BadInput for an unknown criterion, and for "taylor" without labeled images."""
     if criterion not in CRITERIA:
         raise BadInput(f"criterion={criterion!r} is not known; choose one of {list(CRITERIA)}")
@@ -54,7 +54,7 @@ def check_criterion(criterion: str, batch: Split | None) -> None:
         )
 
 
-def take_gradients(model: nn.Module, batch: Split) -> None:
+def _take_gradients(model: nn.Module, batch: Split) -> None:
     """Leave in ``.grad`` the gradient of the mean loss over the batch, with BatchNorms as they are at inference."""
     device = next(model.parameters()).device
     model.eval().zero_grad(set_to_none=True)
@@ -129,7 +129,7 @@ def shrink(
     its width, and so do the layers named in ``keep`` and those that a view, a chunk, groups or PixelShuffle fix. Layers
     coupled by a residual sum are judged and pruned together. The network must be trained on afterward. Raises BadInput.
     """
-    check_criterion(criterion, batch)
+    _check_criterion(criterion, batch)
     if isinstance(macs, bool) or not isinstance(macs, (int, float)) or not 0 < macs <= 1:
         raise BadInput(f"macs={macs!r}; wanted is the share of MACs to keep, above 0 and at most 1, such as 0.5")
     at_least(round_to=round_to)
@@ -141,7 +141,7 @@ def shrink(
         layer(model, name)
     graded = traceable(model)
     if criterion == "taylor":
-        take_gradients(graded, batch)
+        _take_gradients(graded, batch)
     options = {"macs": macs, "criterion": criterion, "round_to": round_to, "example": example}
     best, complaint = _search(model, graded, [*protected, *_last(model)], **options)
     if complaint:  # rare, so that not every network pays for a trial of each layer
@@ -166,7 +166,7 @@ def _search(model, graded, fixed, *, macs, example, **options) -> tuple[Slim | N
         except LabError:
             raise
         except Exception as error:  # torch-pruning's own assertions
-            return None, f"torch-pruning cannot follow its channels ({dependencies.said(error)})"
+            return None, f"torch-pruning cannot follow its channels ({first_line(error)})"
         if complaint := twin.complaint(trial, example):
             return None, complaint
         after = cost(trial, example)

@@ -55,7 +55,7 @@ class Masked:
         )
 
 
-def check_sparsity(sparsity: float) -> float:
+def _check_sparsity(sparsity: float) -> float:
     """The sparsity as a float. Raises BadInput outside [0, 1)."""
     number = isinstance(sparsity, Real) and not isinstance(sparsity, bool)  # also NumPy's float32
     if not number or not 0 <= sparsity < 1:
@@ -102,7 +102,7 @@ def keep_largest(weight: Tensor, sparsity: float) -> Tensor:
             f"a {type(weight).__name__}" if not isinstance(weight, Tensor) else f"an empty tensor {tuple(weight.shape)}"
         )
         raise BadInput(f"{came} came; wanted is a weight tensor, such as model.conv1.weight")
-    zeros = min(round(check_sparsity(sparsity) * weight.numel()), weight.numel() - 1)
+    zeros = min(round(_check_sparsity(sparsity) * weight.numel()), weight.numel() - 1)
     sizes = weight.detach().abs().flatten()
     if not zeros:
         return torch.ones_like(weight, dtype=torch.bool)
@@ -131,7 +131,7 @@ def magnitude(
     """
     if scope not in SCOPES:
         raise BadInput(f"scope={scope!r} is not known; choose one of {list(SCOPES)}")
-    check_sparsity(sparsity)
+    _check_sparsity(sparsity)
     chosen = prunable(model, layers)
     if scope == "layer":
         return masked(model, {name: keep_largest(module.weight, sparsity) for name, module in chosen.items()})

@@ -95,9 +95,7 @@ class Quantized(nn.Module):
         return self.body(x)
 
 
-def prepare(
-    model: nn.Module, images, *, method: str = "max", percentile: float = 99.99, per_channel: bool = True
-) -> nn.Module:
+def prepare(model: nn.Module, images, *, method: str = "max", per_channel: bool = True) -> nn.Module:
     """A copy with folded batch norms and fake quantizers where TensorRT wants Q/DQ, calibrated on ``images`` (N, C, H,
     W).
 
@@ -109,7 +107,7 @@ def prepare(
     qdq._check_choice("method", method, calibration.METHODS)
     folded = _folded(model)
     tensors, shortcuts = _quantized_tensors(folded)
-    limits = _limits(folded, tensors, images, method, percentile)
+    limits = _limits(folded, tensors, images, method)
     for layer in list(folded.modules()):
         if isinstance(layer, LAYERS):
             parametrize.register_parametrization(layer, "weight", WeightQuantizer(layer.weight, per_channel))
@@ -275,9 +273,7 @@ def _quantized_tensors(folded: fx.GraphModule) -> tuple[list[fx.Node], set[tuple
     ), shortcuts
 
 
-def _limits(
-    folded: fx.GraphModule, tensors: Iterable[fx.Node], images: Tensor, method: str, percentile: float
-) -> dict[str, float]:
+def _limits(folded: fx.GraphModule, tensors: Iterable[fx.Node], images: Tensor, method: str) -> dict[str, float]:
     """Where to clip each tensor, from its histogram over the images."""
     names, found = {node.name for node in tensors}, {}
 
@@ -292,7 +288,7 @@ def _limits(
     with torch.inference_mode():
         for part in images.split(64):
             Watching(folded).run(part)
-    return {name: max(map(abs, h.range(method, percentile=percentile))) for name, h in found.items()}
+    return {name: max(map(abs, h.range(method))) for name, h in found.items()}
 
 
 def _with_constant_zero_points(model):

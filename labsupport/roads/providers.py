@@ -21,7 +21,7 @@ ENDING = "ExecutionProvider"
 GET = "install the build of ONNX Runtime that has it; python3 -m labsupport doctor says which releases fit together"
 
 
-def checked_name(provider: str) -> str:
+def _checked_name(provider: str) -> str:
     """The name, where ONNX Runtime knows it. Raises BadInput with the nearest spelling."""
     import onnxruntime as ort
 
@@ -34,7 +34,7 @@ def checked_name(provider: str) -> str:
     return provider
 
 
-def session(graph, provider: str, *, options: dict | None = None, threads: int = 1, every_node: bool = True):
+def session(graph, provider: str, *, options: dict | None = None, every_node: bool = True):
     """An ``onnxruntime.InferenceSession`` that computes on ``provider``, or an error: it never falls back in silence.
 
     ``graph`` is an OnnxGraph or a path; ``options`` are the provider's own. With ``every_node`` no node may go to the
@@ -43,7 +43,7 @@ def session(graph, provider: str, *, options: dict | None = None, threads: int =
     """
     import onnxruntime as ort
 
-    checked_name(provider)
+    _checked_name(provider)
     built_in = ort.get_available_providers()
     if provider not in built_in:
         raise NotAvailable(
@@ -51,7 +51,7 @@ def session(graph, provider: str, *, options: dict | None = None, threads: int =
         )
     path = str(graph.path if isinstance(graph, export.OnnxGraph) else graph)
     settings = ort.SessionOptions()
-    settings.intra_op_num_threads, settings.log_severity_level = threads, 4
+    settings.intra_op_num_threads, settings.log_severity_level = 1, 4
     if every_node and provider != "CPUExecutionProvider":
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     with quietly():

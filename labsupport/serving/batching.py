@@ -130,13 +130,13 @@ class Batcher:
             self._named(name).state = "dead"
             self._changed.notify_all()
 
-    def retire(self, name: str, *, patience_s: float = 30.0) -> None:
+    def retire(self, name: str) -> None:
         """Let a replica finish the batch it has, and then go."""
         replica = self._named(name)
         with self._changed:
             replica.state = "leaving" if replica.state == "ready" else replica.state
             self._changed.notify_all()
-        replica.thread.join(patience_s)
+        replica.thread.join(30)
 
     def update(self, runs: Sequence[Callable]) -> None:
         """A rolling update: each new replica is there before an old one goes."""
