@@ -282,8 +282,8 @@ class _Job:
 
 def _capability(trt, capability: tuple[int, int]):
     if tuple(capability) not in RTX_CAPABILITIES:
-        known = ", ".join(f"({a}, {b})" for a, b in RTX_CAPABILITIES)
-        raise BadInput(f"compute_capability={capability} is not one TensorRT-RTX builds for; choose one of {known}")
+        choices = ", ".join(f"({a}, {b})" for a, b in RTX_CAPABILITIES)
+        raise BadInput(f"compute_capability={capability} is not one TensorRT-RTX builds for; choose one of {choices}")
     return getattr(trt.ComputeCapability, f"SM{capability[0]}{capability[1]}")
 
 

@@ -94,12 +94,12 @@ class Engine:
 
     def __repr__(self) -> str:
         kinds = ", ".join(f"{kind}×{n}" for kind, n in self.precisions.most_common())
-        made = (
+        origin = (
             f"found in the cache, built in {self.build_s:.1f} s"
             if self.from_cache
             else f"built in {self.build_s:.1f} s"
         )
-        return f"Engine({self.name}: asked {self.precision}, got {kinds}; {self.size_mib:.1f} MiB; {made})"
+        return f"Engine({self.name}: asked {self.precision}, got {kinds}; {self.size_mib:.1f} MiB; {origin})"
 
 
 def save(data: bytes, path: Path, facts: Mapping) -> Engine:

@@ -88,15 +88,15 @@ def tapped(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor
 
 def _named_layer(model: nn.Module, name: str) -> nn.Module:
     """The layer called `name`; for one that is not there, BadInput with the names that come close."""
-    known = dict(model.named_modules())
-    if not isinstance(name, str) or name not in known or not name:
-        names = [each for each in known if each]
+    layers = dict(model.named_modules())
+    if not isinstance(name, str) or name not in layers or not name:
+        names = [each for each in layers if each]
         close = difflib.get_close_matches(str(name), names, n=4) or names[:8]
         raise BadInput(
             f"{type(model).__name__} has no layer {name!r}; it has {', '.join(close)}, … "
             "(all of them: dict(model.named_modules()))"
         )
-    return known[name]
+    return layers[name]
 
 
 class Pupil(nn.Module):

@@ -82,7 +82,7 @@ def distill(
     examples = torch.from_numpy(preprocess(split.images[:2]))
     check_pair(student, teacher, examples)
     scoring.check_fits(student, split, preprocess)  # in `fit` the message would name the Pupil
-    known = checkpoints.fingerprint(teacher)
+    before = checkpoints.fingerprint(teacher)
     answering = copy.deepcopy(teacher).to(device)  # moving the teacher that came would change it
     pupil = Pupil(student, answering, hints, examples.to(device), seed)
 
@@ -92,7 +92,7 @@ def distill(
 
     facts = {
         "trained by": "distillation.distill",
-        "teacher": known,
+        "teacher": before,
         "temperature": temperature,
         "alpha": alpha,
         "hints": [repr(hint) for hint in hints],
@@ -110,13 +110,13 @@ def distill(
         facts=facts,
         **options,
     )
-    if checkpoints.fingerprint(answering) != known:
+    if checkpoints.fingerprint(answering) != before:
         raise LabError(
             "the teacher changed while it taught: its forward pass writes to a parameter or a buffer; "
             "the student learned from a moving target. Look for a layer that ignores eval()"
         )
     return Distilled(
-        history.model.student, history.losses, history.accuracies, history.seconds, known, temperature, alpha, hints
+        history.model.student, history.losses, history.accuracies, history.seconds, before, temperature, alpha, hints
     )
 
 

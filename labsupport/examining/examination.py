@@ -87,12 +87,12 @@ def examine(
         if case.samples_file is not None:
             _ = case.samples  # inputs that do not fit are the caller's mistake, and said at once
         key = journal.key_of(case.graph, case.samples_file)
-        known = journal.read(case.folder, key)
-        reused = tuple(name for name in chosen if name in known)
-        for name in _bar([name for name in chosen if name not in known], progress):
-            known[name] = _run(case, name)
-            journal.write(case.folder, key, known)
-        rows = {name: known[name] for name in chosen}
+        results = journal.read(case.folder, key)
+        reused = tuple(name for name in chosen if name in results)
+        for name in _bar([name for name in chosen if name not in results], progress):
+            results[name] = _run(case, name)
+            journal.write(case.folder, key, results)
+        rows = {name: results[name] for name in chosen}
         every = page.candidates(rows)
         verdict = decide(every, case.limits) if any(not each.effort for each in every) else None
         report = case.folder / REPORT

@@ -161,12 +161,12 @@ def _fitted(value: Any, parameter: inspect.Parameter) -> Any:
         return dict(value) if kind == "dict" else value
     if isinstance(value, (str, bytes, Mapping)):
         raise Wrong(f"{name} is {described(value)}; wanted is a list.")
-    found = list(itertools.islice(value, MOST + 1))
-    if len(found) > MOST:
+    items = list(itertools.islice(value, MOST + 1))
+    if len(items) > MOST:
         raise Wrong(f"{name} has more than {MOST} items; wanted is a list that ends.")
-    if any(is_untouched(item, 1) for item in found):
+    if any(is_untouched(item, 1) for item in items):
         raise NotAttempted("there is still a `...` in the list. Put your answer in its place.")
-    return found
+    return items
 
 
 def as_number(value: Any, name: str) -> float:

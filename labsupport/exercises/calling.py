@@ -80,10 +80,10 @@ def items(value: Any, what: str, most: int = MOST_ITEMS) -> list:
         raise Wrong(f"{what} gave None. Did it forget its `return`?")
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise Wrong(f"{what} gave {described(value)}; wanted is a list.")
-    found = list(itertools.islice(iter(value), most + 1))
-    if len(found) > most:
+    listed = list(itertools.islice(iter(value), most + 1))
+    if len(listed) > most:
         raise Wrong(f"{what} gave more than {most} items, and goes on; wanted is a list that ends.")
-    return found
+    return listed
 
 
 def yes_or_no(value: Any, what: str) -> bool:

@@ -190,8 +190,8 @@ class Probabilities(Exercise):
         layers = lab02_network.layers_by_output(network)
         output = lab02_network.only_new_output(network, layers, before)
         logits = np.random.default_rng().normal(0, 2, (4, lab02_network.CLASSES))
-        known = {network.get_layer(before - 1).get_output(0).name: logits}  # whatever it is called by now
-        lab02_network.compare_with_softmax(logits, lab02_network.evaluate(trt, layers, output, known))
+        values = {network.get_layer(before - 1).get_output(0).name: logits}  # whatever it is called by now
+        lab02_network.compare_with_softmax(logits, lab02_network.evaluate(trt, layers, output, values))
         return (
             f"{network.num_layers - before} added to the {before} layers, {len(weights)} weights as they were; "
             "one output is left, and each of its rows sums to 1."

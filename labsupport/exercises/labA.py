@@ -136,11 +136,11 @@ class Repaired(Exercise):
         size = max(float(np.abs(right).max()), 1e-9)
         if np.abs(got - right).max() <= CLOSE * size:
             return
-        known = {-1.0: "its sign is turned round: it is prediction minus truth",
+        mistakes = {-1.0: "its sign is turned round: it is prediction minus truth",
                  n * k / 2: "the factor 2 / y.size is missing", 0.5: "the factor 2 of the square is missing",
                  float(k): "it is divided by the rows only; the mean is over y.size numbers",
                  n * k: "the mean's division by y.size is missing"}  # fmt: skip
-        for factor, why in known.items():
+        for factor, why in mistakes.items():
             if factor != 1 and np.abs(got - factor * right).max() <= CLOSE * size * abs(factor):
                 raise Wrong(f"{where}: {why}.")
         raise Wrong(

@@ -49,10 +49,10 @@ def known(names: Iterable[str], graph, model) -> frozenset[str]:
     """The node names to keep wide, after a check that each is there. Raises BadInput with the nearest names."""
     if isinstance(names, str):
         raise BadInput(f"keep_wide={names!r} is one text; give a list of node names, such as [{names!r}]")
-    there = [node.name for node in model.graph.node]
+    nodes = [node.name for node in model.graph.node]
     for name in (names := list(names)):
-        if name not in there:
-            near = difflib.get_close_matches(str(name), there, 3, 0.4) or there[:3]
+        if name not in nodes:
+            near = difflib.get_close_matches(str(name), nodes, 3, 0.4) or nodes[:3]
             raise BadInput(
                 f"keep_wide names {name!r}, and {graph.path.name} has no such node; did you mean one of {near}?"
             )

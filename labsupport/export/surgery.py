@@ -173,11 +173,11 @@ def expose(model, tensors: Iterable[str]):
     """
     import onnx
 
-    known = values_of(model)
-    there = {value.name for value in (*model.graph.output, *model.graph.input)}
+    values = values_of(model)
+    ends = {value.name for value in (*model.graph.output, *model.graph.input)}
     for name in dict.fromkeys(tensors):
-        if name not in there:
-            model.graph.output.append(known.get(name) or onnx.ValueInfoProto(name=name))
+        if name not in ends:
+            model.graph.output.append(values.get(name) or onnx.ValueInfoProto(name=name))
     return model
 
 
@@ -190,9 +190,9 @@ def exposed(graph, tensors: Iterable[str], *, path=None) -> OnnxGraph:
     graph = graph if isinstance(graph, OnnxGraph) else onnx_graph.load(graph)
     tensors = [tensors] if isinstance(tensors, str) else tensors
     model, tensors = graph.model(), list(dict.fromkeys(tensors))
-    known = values_of(model)
+    values = values_of(model)
     for tensor in tensors:
-        if tensor not in known:
+        if tensor not in values:
             raise BadInput(
                 f"{graph.path.name} has no tensor {tensor!r} whose shape ONNX can tell, so it cannot become an output"
             )
@@ -251,9 +251,9 @@ def _check_reshapes(model, batch: int) -> None:
     """Refuse a network in which a constant froze another batch, where ONNX itself overlooks it. Raises BadInput naming
     the Reshape or Gemm.
     """
-    known = inferred(model, data_prop=True).graph
+    inference = inferred(model, data_prop=True).graph
     shapes = {weight.name: list(weight.dims) for weight in model.graph.initializer}
-    for value in (*known.value_info, *known.input, *known.output):
+    for value in (*inference.value_info, *inference.input, *inference.output):
         axes = value.type.tensor_type.shape.dim
         if value.type.tensor_type.HasField("shape") and all(axis.HasField("dim_value") for axis in axes):
             shapes.setdefault(value.name, [axis.dim_value for axis in axes])
@@ -289,6 +289,6 @@ def _redeclare(model) -> None:
     follows = {value.name: value.type.tensor_type for value in inferred(bare, data_prop=True).graph.output}
     for value in model.graph.output:
         declared, now = value.type.tensor_type.shape.dim, follows[value.name].shape.dim
-        for axis, known in zip(declared, now if len(now) == len(declared) else ()):
-            if known.HasField("dim_value"):
-                axis.dim_value = known.dim_value
+        for axis, size in zip(declared, now if len(now) == len(declared) else ()):
+            if size.HasField("dim_value"):
+                axis.dim_value = size.dim_value

@@ -137,13 +137,13 @@ def of_engine(engine) -> Lifetimes:
             "can open the engine"
         )
     last = {tensor["Name"]: step for step, record in enumerate(records) for tensor in record.get("Inputs") or []}
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for step, record in enumerate(records):
         for tensor in record.get("Outputs") or []:
             name = tensor["Name"]
-            if name in last and name not in found:  # what nobody reads is an output of the network
-                found[name] = Tensor(name, _record_mib(tensor), step, last[name], record.get("LayerType", ""))
-    return Lifetimes(tuple(record.get("Name", "") for record in records), tuple(found.values()))
+            if name in last and name not in tensors:  # what nobody reads is an output of the network
+                tensors[name] = Tensor(name, _record_mib(tensor), step, last[name], record.get("LayerType", ""))
+    return Lifetimes(tuple(record.get("Name", "") for record in records), tuple(tensors.values()))
 
 
 # --- sizes and names, read from a graph -------------------------------------------------------------------------
@@ -163,9 +163,9 @@ def _sizes_mib(model, batch: int, value_bytes: int) -> dict[str, float | None]:
     for value in [*model.graph.value_info, *model.graph.output]:
         kind = value.type.tensor_type
         bits = 8 * value_bytes if kind.elem_type in floats else _bits(kind.elem_type)
-        known = kind.HasField("shape") and all(axis.HasField("dim_value") for axis in kind.shape.dim) and bits
+        complete = kind.HasField("shape") and all(axis.HasField("dim_value") for axis in kind.shape.dim) and bits
         count = math.prod(axis.dim_value for axis in kind.shape.dim)
-        sizes[value.name] = math.ceil(count * bits / 8) / MIB if known else None
+        sizes[value.name] = math.ceil(count * bits / 8) / MIB if complete else None
     return sizes
 
 

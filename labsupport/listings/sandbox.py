@@ -115,28 +115,28 @@ def _run(command: list[str], job: dict | None, seconds: float) -> Outcome:
             output.seek(0)
             printed = output.read(4 * MOST_TEXT).decode(errors="replace")[:MOST_TEXT]
             printed = printed.replace(str(folder), "…").replace(sys.executable, "python")
-        made = tuple(sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if not path.is_dir()))
+        paths = tuple(sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if not path.is_dir()))
         if hung:
             return Outcome(
-                "hung", message="it did not end within its limit, so it was stopped", printed=printed, files=made
+                "hung", message="it did not end within its limit, so it was stopped", printed=printed, files=paths
             )
-        return _read(report, child.returncode, printed, made, job is not None)
+        return _read(report, child.returncode, printed, paths, job is not None)
 
 
-def _read(report: Path, code: int, printed: str, made: tuple[str, ...], from_python: bool) -> Outcome:
+def _read(report: Path, code: int, printed: str, files: tuple[str, ...], from_python: bool) -> Outcome:
     try:
         said = json.loads(report.read_text(encoding="utf-8"))
-        return Outcome(said["kind"], said["error"], said["message"], said["line"], printed, made)
+        return Outcome(said["kind"], said["error"], said["message"], said["line"], printed, files)
     except (OSError, ValueError, KeyError):
         pass
     if code == 0 and not from_python:
-        return Outcome("ok", printed=printed, files=made)
+        return Outcome("ok", printed=printed, files=files)
     last = next((line.strip() for line in reversed(printed.splitlines()) if line.strip()), "")
     if from_python:
         return Outcome(
-            "died", message=f"exit code {code}; its last words: {last[:200] or 'none'}", printed=printed, files=made
+            "died", message=f"exit code {code}; its last words: {last[:200] or 'none'}", printed=printed, files=files
         )
-    return Outcome("raised", f"exit code {code}", last[:200], None, printed, made)
+    return Outcome("raised", f"exit code {code}", last[:200], None, printed, files)
 
 
 def _package_folders() -> list[str]:

@@ -46,10 +46,10 @@ def true_ranges(path: str | Path, images) -> dict:
         for image in images:
             one = tool.calibrate(_feeds(path, image[None]))
             for tensor, seen in one.items():
-                known = ranges.setdefault(tensor, dict(seen))
-                known["min"], known["max"] = (
-                    np.minimum(known["min"], seen["min"]),
-                    np.maximum(known["max"], seen["max"]),
+                span = ranges.setdefault(tensor, dict(seen))
+                span["min"], span["max"] = (
+                    np.minimum(span["min"], seen["min"]),
+                    np.maximum(span["max"], seen["max"]),
                 )
     return ranges
 

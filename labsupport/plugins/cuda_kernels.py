@@ -45,16 +45,16 @@ def launch_of(rows: int, columns: int, dtype: str = "float32", *, aligned: bool 
 def nvcc() -> str:
     """Path of the CUDA compiler: on PATH, else below CUDA_HOME. Raises NotAvailable with the fix."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    found = shutil.which("nvcc") or next(
+    compiler = shutil.which("nvcc") or next(
         (path for home in homes if (path := shutil.which("nvcc", path=str(Path(home) / "bin")))), None
     )
-    if not found:
+    if not compiler:
         raise NotAvailable(
             "nvcc, the CUDA compiler, was not found on PATH nor below CUDA_HOME; install the CUDA toolkit of your "
             "driver's version (https://developer.nvidia.com/cuda-downloads), or use the Triton version, which needs "
             "none"
         )
-    return found
+    return compiler
 
 
 class CudaKernel:

@@ -71,32 +71,32 @@ def _replace(trt, network, node, arrays: dict, make: Callable) -> None:
         )
     rank = len(tensors[node.output[0]].shape)
     inputs = [_constant(trt, network, arrays[name], rank) if name in arrays else tensors[name] for name in node.input]
-    made = make(
+    tail = make(
         trt, network, inputs, {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     )
-    if not isinstance(made, trt.ITensor):
-        raise BadInput(f"make() gave a {type(made).__name__}; return the tensor of the last layer, layer.get_output(0)")
+    if not isinstance(tail, trt.ITensor):
+        raise BadInput(f"make() gave a {type(tail).__name__}; return the tensor of the last layer, layer.get_output(0)")
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         for place in range(layer.num_inputs):
             read = layer.get_input(place)
             if read is not None and read.name == node.output[0]:
-                layer.set_input(place, made)
+                layer.set_input(place, tail)
     placeholder = tensors[node.output[0]]
     if placeholder.is_network_output:
         network.unmark_output(placeholder)
         placeholder.name = f"{node.output[0]} (before)"
-        made.name = node.output[0]
-        network.mark_output(made)
+        tail.name = node.output[0]
+        network.mark_output(tail)
 
 
 def _tensors(network) -> dict:
-    found = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
+    tensors = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         for place in range(layer.num_outputs):
-            found[layer.get_output(place).name] = layer.get_output(place)
-    return found
+            tensors[layer.get_output(place).name] = layer.get_output(place)
+    return tensors
 
 
 def _constant(trt, network, array, rank: int):

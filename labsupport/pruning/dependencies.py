@@ -42,13 +42,13 @@ def coupled(model: nn.Module, name: str, example: Tensor | None = None) -> Coupl
     layer(model, name)
     model = traceable(model)
     names = {module: n for n, module in model.named_modules()}
-    found: dict[str, list[str]] = {"outputs": [], "norms": [], "inputs": []}
+    parts: dict[str, list[str]] = {"outputs": [], "norms": [], "inputs": []}
     for dependency in _followed(model, name, example):
         module = dependency.target.module
         if module in names:
             way = "inputs" if reads(dependency) else "outputs"
-            found["norms" if isinstance(module, NORMS) else way].append(names[module])
-    return Coupled(name, **{way: tuple(sorted(set(members))) for way, members in found.items()})
+            parts["norms" if isinstance(module, NORMS) else way].append(names[module])
+    return Coupled(name, **{way: tuple(sorted(set(members))) for way, members in parts.items()})
 
 
 def traceable(model: nn.Module) -> nn.Module:

@@ -72,11 +72,11 @@ def layer(model: nn.Module, name: str, kinds: tuple[type, ...] = PRUNABLE) -> nn
 
         near = difflib.get_close_matches(str(name), layers, n=3, cutoff=0.3) or list(layers)[:3]
         more = f" and {len(layers) - len(near)} more" if near else ""
-        there = dict(model.named_modules()).get(name) if isinstance(name, str) else None
+        module = dict(model.named_modules()).get(name) if isinstance(name, str) else None
         what = f"no convolution or dense layer {name!r}"
-        if there is not None:
+        if module is not None:
             wanted = " or ".join(kind.__name__ for kind in kinds)
-            what = f"{name!r} as a {type(there).__name__}, and a {wanted} is wanted"
+            what = f"{name!r} as a {type(module).__name__}, and a {wanted} is wanted"
         raise BadInput(f"{type(model).__name__} has {what}; it has {', '.join(near) or 'none at all'}{more}")
     return layers[name]
 

@@ -193,7 +193,7 @@ def _graph_weights(source) -> dict[str, Tensor]:
 
     graph = (source if isinstance(source, export.OnnxGraph) else export.load(source)).model().graph
     arrays = {tensor.name: tensor for tensor in graph.initializer}
-    found = {}
+    weights = {}
     for node in graph.node:
         if (
             node.op_type in ("Conv", "Gemm", "MatMul")
@@ -202,7 +202,7 @@ def _graph_weights(source) -> dict[str, Tensor]:
         ):
             weight = torch.from_numpy(numpy_helper.to_array(arrays[node.input[1]]).copy())
             across = {a.name: a.i for a in node.attribute if a.name == "transB"}.get("transB", 0)
-            found[node.name or node.output[0]] = weight if node.op_type == "Conv" or across else weight.mT
-    if not found:
+            weights[node.name or node.output[0]] = weight if node.op_type == "Conv" or across else weight.mT
+    if not weights:
         raise BadInput("the graph has no convolution or product with a constant weight, so there is no pattern to see")
-    return found
+    return weights

@@ -64,8 +64,8 @@ def chosen(engine) -> SparseChoice:
 
 def sparse_tactics(layers: list) -> dict[str, str]:
     """Layer → kernel, of the inspector's records whose kernel is a sparse one by its name."""
-    found = {str(layer.get("Name")): str(layer.get("TacticName", "")) for layer in layers if isinstance(layer, Mapping)}
-    return {name: tactic for name, tactic in found.items() if SPARSE_TACTIC.search(tactic)}
+    names = {str(layer.get("Name")): str(layer.get("TacticName", "")) for layer in layers if isinstance(layer, Mapping)}
+    return {name: tactic for name, tactic in names.items() if SPARSE_TACTIC.search(tactic)}
 
 
 def kernel_families(layers: list) -> dict[str, int]:
@@ -77,8 +77,8 @@ def kernel_families(layers: list) -> dict[str, int]:
     counts: dict[str, int] = {}
     for tactic in (str(layer.get("TacticName") or "") for layer in layers if isinstance(layer, Mapping)):
         if MULTIPLIES.search(tactic):
-            found = WRITTEN_FOR.search(tactic)
-            target = (f"sm{found[1]}" if found[1] else found[2].lower()) if found else "unnamed"
+            match = WRITTEN_FOR.search(tactic)
+            target = (f"sm{match[1]}" if match[1] else match[2].lower()) if match else "unnamed"
             family = f"{target} {'sparse' if SPARSE_TACTIC.search(tactic) else 'dense'}"
             counts[family] = counts.get(family, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

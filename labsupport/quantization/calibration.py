@@ -180,7 +180,7 @@ def collect(graph, batches, *, tensors: Iterable[str] | None = None, bins: int =
         for name, (_, dtype) in graph.inputs.items()
         if dtype == "fp32" and (tensors is None or name in set(tensors))
     ]
-    found = {name: _empty(name, bins) for name in [*fed, *wanted]}
+    histograms = {name: _empty(name, bins) for name in [*fed, *wanted]}
     items, masked = 0, set()
     for feed in feeds(graph, batches):
         try:
@@ -195,10 +195,10 @@ def collect(graph, batches, *, tensors: Iterable[str] | None = None, bins: int =
             if np.isneginf(values).any():  # a mask: no code stands for it, and its layer stays wide
                 masked.add(name)
                 values = values[~np.isneginf(values)]
-            found[name] = found[name].add(values)
+            histograms[name] = histograms[name].add(values)
         items += next((len(x) for x in feed.values() if x.ndim), 1)
-    found = {name: histogram for name, histogram in found.items() if name not in masked}
-    return Calibration(graph.sha256, found, items, frozenset(masked))
+    histograms = {name: histogram for name, histogram in histograms.items() if name not in masked}
+    return Calibration(graph.sha256, histograms, items, frozenset(masked))
 
 
 def feeds(graph, batches) -> Iterator[dict[str, np.ndarray]]:
@@ -278,12 +278,12 @@ def _session(graph, tensors):
     import onnxruntime as ort
 
     model = surgery.plain(graph.model())
-    there = {name for node in model.graph.node for name in node.output if name}
-    unknown = sorted(set(tensors or ()) - there - set(graph.inputs))
+    outputs = {name for node in model.graph.node for name in node.output if name}
+    unknown = sorted(set(tensors or ()) - outputs - set(graph.inputs))
     if unknown:
-        raise BadInput(f"{graph.path.name} has no tensor {unknown[0]!r}; it has {sorted(there)[:6]}…")
+        raise BadInput(f"{graph.path.name} has no tensor {unknown[0]!r}; it has {sorted(outputs)[:6]}…")
     file = export.fresh_folder() / "exposed.onnx"  # a file, because a session takes at most 2 GB of bytes
-    onnx_graph.write(surgery.expose(model, sorted(there if tensors is None else set(tensors) & there)), file)
+    onnx_graph.write(surgery.expose(model, sorted(outputs if tensors is None else set(tensors) & outputs)), file)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     # Constant folding takes nodes away whose outputs are wanted here, and ONNX Runtime 1.23 stops at that.

@@ -73,9 +73,9 @@ def quantize_graphs(graph, batches, *, formats: Iterable[str] = FORMATS) -> dict
     _in_a_child(folder, feeds, jobs, graph.path.name)
     import onnx
 
-    made = {format: onnx.load(job["output_path"]) for format, job in zip(formats, jobs, strict=True)}
+    graphs = {format: onnx.load(job["output_path"]) for format, job in zip(formats, jobs, strict=True)}
     return {
-        f: _demand(export.save(_at_opset(m, graph.opset) if f == "int8" else m, outs[f]), f) for f, m in made.items()
+        f: _demand(export.save(_at_opset(m, graph.opset) if f == "int8" else m, outs[f]), f) for f, m in graphs.items()
     }
 
 

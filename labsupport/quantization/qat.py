@@ -115,9 +115,9 @@ def prepare(model: nn.Module, images, *, method: str = "max", per_channel: bool 
         name = f"quantizer_{place}"
         folded.add_submodule(name, ActivationQuantizer(limits[node.name]))
         with folded.graph.inserting_after(node):
-            made = folded.graph.call_module(name, (node,))
-        for user in [u for u in node.users if u is not made and (_is_layer(folded, u) or (u, node) in shortcuts)]:
-            user.replace_input_with(node, made)
+            call = folded.graph.call_module(name, (node,))
+        for user in [u for u in node.users if u is not call and (_is_layer(folded, u) or (u, node) in shortcuts)]:
+            user.replace_input_with(node, call)
     folded.graph.lint()
     folded.recompile()
     return Quantized(folded, model).eval()
@@ -140,13 +140,13 @@ def to_onnx(model: nn.Module, example: Tensor, *, path: str | Path | None = None
         raise BadInput(f"{type(model).__name__} has no quantizers; prepare it first: qat.prepare(model, images)")
     drawn = export.to_onnx(model, example, opset=17, path=path)
     graph = export.save(_with_constant_zero_points(drawn.model()), drawn.path)
-    found = qdq.placement(graph)
+    nodes = qdq.placement(graph)
     calls = _calls(model, weights)
     # torch writes the pair of a weight that is read twice once, or twice
-    pairs = found.quantize == found.dequantize and activations + weights <= found.quantize <= activations + calls
-    if not pairs or len(found.quantized) != calls:
+    pairs = nodes.quantize == nodes.dequantize and activations + weights <= nodes.quantize <= activations + calls
+    if not pairs or len(nodes.quantized) != calls:
         raise LabError(
-            f"the network has {activations} activation and {weights} weight quantizers, and its graph {found}; "
+            f"the network has {activations} activation and {weights} weight quantizers, and its graph {nodes}; "
             "a quantizer whose result nobody reads is dropped by the exporter"
         )
     return graph
@@ -275,20 +275,20 @@ def _quantized_tensors(folded: fx.GraphModule) -> tuple[list[fx.Node], set[tuple
 
 def _limits(folded: fx.GraphModule, tensors: Iterable[fx.Node], images: Tensor, method: str) -> dict[str, float]:
     """Where to clip each tensor, from its histogram over the images."""
-    names, found = {node.name for node in tensors}, {}
+    names, spans = {node.name for node in tensors}, {}
 
     class Watching(fx.Interpreter):
         def run_node(self, node):
             value = super().run_node(node)
             if node.name in names:
-                before = found.get(node.name)
-                found[node.name] = before.add(value.numpy()) if before else calibration.histogram(value, name=node.name)
+                before = spans.get(node.name)
+                spans[node.name] = before.add(value.numpy()) if before else calibration.histogram(value, name=node.name)
             return value
 
     with torch.inference_mode():
         for part in images.split(64):
             Watching(folded).run(part)
-    return {name: max(map(abs, h.range(method))) for name, h in found.items()}
+    return {name: max(map(abs, h.range(method))) for name, h in spans.items()}
 
 
 def _with_constant_zero_points(model):

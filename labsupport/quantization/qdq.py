@@ -153,19 +153,19 @@ def to_qdq(
         )
     format = "int8" if target == "tensorrt" else "uint8"
     _check_complete(model, known, target)
-    there = {name for node in model.graph.node for name in node.output} | set(graph.inputs)  # weights have no range
-    histograms = {name: h for name, h in known.histograms.items() if name in there}
+    tensors = {name for node in model.graph.node for name in node.output} | set(graph.inputs)  # weights have no range
+    histograms = {name: h for name, h in known.histograms.items() if name in tensors}
     ranges = {name: h.range(method, percentile=percentile, format=format) for name, h in histograms.items()}
     qdq_nodes.clip_early(model, ranges)
     qdq_nodes.plain_biases(model)
     kept_wide.part_weights(model)
     kept |= kept_wide.masked(model, histograms, known.masked) | qdq_nodes.stays_wide(model)
     kept |= kept_wide.lookups(model) if target == "onnxruntime" else set()
-    made = _quantized(model, ranges, target, kept, per_channel, reduce_range)
+    result = _quantized(model, ranges, target, kept, per_channel, reduce_range)
     if target == "tensorrt":
-        qdq_nodes.only_layers_read_codes(made)
-        qdq_nodes.quantize_shortcuts(made, qdq_nodes.shortcuts(model, kept, residual), ranges)
-    placed = _placement(made)
+        qdq_nodes.only_layers_read_codes(result)
+        qdq_nodes.quantize_shortcuts(result, qdq_nodes.shortcuts(model, kept, residual), ranges)
+    placed = _placement(result)
     if not placed.nodes or not placed.quantized:
         wide = [name for name in placed.wide if name in kept]
         why = f", because {', '.join(wide[:3])} must stay wide (exclude, or a mask)" if wide else ""
@@ -173,7 +173,7 @@ def to_qdq(
             f"{graph.path.name}: ONNX Runtime placed {placed.nodes} Q/DQ nodes and quantized no layer{why}; look at "
             "exclude and at placement(graph)"
         )
-    return export.save(made, out)
+    return export.save(result, out)
 
 
 def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel: bool, reduce_range: bool):
@@ -219,9 +219,9 @@ def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel:
         quantizer.quantize_model()
         quantizer.model.topological_sort()
     surgery.renamed(model, back)
-    made = surgery.renamed(quantizer.model.model, back)
+    result = surgery.renamed(quantizer.model.model, back)
     # Its own sorting overlooks what branches read.
-    return surgery.sort_nodes(made) if any(map(onnx_graph.bodies, made.graph.node)) else made
+    return surgery.sort_nodes(result) if any(map(onnx_graph.bodies, result.graph.node)) else result
 
 
 def _override(pair: tuple[float, float], symmetric: bool) -> dict:
@@ -241,9 +241,9 @@ def _fit_for_quantization(graph) -> export.OnnxGraph:
     model = graph.model()
     ops = Counter(node.op_type for node in (surgery.plain(graph.model()) if model.functions else model).graph.node)
     inner = onnx_graph.everywhere([*model.graph.node, *(node for f in model.functions for node in f.node)])
-    there = Counter(node.op_type for node in inner if _is_quantized(node.op_type))
-    if there:
-        said = ", ".join(f"{op}×{n}" for op, n in there.items())
+    counts = Counter(node.op_type for node in inner if _is_quantized(node.op_type))
+    if counts:
+        said = ", ".join(f"{op}×{n}" for op, n in counts.items())
         raise BadInput(
             f"{graph.path.name} is quantized already ({said}); quantize the FP32 graph it was made from, two "
             "roundings only add error"
@@ -281,13 +281,13 @@ def _is_quantized(op: str) -> bool:
     return op in (*QDQ, "DynamicQuantizeLinear") or op.startswith("QLinear") or op.endswith("Integer")
 
 
-def _check_complete(model, known: Calibration, target: str) -> None:
+def _check_complete(model, calibration: Calibration, target: str) -> None:
     """Refuse a calibration made for TensorRT, which watched fewer tensors than ONNX Runtime quantizes."""
     if target == "tensorrt":
         return
     kinds = {name: value.type.tensor_type.elem_type for name, value in surgery.values_of(model).items()}
     wanted = [name for node in model.graph.node for name in node.output if kinds.get(name) == 1]
-    missing = [name for name in wanted if name not in known.histograms and name not in known.masked]
+    missing = [name for name in wanted if name not in calibration.histograms and name not in calibration.masked]
     if missing:
         raise BadInput(
             f"the calibration did not watch {missing[0]!r} (and {len(missing) - 1} more), which target={target!r} "

@@ -50,8 +50,8 @@ def load_plan(name, folder=None) -> RecordedPlan:
     _check_name(name)
     folder = Path(folder or provenance.ROOT / FOLDER)
     if not (folder / f"{name}.json").exists():
-        there = sorted(path.stem for path in folder.glob("*.json"))
-        raise RecordingError(f"there is no recorded plan {name!r}; recorded are {there}")
+        names = sorted(path.stem for path in folder.glob("*.json"))
+        raise RecordingError(f"there is no recorded plan {name!r}; recorded are {names}")
     content = provenance.read_json(folder / f"{name}.json")
     machine_class = content.get("machine_class") if isinstance(content, dict) else None
     lacking = provenance.missing(content, machine_class) if machine_class else ["machine_class"]

@@ -156,12 +156,12 @@ def write_json(path: Path, content: dict) -> Path:
 
 def _runtime(machine_class: str) -> str:
     tail = machine_class.rpartition("-")[2]
-    known = [name for name in RUNTIMES if tail.startswith(name)]
-    if not known:
+    names = [name for name in RUNTIMES if tail.startswith(name)]
+    if not names:
         raise RecordingError(
             f"machine class {machine_class!r} names no runtime; expected one like h100-trt8.6 or cpu-ort1.31"
         )
-    return known[0]
+    return names[0]
 
 
 def _short(path: Path) -> str:

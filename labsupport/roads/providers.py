@@ -25,11 +25,11 @@ def _checked_name(provider: str) -> str:
     """The name, where ONNX Runtime knows it. Raises BadInput with the nearest spelling."""
     import onnxruntime as ort
 
-    known = ort.get_all_providers()
-    if not isinstance(provider, str) or provider not in known:
-        short = {known_name.removesuffix(ENDING).lower(): known_name for known_name in known}
+    names = ort.get_all_providers()
+    if not isinstance(provider, str) or provider not in names:
+        short = {known_name.removesuffix(ENDING).lower(): known_name for known_name in names}
         near = difflib.get_close_matches(str(provider).lower().removesuffix(ENDING.lower()), short, n=1, cutoff=0.5)
-        hint = f"did you mean {short[near[0]]!r}?" if near else f"choose one of {known}"
+        hint = f"did you mean {short[near[0]]!r}?" if near else f"choose one of {names}"
         raise BadInput(f"{provider!r} is no execution provider of ONNX Runtime {ort.__version__}; {hint}")
     return provider
 
@@ -56,7 +56,7 @@ def session(graph, provider: str, *, options: dict | None = None, every_node: bo
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     with quietly():
         try:
-            made = ort.InferenceSession(path, settings, providers=[(provider, options or {})])
+            run = ort.InferenceSession(path, settings, providers=[(provider, options or {})])
         except Exception as error:
             if "fallback to CPU" not in str(error):
                 raise
@@ -64,11 +64,11 @@ def session(graph, provider: str, *, options: dict | None = None, every_node: bo
                 f"{provider} does not compute {Path(path).name}: nodes of it would run on the CPU instead. "
                 f"Pass every_node=False to let them, or {GET}"
             ) from error
-    if provider not in made.get_providers():
+    if provider not in run.get_providers():
         raise NotAvailable(
-            f"{provider} is built in and could not be loaded; ONNX Runtime went on with {made.get_providers()}; {GET}"
+            f"{provider} is built in and could not be loaded; ONNX Runtime went on with {run.get_providers()}; {GET}"
         )
-    return made
+    return run
 
 
 def nodes_by_provider(graph, providers: list, feed: dict[str, np.ndarray]) -> Counter:
