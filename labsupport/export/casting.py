@@ -24,7 +24,7 @@ def model_of(graph):
 
     Raises BadInput for a graph that is narrow already, too old, or that holds branches or loops.
     """
-    graph = graph if isinstance(graph, onnx_graph.OnnxGraph) else onnx_graph.load(graph)
+    graph = onnx_graph.load(graph)
     kind = onnx_graph.float_type(graph)
     if kind != "fp32":
         said = "computes in FP64" if kind == "fp64" else f"is {kind} already"

@@ -33,7 +33,7 @@ def unknown_operators(graph) -> tuple[Unknown, ...]:
 
     The bodies of If, Loop and Scan are looked into as well, and those of the functions that the graph brings and calls.
     """
-    model = (graph if isinstance(graph, onnx_graph.OnnxGraph) else onnx_graph.load(graph)).model()
+    model = onnx_graph.load(graph).model()
     functions = {(function.domain, function.name): function for function in model.functions}
     operators, called = [], set()
 

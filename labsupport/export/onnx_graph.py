@@ -73,19 +73,24 @@ class OnnxGraph:
         return f"OnnxGraph({self.nodes} node{'s' * (self.nodes != 1)}: {ops}; opset {self.opset}{folded})"
 
 
-def load(path: str | os.PathLike, *, exporter: str = "unknown", folded: Mapping[str, int] | None = None) -> OnnxGraph:
+def load(
+    source: OnnxGraph | str | os.PathLike, *, exporter: str = "unknown", folded: Mapping[str, int] | None = None
+) -> OnnxGraph:
     """Read an ONNX file and check it: missing, empty, not ONNX and inconsistent files are told apart.
+
+    A graph that was read already comes back as it is.
 
     TensorRT's own parser accepts an empty file, an HTML page or a PNG as a network with no layers, so the
     check stands here, before any parser sees the file. Raises BadInput.
     """
-
-    if not isinstance(path, (str, os.PathLike)):
+    if isinstance(source, OnnxGraph):
+        return source
+    if not isinstance(source, (str, os.PathLike)):
         raise BadInput(
-            f"a graph is wanted, or the name of its file, and a {type(path).__name__} came; export one with "
+            f"a graph is wanted, or the name of its file, and a {type(source).__name__} came; export one with "
             "export.to_onnx(model, example)"
         )
-    path = Path(path)
+    path = Path(source)
     if not path.exists():
         raise BadInput(
             f"{path.name}: no such file (looked in {path.parent}); export one with export.to_onnx(model, example)"

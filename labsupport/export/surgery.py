@@ -187,7 +187,7 @@ def exposed(graph, tensors: Iterable[str], *, path=None) -> OnnxGraph:
     For an engine, too: what must be written to memory cannot stay inside a fused kernel, so such an engine is slower
     and may round where the plain one does not. Raises BadInput for a tensor that is not there.
     """
-    graph = graph if isinstance(graph, OnnxGraph) else onnx_graph.load(graph)
+    graph = onnx_graph.load(graph)
     tensors = [tensors] if isinstance(tensors, str) else tensors
     model, tensors = graph.model(), list(dict.fromkeys(tensors))
     values = values_of(model)
@@ -206,7 +206,7 @@ def at_batch(graph, batch: int, *, path=None) -> OnnxGraph:
     TensorRT 8.6 tells the types of an engine's layers for fixed shapes only. Raises BadInput for a batch that is fixed
     at another number.
     """
-    graph = graph if isinstance(graph, OnnxGraph) else onnx_graph.load(graph)
+    graph = onnx_graph.load(graph)
     model = graph.model()
     free, fixed = fix_batch(model, batch)
     if not free and fixed and batch not in fixed:

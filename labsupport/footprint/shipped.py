@@ -34,7 +34,7 @@ def shipped(graph, precision: str | None = None, *, batch: int = 1) -> Shipped:
     nodes, else the type of the weights. A graph of FP32 weights that the builder will cast ("fp16") counts them as
     narrow. Q/DQ nodes fuse into their layers and hold nothing.
     """
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     stored = export.float_type(graph)
     kind = precision or ("int8" if graph.ops.get("QuantizeLinear") else stored)
     if kind not in VALUE_BYTES:

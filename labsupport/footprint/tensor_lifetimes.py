@@ -84,8 +84,8 @@ def lifetimes(graph, *, batch: int = 1, precision: str = "fp32", sizes_of=None) 
     """
     if precision not in VALUE_BYTES:
         raise BadInput(f"precision={precision!r} is not a type to count in; choose one of {list(VALUE_BYTES)}")
-    model = _graph(graph).model()
-    sizes = _sizes_mib(_graph(sizes_of).model() if sizes_of is not None else model, batch, VALUE_BYTES[precision])
+    model = export.load(graph).model()
+    sizes = _sizes_mib(export.load(sizes_of).model() if sizes_of is not None else model, batch, VALUE_BYTES[precision])
     outputs = {value.name for value in model.graph.output}
     nodes = [node for node in model.graph.node if node.op_type != "Constant"]
     last = {name: step for step, node in enumerate(nodes) for name in _reads(node)}
@@ -147,10 +147,6 @@ def of_engine(engine) -> Lifetimes:
 
 
 # --- sizes and names, read from a graph -------------------------------------------------------------------------
-
-
-def _graph(graph) -> export.OnnxGraph:
-    return graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
 
 
 def _sizes_mib(model, batch: int, value_bytes: int) -> dict[str, float | None]:

@@ -173,7 +173,7 @@ def unfused(graph) -> export.OnnxGraph:
     from labsupport.fusion.onnx_nodes import nodes_of
     from labsupport.fusion.roofline import FREE
 
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     nodes, model = nodes_of(graph), graph.model()
     values = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
     outputs = {value.name for value in model.graph.output}

@@ -95,7 +95,7 @@ def work(graph, *, batch: int = 1, precision: str = "fp32") -> Work:
     """Count operations and bytes of an ONNX graph for one batch size; floating-point values count as ``precision``."""
     if precision not in VALUE_BYTES:
         raise BadInput(f"precision={precision!r} is not a type to count in; choose one of {list(VALUE_BYTES)}")
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     model = graph.model()
     model = surgery.inferred(surgery.plain(model) if model.functions else model)
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}

@@ -128,7 +128,7 @@ def cost_model(
     besides, ``fixed_ms``, is measured with a network of next to nothing; for TensorRT that is one more engine, built in
     a moment.
     """
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     _check_runs({"first": first, "second": second}, graph)
     if not callable(cross_ms):
         raise BadInput(

@@ -37,7 +37,7 @@ def natural(graph) -> tuple[Cut, ...]:
 
     Shapes must be fixed (export with dynamic=False). Raises BadInput.
     """
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     nodes, constants = steps(graph)
     if len(nodes.inputs) != 1 or len(nodes.outputs) != 1:
         raise BadInput(
@@ -63,7 +63,7 @@ def split(graph, at) -> tuple:
     ``at`` is a Cut or a tensor's name. Raises BadInput for a name that is not in the graph, and for a tensor beside
     which another one is needed, which is a cut through two wires.
     """
-    graph, name = graph if isinstance(graph, export.OnnxGraph) else export.load(graph), getattr(at, "name", at)
+    graph, name = export.load(graph), getattr(at, "name", at)
     nodes, constants = steps(graph)
     if name in nodes.inputs:
         return None, graph

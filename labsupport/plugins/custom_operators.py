@@ -23,7 +23,7 @@ def rewritten(graph, op_type: str, make: Callable):
     """
     import onnx_graphsurgeon
 
-    graph = graph_of(graph)
+    graph = export.load(graph)
     model = graph.model()
     nodes_called(model, op_type, graph)
     surgeon = onnx_graphsurgeon.import_onnx(model)
@@ -73,7 +73,7 @@ def around(graph, op_type: str, *, read: str = "read", written: str = "written")
     so that no copy is made for the kernel. ``after`` begins with the graph's own inputs that it still needs and
     ``written``.
     """
-    graph = graph_of(graph)
+    graph = export.load(graph)
     model = graph.model()
     nodes = nodes_called(model, op_type, graph)
     weights = {weight.name for weight in model.graph.initializer}
@@ -140,7 +140,7 @@ def with_shapes(graph, op_type: str, rule: Callable):
     import onnx
     from onnx import helper, shape_inference
 
-    graph = graph_of(graph)
+    graph = export.load(graph)
     model = shape_inference.infer_shapes(graph.model(), data_prop=True)
     nodes_called(model, op_type, graph)
     for node in model.graph.node:
@@ -165,7 +165,7 @@ def part(graph, *, inputs: Iterable[str], outputs: Iterable[str], name: str = "p
     """The piece of a graph between named tensors, as a graph of its own. Raises BadInput for an unknown tensor."""
     from onnx.utils import Extractor
 
-    graph = graph_of(graph)
+    graph = export.load(graph)
     model = graph.model()
     specs = _known(model)
     for tensor in (*inputs, *outputs):
@@ -204,12 +204,6 @@ def nodes_called(model, op_type: str, graph) -> list:
     if not nodes:
         raise BadInput(f"{graph.path.name} has no node {op_type!r}; it has {sorted(graph.ops)}")
     return nodes
-
-
-def graph_of(graph) -> export.OnnxGraph:
-    """The graph itself, or the one that a file holds."""
-
-    return graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
 
 
 def _beside(graph, what: str) -> Path:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from labsupport import export
 from labsupport.build.builder_thread import logger
 from labsupport.errors import BadInput, BuildError
-from labsupport.plugins.custom_operators import graph_of, nodes_called
+from labsupport.plugins.custom_operators import nodes_called
 
 PLACEHOLDER = "Relu"  # any operator of one input that every parser knows and none optimizes away
 
@@ -19,7 +20,7 @@ def with_layers(graph, op_type: str, make: Callable) -> Callable:
     ``inputs`` are TensorRT tensors (a weight comes as a constant of the first input's rank), ``attributes`` a dict.
     Raises BadInput for a node that is not there, BuildError where the rest of the graph cannot be parsed.
     """
-    graph = graph_of(graph)
+    graph = export.load(graph)
     model = graph.model()
     nodes = nodes_called(model, op_type, graph)
     held = _with_placeholders(model, op_type).SerializeToString()

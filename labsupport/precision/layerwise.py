@@ -171,7 +171,7 @@ def exposed(graph, tensors: Iterable[str] | None = None) -> export.OnnxGraph:
     For an engine, too: what must be written to memory cannot stay inside a fused kernel, so such an engine is slower
     and may round where the plain one does not. Raises BadInput for a tensor that is not there.
     """
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     if tensors is None:
         import onnx
 

@@ -32,7 +32,7 @@ def rounded(graph, *, path=None) -> export.OnnxGraph:
     """
     import onnx
 
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     model = surgery.plain(graph.model())
     body, names, low = model.graph, surgery.Names(model), (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     kinds = {name: value.type.tensor_type.elem_type for name, value in surgery.values_of(model).items()}

@@ -191,7 +191,7 @@ def _graph_weights(source) -> dict[str, Tensor]:
 
     from labsupport import export
 
-    graph = (source if isinstance(source, export.OnnxGraph) else export.load(source)).model().graph
+    graph = export.load(source).model().graph
     arrays = {tensor.name: tensor for tensor in graph.initializer}
     weights = {}
     for node in graph.node:

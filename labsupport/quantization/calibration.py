@@ -166,7 +166,7 @@ def collect(graph, batches, *, tensors: Iterable[str] | None = None, bins: int =
     preprocessed as for inference. ``tensors`` names the activations; left out, all floating-point ones. One pass and
     constant memory. Raises BadInput for data that are empty, wrongly shaped, constant or not finite.
     """
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     if bins < 4 * CANDIDATES or bins % 4:
         raise BadInput(f"bins={bins!r}; give a multiple of 4, {4 * CANDIDATES} or more")
     session = _session(graph, tensors)

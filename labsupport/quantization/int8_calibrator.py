@@ -34,7 +34,7 @@ def entropy_calibrator(trt, batches, cache_path, *, graph, algorithm: str = "ent
             f"TensorRT {environment.machine().tensorrt} has no INT8 calibrators, TensorRT 11 removed them; "
             "put the scales into the graph: quantization.to_qdq(graph, batches)"
         )
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     feeds, batch_size = _checked(graph, batches, algorithm)
     store = _Cache(cache_path, _identity(graph, feeds, algorithm))
     base = trt.IInt8EntropyCalibrator2 if algorithm == "entropy" else trt.IInt8MinMaxCalibrator

@@ -81,7 +81,7 @@ def sensitivity(
     the scan. Interactions between layers are not seen. Raises BadInput.
     """
     calibration = qdq.calibrate(graph, batches, target=target)
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     _check_measure(measure)
     every = qdq.operators(graph)
     chosen = _chosen([name for name, op in every.items() if op in qdq.LAYERS], layers)

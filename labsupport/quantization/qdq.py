@@ -52,7 +52,7 @@ def placement(graph) -> Placement:
 
     Layers inside branches, loop bodies and local functions count as well; one without a name goes by its output.
     """
-    return _placement(_loaded(graph).model())
+    return _placement(export.load(graph).model())
 
 
 def _placement(model) -> Placement:
@@ -94,7 +94,7 @@ def layers(graph) -> tuple[str, ...]:
 
 def operators(graph) -> dict[str, str]:
     """Node name → operator, with the names that ``to_qdq`` gives to unnamed nodes."""
-    return {node.name: node.op_type for node in _plain(_loaded(graph)).graph.node}
+    return {node.name: node.op_type for node in _plain(export.load(graph)).graph.node}
 
 
 def calibrate(graph, batches, *, target: str = "tensorrt") -> Calibration:
@@ -237,7 +237,7 @@ def _override(pair: tuple[float, float], symmetric: bool) -> dict:
 
 
 def _fit_for_quantization(graph) -> export.OnnxGraph:
-    graph = _loaded(graph)
+    graph = export.load(graph)
     model = graph.model()
     ops = Counter(node.op_type for node in (surgery.plain(graph.model()) if model.functions else model).graph.node)
     inner = onnx_graph.everywhere([*model.graph.node, *(node for f in model.functions for node in f.node)])
@@ -313,10 +313,6 @@ def _kept_wide(model, exclude: Iterable[str], also: Iterable[str] = ()) -> set[s
             "exclude names every layer that could be quantized; leave at least one, or use the FP32 graph as it is"
         )
     return exclude & set(ops)
-
-
-def _loaded(graph) -> export.OnnxGraph:
-    return graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
 
 
 def _check_choice(option: str, value, choices: tuple) -> None:

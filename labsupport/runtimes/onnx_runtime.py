@@ -35,7 +35,7 @@ class OnnxRuntime(Base):
         if optimization not in LEVELS:
             raise BadInput(f"optimization={optimization!r} is not a level; choose one of {list(LEVELS)}")
         at_least(threads=threads)
-        self.graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+        self.graph = export.load(graph)
         if (
             self.graph.opset >= 19
             and self.graph.ops["QuantizeLinear"]
