@@ -53,6 +53,13 @@ def at_least(least: int = 1, most: int | None = None, /, **values) -> None:
             raise BadInput(f"{name}={value!r}; wanted a whole number {bounds}")
 
 
+def one_of(choices, /, **values) -> None:
+    """Refuse with BadInput what is none of the choices, by its name, and list them."""
+    for name, value in values.items():
+        if value not in choices:
+            raise BadInput(f"{name}={value!r} is not known; choose one of {list(choices)}")
+
+
 def first_line(error: BaseException) -> str:
     """What an error says in its first line that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

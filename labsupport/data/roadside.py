@@ -14,7 +14,7 @@ import numpy as np
 
 from labsupport.data import sign_artwork, signs
 from labsupport.data.datasets import Dataset, Split, shuffled
-from labsupport.errors import BadInput, at_least
+from labsupport.errors import BadInput, at_least, one_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -86,8 +86,7 @@ def _road(scene: np.ndarray, horizon: float, texture: np.ndarray, rng: np.random
 
 def roadsides(part: str, seed: int = 0, *, count: int | None = None) -> list[np.ndarray]:
     """The roadsides of one part ("train", "validation", "test", "camera"); no two parts share one."""
-    if part not in STREAMS:
-        raise BadInput(f"part={part!r} has no roadsides; choose one of {list(STREAMS)}")
+    one_of(STREAMS, part=part)
     count = ROADSIDES.get(part, 8) if count is None else count
     return [roadside(np.random.default_rng([seed, STREAMS[part], number])) for number in range(count)]
 
@@ -264,7 +263,6 @@ CORRUPTIONS: Mapping[str, Callable[..., np.ndarray]] = {
 
 def corrupted(split: Split, kind: str, *, seed: int = 0) -> Split:
     """The same pictures and labels, spoiled in one way of CORRUPTIONS; the seed draws the streaks and directions."""
-    if kind not in CORRUPTIONS:
-        raise BadInput(f"kind={kind!r} is no corruption; choose one of {list(CORRUPTIONS)}")
+    one_of(CORRUPTIONS, kind=kind)
     rng = np.random.default_rng([seed, list(CORRUPTIONS).index(kind), 20_000])
     return Split(CORRUPTIONS[kind](split.images, rng), split.labels, split.classes)

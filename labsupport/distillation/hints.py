@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree
 
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 
 KINDS = ("features", "attention")
 
@@ -34,8 +34,7 @@ class Hint:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise BadInput(f"kind={self.kind!r} is no kind of hint; choose one of {list(KINDS)}")
+        one_of(KINDS, kind=self.kind)
         number = isinstance(self.weight, (int, float)) and not isinstance(self.weight, bool)
         if not number or not 0 <= self.weight < math.inf:
             raise BadInput(f"weight={self.weight!r}; it multiplies the hint's loss: wanted a number of 0 or more")

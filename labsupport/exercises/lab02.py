@@ -78,10 +78,9 @@ def downloads() -> Path:
 def load_damaged(engine, damage: str) -> str:
     """What loading says, in short, of a copy of an engine and its sidecar that one of DAMAGES has befallen."""
     from labsupport.build import engines
-    from labsupport.errors import BadInput, EngineError
+    from labsupport.errors import EngineError, one_of
 
-    if damage not in DAMAGES:
-        raise BadInput(f"damage={damage!r} is unknown; choose one of {list(DAMAGES)}")
+    one_of(DAMAGES, damage=damage)
     copy = Path(tempfile.mkdtemp(prefix="labsupport-damaged-")) / "copy.plan"
     beside, facts = engines.sidecar_path(copy), dict(engine.sidecar)
     if damage == "from version 7.2":  # signed by this user, so only the version is wrong

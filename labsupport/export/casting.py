@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 from labsupport import errors
-from labsupport.errors import BadInput, LabError, first_line
+from labsupport.errors import BadInput, LabError, first_line, one_of
 from labsupport.export import large_constants, onnx_graph, surgery
 from labsupport.export.qdq_nodes import QDQ
 
@@ -63,8 +63,7 @@ def low_type(to: str):
     """(ONNX type number, NumPy dtype) of a low precision. Raises BadInput."""
     import numpy as np
 
-    if to not in LOW:
-        raise BadInput(f"to={to!r} is not a precision a graph can be cast to; choose one of {list(LOW)}")
+    one_of(LOW, to=to)
     import ml_dtypes
     import onnx
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, one_of
 from labsupport.export import frozen_values
 from labsupport.export.onnx_graph import OnnxGraph, _staged, fresh_folder, load, write
 
@@ -48,8 +48,7 @@ def to_onnx(
     """
     import torch
 
-    if exporter not in EXPORTERS:
-        raise BadInput(f"exporter={exporter!r} is not an exporter; choose one of {list(EXPORTERS)}")
+    one_of(EXPORTERS, exporter=exporter)
     opset = _opset_for(target, exporter, opset)
     examples = example if isinstance(example, tuple) else (example,)
     if not all(isinstance(e, torch.Tensor) for e in examples):
@@ -168,8 +167,8 @@ def _drop_identities(path: Path) -> None:
 
 
 def _opset_for(target: str | None, exporter: str, opset: int | None) -> int:
-    if target is not None and target not in NEWEST_OPSET:
-        raise BadInput(f"target={target!r} is not a known parser; choose one of {list(NEWEST_OPSET)}")
+    if target is not None:
+        one_of(NEWEST_OPSET, target=target)
     newest = NEWEST_OPSET.get(target, 99)
     if exporter == "dynamo" and newest < DEFAULT_OPSET["dynamo"]:
         raise BadInput(

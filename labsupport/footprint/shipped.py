@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from labsupport import export
-from labsupport.errors import BadInput
+from labsupport.errors import one_of
 from labsupport.export import onnx_graph
 from labsupport.export.qdq_nodes import QDQ
 from labsupport.footprint.tensor_lifetimes import VALUE_BYTES, lifetimes
@@ -37,8 +37,7 @@ def shipped(graph, precision: str | None = None, *, batch: int = 1) -> Shipped:
     graph = export.load(graph)
     stored = export.float_type(graph)
     kind = precision or ("int8" if graph.ops.get("QuantizeLinear") else stored)
-    if kind not in VALUE_BYTES:
-        raise BadInput(f"precision={kind!r} is not a type to count in; choose one of {list(VALUE_BYTES)}")
+    one_of(VALUE_BYTES, precision=kind)
     model = graph.model()
     from onnx import numpy_helper
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from labsupport import export
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 from labsupport.export import surgery
 
 MIB = 2**20
@@ -82,8 +82,7 @@ def lifetimes(graph, *, batch: int = 1, precision: str = "fp32", sizes_of=None) 
     tensors count as ``precision``. ``sizes_of`` names the graph to look shapes up in, where ``graph`` has a runtime's
     fused operators that ONNX itself does not know.
     """
-    if precision not in VALUE_BYTES:
-        raise BadInput(f"precision={precision!r} is not a type to count in; choose one of {list(VALUE_BYTES)}")
+    one_of(VALUE_BYTES, precision=precision)
     model = export.load(graph).model()
     sizes = _sizes_mib(export.load(sizes_of).model() if sizes_of is not None else model, batch, VALUE_BYTES[precision])
     outputs = {value.name for value in model.graph.output}

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 
 from labsupport import export
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 from labsupport.export import surgery
 from labsupport.runtimes.torch_runtime import fp32_math
 
@@ -93,8 +93,7 @@ class Ceiling:
 
 def work(graph, *, batch: int = 1, precision: str = "fp32") -> Work:
     """Count operations and bytes of an ONNX graph for one batch size; floating-point values count as ``precision``."""
-    if precision not in VALUE_BYTES:
-        raise BadInput(f"precision={precision!r} is not a type to count in; choose one of {list(VALUE_BYTES)}")
+    one_of(VALUE_BYTES, precision=precision)
     graph = export.load(graph)
     model = graph.model()
     model = surgery.inferred(surgery.plain(model) if model.functions else model)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from labsupport import environment, export
-from labsupport.errors import BadInput, LabError, at_least, first_line
+from labsupport.errors import BadInput, LabError, at_least, first_line, one_of
 from labsupport.phone.silence import silently
 from labsupport.runtimes.protocol import Base, TensorSpec
 
@@ -62,8 +62,7 @@ def quantize_litert(path: str | Path, *, recipe: str = "dynamic_wi8_afp32", cali
     Raises NotAvailable, BadInput. Source: https://github.com/google-ai-edge/ai-edge-quantizer
     """
     environment.require("litert")
-    if recipe not in RECIPES:
-        raise BadInput(f"recipe={recipe!r}; choose one of {list(RECIPES)}")
+    one_of(RECIPES, recipe=recipe)
     static = recipe.startswith("static")
     if static != (calibration is not None):
         wish = "needs calibration: images (n, …)" if static else "takes no calibration"

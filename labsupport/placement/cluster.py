@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from labsupport import environment
-from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.errors import BadInput, LabError, NotAvailable, one_of
 from labsupport.placement.workers import leave_interrupts_to_the_parent
 
 FEEDS = ("host", "device")
@@ -101,8 +101,7 @@ class GpuWorkers:
 
     def rate(self, gpus: int | None = None, *, feed: str = "host", seconds: float = 1.0) -> GpuRate:
         """Throughput of the first ``gpus`` workers running at once; "host" copies every batch in and its answer out."""
-        if feed not in FEEDS:
-            raise BadInput(f"feed={feed!r} is not known; choose one of {list(FEEDS)}")
+        one_of(FEEDS, feed=feed)
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST_S:
             raise BadInput(f"seconds={seconds!r}; give a time above 0 and up to {LONGEST_S} s")
         gpus = len(self._workers) if gpus is None else gpus

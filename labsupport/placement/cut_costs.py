@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from labsupport import benchmarking, build, export, fusion
-from labsupport.benchmarking.measurements import one_of
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 from labsupport.placement.cut_places import Cut, natural, short, steps
 
 OBJECTIVES = ("latency", "interval")
@@ -78,7 +77,7 @@ class CostModel:
 
     def choose(self, objective: str = "latency") -> Cut:
         """The cut with the least predicted "latency", or the least "interval" between answers."""
-        one_of("objective", objective, OBJECTIVES)
+        one_of(OBJECTIVES, objective=objective)
         cost = self.latency_ms if objective == "latency" else self.interval_ms
         return min(self.cuts, key=cost)
 

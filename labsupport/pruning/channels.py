@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from labsupport import data
 from labsupport.data.datasets import Split
-from labsupport.errors import BadInput, LabError, at_least, first_line
+from labsupport.errors import BadInput, LabError, at_least, first_line, one_of
 from labsupport.pruning import dependencies
 from labsupport.pruning.dependencies import traceable
 from labsupport.pruning.macs import Cost, cost, example_of
@@ -45,8 +45,7 @@ class Slim:
 
 def _check_criterion(criterion: str, batch: Split | None) -> None:
     """Raises BadInput for an unknown criterion, and for "taylor" without labeled images."""
-    if criterion not in CRITERIA:
-        raise BadInput(f"criterion={criterion!r} is not known; choose one of {list(CRITERIA)}")
+    one_of(CRITERIA, criterion=criterion)
     if criterion == "taylor" and not isinstance(batch, Split):
         raise BadInput(
             f"criterion='taylor' reads gradients, and batch is a {type(batch).__name__}; "

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from labsupport import training
 from labsupport.data.datasets import Split
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 
 SCOPES = ("global", "layer")
 PRUNABLE = (nn.Conv2d, nn.Linear)
@@ -129,8 +129,7 @@ def magnitude(
 
     Raises BadInput for a sparsity outside [0, 1) and for a layer that is not there. Han et al. 2015, arXiv:1506.02626.
     """
-    if scope not in SCOPES:
-        raise BadInput(f"scope={scope!r} is not known; choose one of {list(SCOPES)}")
+    one_of(SCOPES, scope=scope)
     _check_sparsity(sparsity)
     chosen = prunable(model, layers)
     if scope == "layer":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from labsupport import environment
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 
 # What the builder says at level INFO, in the words of 8.6 and later and in those of earlier releases.
 ELIGIBLE = re.compile(
@@ -90,8 +90,7 @@ def gemm(weight: np.ndarray, rows: int, *, form: str = "pixels"):
     ``form``: "pixels", a 1×1 convolution over images of one pixel, x (rows, K, 1, 1); "image", over one image, x
     (1, K, rows / 64, 64); "matmul", a matrix product, x (rows, K). A builder has different kernels for the three.
     """
-    if form not in FORMS:
-        raise BadInput(f"form={form!r} is not known; choose one of {list(FORMS)}")
+    one_of(FORMS, form=form)
     weight = np.ascontiguousarray(weight, np.float16)
     if weight.ndim != 2 or isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise BadInput(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from labsupport import export
-from labsupport.errors import BadInput, LabError, first_line
+from labsupport.errors import BadInput, LabError, first_line, one_of
 from labsupport.export import onnx_graph, surgery
 from labsupport.quantization import scales
 
@@ -80,8 +80,7 @@ class Histogram:
 
         Sources: Migacz, "8-bit inference with TensorRT", GTC 2017 (entropy); Wu et al., arXiv:2004.09602 (the four).
         """
-        if method not in METHODS:
-            raise BadInput(f"method={method!r} is not a calibration method; choose one of {list(METHODS)}")
+        one_of(METHODS, method=method)
         most = max(-self.lowest, self.highest, 0.0)
         if method == "max" or most == 0:
             return most

@@ -11,7 +11,7 @@ import numpy as np
 
 from labsupport import environment, errors, export
 from labsupport.build import engines
-from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.errors import BadInput, LabError, NotAvailable, one_of
 from labsupport.quantization import calibration
 
 ALGORITHMS = ("entropy", "minmax")
@@ -70,8 +70,7 @@ def entropy_calibrator(trt, batches, cache_path, *, graph, algorithm: str = "ent
 
 def _checked(graph: export.OnnxGraph, batches, algorithm: str) -> tuple[list[dict], int]:
     """All batches at once: an error inside the builder's callback would end the process."""
-    if algorithm not in ALGORITHMS:
-        raise BadInput(f"algorithm={algorithm!r} is not one; choose one of {list(ALGORITHMS)}")
+    one_of(ALGORITHMS, algorithm=algorithm)
     if graph.ops.get("QuantizeLinear"):
         raise BadInput(
             f"{graph.path.name} has Q/DQ nodes, so its scales are in the graph; build it without a calibrator"

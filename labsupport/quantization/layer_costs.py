@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from labsupport import environment, export
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 from labsupport.quantization import qdq
 
 MEASURES = ("accuracy", "error")
@@ -101,8 +101,7 @@ def _discard(graph) -> None:
 
 
 def _check_measure(measure: str) -> None:
-    if measure not in MEASURES:
-        raise BadInput(f"measure={measure!r} is not one; choose one of {list(MEASURES)}")
+    one_of(MEASURES, measure=measure)
 
 
 def _cost(measure: str, baseline: float, value: float) -> float:

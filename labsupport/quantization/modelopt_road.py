@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from labsupport import export
-from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.errors import BadInput, LabError, NotAvailable, one_of
 from labsupport.quantization import calibration, qdq
 
 FORMATS = ("int8", "fp8")
@@ -52,7 +52,7 @@ def quantize_graphs(graph, batches, *, formats: Iterable[str] = FORMATS) -> dict
         raise BadInput(f"formats is empty; choose from {list(FORMATS)}")
     _require()
     for format in formats:
-        qdq._check_choice("format", format, FORMATS)
+        one_of(FORMATS, format=format)
     graph = qdq._fit_for_quantization(graph)
     feeds = list(calibration.feeds(graph, batches))
     outs = {f: export.fresh_folder() / f"{graph.path.stem}.modelopt.{f}.onnx" for f in formats}

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import fusion, parametrize
 
 from labsupport import export
-from labsupport.errors import BadInput, LabError, first_line
+from labsupport.errors import BadInput, LabError, first_line, one_of
 from labsupport.quantization import calibration, qdq
 
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -104,7 +104,7 @@ def prepare(model: nn.Module, images, *, method: str = "max", per_channel: bool 
     result answers as post-training quantization does. Raises BadInput; LabError for a network that cannot be traced.
     """
     images = _checked(model, images)
-    qdq._check_choice("method", method, calibration.METHODS)
+    one_of(calibration.METHODS, method=method)
     folded = _folded(model)
     tensors, shortcuts = _quantized_tensors(folded)
     limits = _limits(folded, tensors, images, method)

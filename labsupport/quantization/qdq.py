@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labsupport import export
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, one_of
 from labsupport.export import constant_folding, onnx_graph, qdq_nodes, surgery
 from labsupport.export.qdq_nodes import LAYERS, QDQ
 from labsupport.quantization import calibration, kept_wide
@@ -100,7 +100,7 @@ def operators(graph) -> dict[str, str]:
 def calibrate(graph, batches, *, target: str = "tensorrt") -> Calibration:
     """Histograms of just the activations that ``to_qdq`` will quantize; made once, they serve many calls of it."""
     graph = _fit_for_quantization(graph)
-    _check_choice("target", target, TARGETS)
+    one_of(TARGETS, target=target)
     if isinstance(batches, Calibration):
         return batches
     wanted = qdq_nodes.activations(_plain(graph)) if target == "tensorrt" else None
@@ -136,9 +136,9 @@ def to_qdq(
     were. Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
     graph = _fit_for_quantization(graph)
-    _check_choice("target", target, TARGETS)
-    _check_choice("method", method, calibration.METHODS)
-    _check_choice("residual", residual, RESIDUAL)
+    one_of(TARGETS, target=target)
+    one_of(calibration.METHODS, method=method)
+    one_of(RESIDUAL, residual=residual)
     out = Path(path) if path else export.fresh_folder() / f"{graph.path.stem}.{target}.int8.onnx"
     if out.resolve() == graph.path.resolve():
         raise BadInput(f"path={out.name!r} is the graph being quantized; give the new one a name of its own")
@@ -313,11 +313,6 @@ def _kept_wide(model, exclude: Iterable[str], also: Iterable[str] = ()) -> set[s
             "exclude names every layer that could be quantized; leave at least one, or use the FP32 graph as it is"
         )
     return exclude & set(ops)
-
-
-def _check_choice(option: str, value, choices: tuple) -> None:
-    if value not in choices:
-        raise BadInput(f"{option}={value!r} is not one; choose one of {list(choices)}")
 
 
 @contextlib.contextmanager

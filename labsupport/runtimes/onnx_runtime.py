@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from labsupport import export
-from labsupport.errors import BadInput, LabError, at_least, first_line
+from labsupport.errors import BadInput, LabError, at_least, first_line, one_of
 from labsupport.runtimes.protocol import Base, TensorSpec
 
 SMALL_BYTES = 2**20  # an output of at most this is copied: kept by a caller, it would keep all of the session's memory
@@ -32,8 +32,7 @@ class OnnxRuntime(Base):
     def __init__(self, graph, *, threads: int = 1, optimization: str = "all", name: str | None = None):
         import onnxruntime as ort
 
-        if optimization not in LEVELS:
-            raise BadInput(f"optimization={optimization!r} is not a level; choose one of {list(LEVELS)}")
+        one_of(LEVELS, optimization=optimization)
         at_least(threads=threads)
         self.graph = export.load(graph)
         if (

@@ -78,12 +78,12 @@ def test_a_network_by_the_layer_api(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "half"}, "'half' is not a precision; choose one of"),
+        ({"precision": "half"}, "'half' is not known; choose one of"),
         ({"precision": "int8"}, "no QuantizeLinear nodes.*lab 06"),
         ({"optimization_level": 9}, "levels 0 .fast build. to 5"),
         ({"workspace_mib": 0}, "workspace_mib=0; wanted a whole number of at least 1"),
         ({"workspace_mib": 0.5}, "workspace_mib=0.5; wanted a whole number"),
-        ({"hardware_compatible": "all"}, "'all' is not a level"),
+        ({"hardware_compatible": "all"}, "'all' is not known"),
         ({"profiles": {"pictures": network.Profile((1,), (1,), (1,))}}, r"profiles names \['pictures'\]"),
         ({"profiles": {"images": network.Profile((8, 1, 28, 28), (4, 1, 28, 28), (8, 1, 28, 28))}}, "min ≤ opt ≤ max"),
         (

@@ -115,7 +115,7 @@ def test_a_fused_graph_takes_its_sizes_from_the_graph_before(diamond, tmp_path):
     [
         (
             {"precision": "fp12"},
-            r"precision='fp12' is not a type to count in; choose one of \['fp32', 'fp16', 'bf16', 'int8'\]",
+            r"precision='fp12' is not known; choose one of \['fp32', 'fp16', 'bf16', 'int8'\]",
         ),
         ({"batch": 0}, "batch=0; wanted a whole number of at least 1"),
         ({"batch": True}, "batch=True"),

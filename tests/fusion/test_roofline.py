@@ -52,7 +52,7 @@ def test_matmuls_and_networks(tmp_path):
 
 
 def test_work_refuses_what_it_cannot_count(tmp_path):
-    with pytest.raises(BadInput, match=r"precision='fp3' is not a type to count in; choose one of \['fp32'"):
+    with pytest.raises(BadInput, match=r"precision='fp3' is not known; choose one of \['fp32'"):
         counted(blocks.ConvBlock(), tmp_path, precision="fp3")
 
     with pytest.raises(BadInput, match="cannot tell the shape of 'y' at odd"):

@@ -267,7 +267,7 @@ def branch():
         (lambda g, t: precision.cast(precision.cast(g, "bf16")), "is bf16 already"),
         (
             lambda g, t: precision.cast(g, "fp8"),
-            r"to='fp8' is not a precision a graph can be cast to; choose one of \['fp16', 'bf16'\]",
+            r"to='fp8' is not known; choose one of \['fp16', 'bf16'\]",
         ),
         (
             lambda g, t: precision.cast(g, keep_wide=["/conv/Cnv"]),

@@ -150,7 +150,7 @@ def test_bad_input_is_told(faulty):
         (lambda: layerwise.relative(np.ones(3), np.ones(4)), r"shapes \(3,\) and \(4,\) came"),
         (
             lambda: layerwise.scan(graph, feed, to="fp8"),
-            r"to='fp8' is not a precision a graph can be cast to; choose one of \['fp16', 'bf16'\]",
+            r"to='fp8' is not known; choose one of \['fp16', 'bf16'\]",
         ),
         (
             lambda: layerwise.scan(graph, feed, keep_wide=["/Sqr"]),

@@ -184,7 +184,7 @@ def test_bad_input_is_named(trained, prepared):
                 call(wrong, model.example_input(2))
     with pytest.raises(BadInput, match="is quantized already .* quantizers.; prepare the FP32 network"):
         qat.prepare(prepared, images)
-    with pytest.raises(BadInput, match="method='median' is not one; choose"):
+    with pytest.raises(BadInput, match="method='median' is not known; choose"):
         qat.prepare(model, images, method="median")
     with pytest.raises(BadInput, match="has no layer with an INT8 kernel"):
         qat.prepare(nn.Sequential(nn.ReLU()), images)

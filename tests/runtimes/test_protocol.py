@@ -96,7 +96,7 @@ def test_onnx_runtime_levels_and_threads(workpiece):
     graph = workpiece[1]
     off, full = (runtimes.OnnxRuntime(graph, optimization=level).executed for level in ("off", "all"))
     assert full.nodes < off.nodes == graph.nodes
-    with pytest.raises(BadInput, match="'max' is not a level; choose one of"):
+    with pytest.raises(BadInput, match="'max' is not known; choose one of"):
         runtimes.OnnxRuntime(graph, optimization="max")
     with pytest.raises(BadInput, match="threads=0"):
         runtimes.OnnxRuntime(graph, threads=0)
