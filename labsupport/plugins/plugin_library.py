@@ -62,17 +62,17 @@ def headers(folder: str | os.PathLike | None = None) -> tuple[Path, int]:
     )
 
 
-def build(include: str | os.PathLike | None = None) -> Path:
+def build(include: str | os.PathLike | None = None, *, architecture: str | None = None) -> Path:
     """Compile the library with nvcc, or find the one compiled before; cpp_plugin/CMakeLists.txt does the same with
     CMake.
 
-    Raises NotAvailable without nvcc, headers or a GPU to ask,
+    ``architecture`` such as "sm_90"; None asks the GPU. Raises NotAvailable without nvcc, headers or a GPU to ask,
     BadInput where the headers are another TensorRT's than this machine's, BuildError where the compiler fails.
     """
     compiler = nvcc()
     folder, major = headers(include)
     _check_major(major, f"the headers in {folder}")
-    architecture = _architecture()
+    architecture = architecture or _architecture()
     sources = [
         FOLDER / "launch.cu",
         FOLDER / "version.cpp",
