@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
 import re
@@ -13,7 +12,8 @@ from pathlib import Path
 
 from labsupport.errors import BadInput, LabError, one_of
 from labsupport.export import frozen_values
-from labsupport.export.onnx_graph import OnnxGraph, _staged, fresh_folder, load, write
+from labsupport.export.onnx_graph import OnnxGraph, fresh_folder, load, staging, write
+from labsupport.quiet import quietly
 
 EXPORTERS = ("torchscript", "dynamo")
 
@@ -64,7 +64,7 @@ def to_onnx(
     model.eval()
     try:
         into = _export_torchscript if exporter == "torchscript" else _export_dynamo
-        with _staged(path) as staged, torch.inference_mode(False), torch.no_grad():
+        with staging(path) as staged, torch.inference_mode(False), torch.no_grad():
             with warnings.catch_warnings(record=True) as heard:
                 warnings.simplefilter("ignore")  # deprecation notes about the exporter this function chose on purpose
                 warnings.simplefilter("always", torch.jit.TracerWarning)
@@ -128,8 +128,6 @@ def _export_torchscript(model, examples, path, axes, fold, common):
 
 
 def _export_dynamo(model, examples, path, axes, fold, common):
-    import logging
-
     import torch
 
     free = [axes.get(name, {}) for name in common["input_names"]]
@@ -137,23 +135,17 @@ def _export_dynamo(model, examples, path, axes, fold, common):
     kinds = [each.kind for each in inspect.signature(model.forward).parameters.values()]
     named = kinds.index(inspect.Parameter.VAR_POSITIONAL) if inspect.Parameter.VAR_POSITIONAL in kinds else None
     given = shapes if named is None else (*shapes[:named], tuple(shapes[named:]))  # *args are one argument of many
-    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registry.level
-    registry.setLevel(logging.ERROR)  # it warns that torchvision, which no lab needs, is missing
-    try:
-        with contextlib.redirect_stdout(None):
-            program = torch.onnx.export(
-                model,
-                examples,
-                dynamo=True,
-                dynamic_shapes=given if any(shapes) else None,
-                optimize=fold,
-                verbose=False,
-                **common,
-            )
-        program.save(str(path), external_data=False)
-    finally:
-        registry.setLevel(level)
+    with quietly():  # it warns that torchvision, which no lab needs, is missing
+        program = torch.onnx.export(
+            model,
+            examples,
+            dynamo=True,
+            dynamic_shapes=given if any(shapes) else None,
+            optimize=fold,
+            verbose=False,
+            **common,
+        )
+    program.save(str(path), external_data=False)
 
 
 def _drop_identities(path: Path) -> None:

@@ -202,7 +202,7 @@ def save(model, path: str | os.PathLike) -> OnnxGraph:
             f"a {type(model).__name__} and a {type(path).__name__} came; wanted are an onnx.ModelProto and a name"
         )
     path = Path(path)
-    with _staged(path) as staged:
+    with staging(path) as staged:
         write(model, staged)
         graph = load(staged)
     return replace(graph, path=path)
@@ -230,7 +230,7 @@ def another_file(path: str | os.PathLike, graph: OnnxGraph) -> Path:
 
 
 @contextlib.contextmanager
-def _staged(path: Path):
+def staging(path: Path):
     """A file of the same name in a folder of its own, which takes the place of ``path`` if the block succeeds."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ def quantize_graphs(graph, batches, *, formats: Iterable[str] = FORMATS) -> dict
     _require()
     for format in formats:
         one_of(FORMATS, format=format)
-    graph = qdq._fit_for_quantization(graph)
+    graph = qdq.fit_for_quantization(graph)
     feeds = list(calibration.feeds(graph, batches))
     outs = {f: export.fresh_folder() / f"{graph.path.stem}.modelopt.{f}.onnx" for f in formats}
     folder = export.fresh_folder()  # it leaves files beside its result

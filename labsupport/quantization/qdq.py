@@ -4,9 +4,7 @@ them.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from labsupport.export import constant_folding, onnx_graph, qdq_nodes, surgery
 from labsupport.export.qdq_nodes import LAYERS, QDQ
 from labsupport.quantization import calibration, kept_wide
 from labsupport.quantization.calibration import Calibration
+from labsupport.quiet import quietly
 
 TARGETS = ("tensorrt", "onnxruntime")
 RESIDUAL = ("convolutions", "shortcut", "both")
@@ -99,7 +98,7 @@ def operators(graph) -> dict[str, str]:
 
 def calibrate(graph, batches, *, target: str = "tensorrt") -> Calibration:
     """Histograms of just the activations that ``to_qdq`` will quantize; made once, they serve many calls of it."""
-    graph = _fit_for_quantization(graph)
+    graph = fit_for_quantization(graph)
     one_of(TARGETS, target=target)
     if isinstance(batches, Calibration):
         return batches
@@ -135,7 +134,7 @@ def to_qdq(
     whose U8S8 product saturates. ``placement`` says how many nodes were placed. Raises BadInput, and LabError when none
     were. Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
-    graph = _fit_for_quantization(graph)
+    graph = fit_for_quantization(graph)
     one_of(TARGETS, target=target)
     one_of(calibration.METHODS, method=method)
     one_of(RESIDUAL, residual=residual)
@@ -203,7 +202,7 @@ def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel:
     overrides = {numbers[name]: _override(pair, trt) for name, pair in ranges.items()}
     options["TensorQuantOverrides"] = {name: [pair] for name, pair in overrides.items()}
     pairs = {name: (pair["rmin"], pair["rmax"]) for name, pair in overrides.items()}
-    with _quiet():
+    with quietly():  # it advises a pre-processing that export has done
         quantizer = QDQQuantizer(
             surgery.renamed(model, numbers.__getitem__),
             per_channel,
@@ -236,7 +235,7 @@ def _override(pair: tuple[float, float], symmetric: bool) -> dict:
 # --- what is refused ------------------------------------------------------------------------------------------
 
 
-def _fit_for_quantization(graph) -> export.OnnxGraph:
+def fit_for_quantization(graph) -> export.OnnxGraph:
     graph = export.load(graph)
     model = graph.model()
     ops = Counter(node.op_type for node in (surgery.plain(graph.model()) if model.functions else model).graph.node)
@@ -313,15 +312,3 @@ def _kept_wide(model, exclude: Iterable[str], also: Iterable[str] = ()) -> set[s
             "exclude names every layer that could be quantized; leave at least one, or use the FP32 graph as it is"
         )
     return exclude & set(ops)
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without the root logger's advice to run a pre-processing that export has done."""
-    root = logging.getLogger()
-    was = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(was)
