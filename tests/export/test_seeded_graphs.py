@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
+from onnx_files import off
 
 from labsupport import export, precision, quantization
 from labsupport.export import surgery
@@ -106,10 +107,6 @@ def plain(graph, feed) -> dict:
     options.graph_optimization_level, options.log_severity_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL, 4
     session = ort.InferenceSession(str(graph.path), options, providers=["CPUExecutionProvider"])
     return dict(zip([value.name for value in session.get_outputs()], session.run(None, feed)))
-
-
-def off(exact, other) -> float:
-    return float(np.linalg.norm(other - exact) / np.linalg.norm(exact))
 
 
 @pytest.mark.parametrize("part", range(6))

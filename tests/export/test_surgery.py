@@ -6,20 +6,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
+from onnx_files import saved, value
 
 from labsupport import export, footprint, quantization, runtimes
 from labsupport.errors import BadInput
 from labsupport.export import surgery
-
-
-def value(name, shape, kind=T.FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def saved(folder, nodes, inputs, outputs, weights=(), *, opset=17, ir=8, name="net"):
-    graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
-    return export.save(model, folder / f"{name}.onnx")
 
 
 @pytest.fixture

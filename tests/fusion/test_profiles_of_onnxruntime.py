@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from onnx_files import value
 from plan_samples import onnx_file
 
 from labsupport import benchmarking, export, fusion, runtimes
@@ -13,10 +14,6 @@ from labsupport.errors import BadInput
 from labsupport.fusion import layer_times
 
 draw = np.random.default_rng(3)
-
-
-def value(name, shape, kind=TensorProto.FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
 
 
 @pytest.fixture(scope="module")
