@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 from faces import stand_in
+from onnx_files import saved, value
 
 from labsupport import build, environment, export, models
 from labsupport.build import builder, builder_thread, engines, network, readback, recipe, timing_cache
@@ -216,13 +217,9 @@ def test_precisions_are_read_from_every_inspector_schema():
 
 
 def test_an_operator_that_tensorrt_has_not(tmp_path):
-    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 4]) for n in "xy")
-    node = onnx.helper.make_node("Frobnicate", ["x"], ["y"], name="odd", domain="com.example")
-    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.example", 1)]
-    odd = export.save(
-        onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y]), opset_imports=opsets, ir_version=8),
-        tmp_path / "odd.onnx",
-    )
+    operator = onnx.helper.make_node("Frobnicate", ["x"], ["y"], name="odd", domain="com.example")
+    ends = [value("x", [1, 4])], [value("y", [1, 4])]
+    odd = saved(tmp_path, [operator], *ends, domains=[("com.example", 1)], name="odd")
     with pytest.raises(BuildError, match=r"odd.onnx: .*odd \(Frobnicate\).*(plugin|lab 10)"):
         build.engine(odd)
 

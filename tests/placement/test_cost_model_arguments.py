@@ -6,10 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from onnx import TensorProto as T
-from onnx import helper, numpy_helper
+from onnx import helper
+from onnx_files import saved, value
 
-from labsupport import export, fusion, runtimes
+from labsupport import fusion, runtimes
 from labsupport.errors import BadInput
 from labsupport.placement import cuts
 
@@ -24,11 +24,8 @@ def chain(folder, name, size, first="first"):
         helper.make_node("MatMul", ["b", "w"], ["c"], f"{first} again"),
         helper.make_node("Exp", ["c"], ["y"], f"{first} exp"),
     ]
-    ends = [helper.make_tensor_value_info(n, T.FLOAT, [4, size]) for n in "xy"]
-    weight = numpy_helper.from_array(RNG.standard_normal((size, size)).astype(np.float32), "w")
-    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return export.save(model, folder / f"{name}.onnx")
+    weights = {"w": RNG.standard_normal((size, size)).astype(np.float32)}
+    return saved(folder, nodes, [value("x", [4, size])], [value("y", [4, size])], weights, name=name)
 
 
 @pytest.fixture(scope="module")

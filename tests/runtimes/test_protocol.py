@@ -7,8 +7,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from onnx_files import node, saved, value
 
-from labsupport import environment, export, runtimes
+from labsupport import environment, runtimes
 from labsupport.errors import BadInput, LabError, NotAvailable
 
 
@@ -70,13 +71,8 @@ def test_a_wrong_feed_is_told_what_was_wanted(run, expected, spoil, message):
 
 
 def test_minus_infinity_is_what_a_mask_holds(tmp_path):
-    from onnx import TensorProto, helper
-
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in ("s", "mask", "y")]
-    nodes = [helper.make_node("Add", ["s", "mask"], ["m"], "add"), helper.make_node("Softmax", ["m"], ["y"], "softmax")]
-    graph = helper.make_graph(nodes, "g", ends[:2], ends[2:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    made = export.save(model, tmp_path / "mask.onnx")
+    nodes = [node("Add", ["s", "mask"], "m", "add"), node("Softmax", ["m"], "y", "softmax")]
+    made = saved(tmp_path, nodes, [value("s", [2, 3]), value("mask", [2, 3])], [value("y", [2, 3])], name="mask")
     mask = np.array([[0, -np.inf, 0], [-np.inf, 0, -np.inf]], np.float32)
     answer = runtimes.OnnxRuntime(made)({"s": np.zeros((2, 3), np.float32), "mask": mask})["y"]
     np.testing.assert_allclose(answer, [[0.5, 0, 0.5], [0, 1, 0]])
@@ -105,13 +101,9 @@ def test_onnx_runtime_levels_and_threads(workpiece):
 def test_onnx_runtime_names_the_operator_it_has_not(tmp_path):
     import onnx
 
-    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 4]) for n in "xy")
-    node = onnx.helper.make_node("Frobnicate", ["x"], ["y"], domain="com.example")
-    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.example", 1)]
-    odd = export.save(
-        onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y]), opset_imports=opsets, ir_version=8),
-        tmp_path / "odd.onnx",
-    )
+    operator = onnx.helper.make_node("Frobnicate", ["x"], ["y"], domain="com.example")
+    ends = [value("x", [1, 4])], [value("y", [1, 4])]
+    odd = saved(tmp_path, [operator], *ends, domains=[("com.example", 1)], name="odd")
     with pytest.raises(BadInput, match="ONNX Runtime cannot load odd.onnx.*(Frobnicate|com.example)"):
         runtimes.OnnxRuntime(odd)
 
