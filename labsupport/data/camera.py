@@ -129,20 +129,18 @@ def pixels_of(frame: Frame) -> np.ndarray:
     return ordered(np.asarray(picture), frame.order, number=frame.number)
 
 
-def ordered(
-    pixels: np.ndarray, order: str = "RGB", *, shape: tuple[int, int, int] = SHAPE, number: int = 0
-) -> np.ndarray:
+def ordered(pixels: np.ndarray, order: str = "RGB", *, number: int = 0) -> np.ndarray:
     """Pixels as (rows, columns, RGB), after a check of type, size and order of the axes; "BGR" is turned round."""
     if order not in ORDERS:
         raise BadInput(f"frame {number} packs its colors as {order!r}; choose one of {list(ORDERS)}")
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
         came = f"{pixels.dtype}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
         raise BadInput(f"frame {number} holds {came}; wanted are uint8 pixels from 0 to 255")
-    if pixels.shape == (shape[2], shape[0], shape[1]):
+    if pixels.shape == (SHAPE[2], *SHAPE[:2]):
         raise BadInput(f"frame {number} has its colors first, {pixels.shape}; turn it round with .transpose(1, 2, 0)")
-    if pixels.shape != shape:
+    if pixels.shape != SHAPE:
         raise BadInput(
-            f"frame {number} is {pixels.shape}, the camera was set to {shape}; set it again, or restart with the new "
+            f"frame {number} is {pixels.shape}, the camera was set to {SHAPE}; set it again, or restart with the new "
             "shape"
         )
     return pixels if order == "RGB" else np.ascontiguousarray(pixels[..., ORDERS[order]])
