@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from labsupport import errors
 from labsupport.errors import BadInput, LabError, first_line, one_of
-from labsupport.export import large_constants, onnx_graph, surgery
-from labsupport.export.qdq_nodes import QDQ
+from labsupport.export import constant_folding, large_constants, onnx_graph, surgery
+from labsupport.export.qdq_nodes import LAYERS, QDQ
 
 LOW = ("fp16", "bf16")
 OLDEST_OPSET = 13  # the first in which every common operator takes BF16 as well as FP16
@@ -26,6 +26,8 @@ def model_of(graph):
     """
     graph = onnx_graph.load(graph)
     kind = onnx_graph.float_type(graph)
+    if kind != "fp32":  # weights kept narrow and widened by a Cast are FP32 for their layer
+        kind = onnx_graph.weight_type(constant_folding.with_plain_weights(graph.model(), LAYERS), graph.inputs)
     if kind != "fp32":
         said = "computes in FP64" if kind == "fp64" else f"is {kind} already"
         raise BadInput(f"{graph.path.name} {said}; hand in the FP32 graph, from which every other precision is made")

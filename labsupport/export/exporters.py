@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 from labsupport.errors import BadInput, LabError, one_of
 from labsupport.export import frozen_values
 from labsupport.export.onnx_graph import OnnxGraph, fresh_folder, load, staging, write
-from labsupport.quiet import quietly
+from labsupport.quiet import natively, quietly
 
 EXPORTERS = ("torchscript", "dynamo")
 
@@ -65,7 +66,7 @@ def to_onnx(
     try:
         into = _export_torchscript if exporter == "torchscript" else _export_dynamo
         with staging(path) as staged, torch.inference_mode(False), torch.no_grad():
-            with warnings.catch_warnings(record=True) as heard:
+            with warnings.catch_warnings(record=True) as heard, _plain_attention():
                 warnings.simplefilter("ignore")  # deprecation notes about the exporter this function chose on purpose
                 warnings.simplefilter("always", torch.jit.TracerWarning)
                 into(model, examples, staged, axes, fold_batchnorm, common)
@@ -109,22 +110,36 @@ def _cause(error: BaseException) -> str:
 # --- how the two exporters are called ------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _plain_attention():
+    """PyTorch's fused attention off: it is an operator of its own that no exporter knows."""
+    import torch
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def _export_torchscript(model, examples, path, axes, fold, common):
     import torch
     from torch.onnx import TrainingMode
 
     # Folding happens because the model is exported for inference; PRESERVE keeps the graph as it was written.
     mode = TrainingMode.EVAL if fold else TrainingMode.PRESERVE
-    torch.onnx.export(
-        model,
-        examples,
-        str(path),
-        dynamo=False,
-        training=mode,
-        do_constant_folding=fold,
-        dynamic_axes=axes,
-        **common,
-    )
+    with natively(1):  # its native code prints pages of its own graph where it fails
+        torch.onnx.export(
+            model,
+            examples,
+            str(path),
+            dynamo=False,
+            training=mode,
+            do_constant_folding=fold,
+            dynamic_axes=axes,
+            **common,
+        )
 
 
 def _export_dynamo(model, examples, path, axes, fold, common):

@@ -10,12 +10,13 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from labsupport import files
 from labsupport.errors import BadInput, LabError, first_line
+from labsupport.export.node_walks import bodies, everywhere, external, tensors_of
 from labsupport.export.sparse_weights import written_out
 
 LARGEST_INSIDE = 2**30  # bytes of weights that a file of at most 2 GB takes in
@@ -159,7 +160,17 @@ def _check(model, path: Path) -> None:
                 f"{path.name}: {value.name!r} has element type {value.type.tensor_type.elem_type}, which ONNX does not "
                 "know; export it again"
             )
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            raise BadInput(
+                f"{path.name}: {value.name!r} declares no shape, not even how many axes it has, and ONNX asks for that "
+                "at the border of a network; onnx.shape_inference.infer_shapes may know it, else export it again"
+            )
     _check_names(model, path)
+    if any(node.domain == "ai.onnx" for node in everywhere(model.graph.node)):
+        raise BadInput(
+            f"{path.name} spells the domain of ONNX's own operators 'ai.onnx' at its nodes, which onnx's checker does "
+            "not take; write '' there: for node in model.graph.node: node.domain = ''"
+        )
     try:
         onnx.checker.check_model(str(path))
     except Exception as error:
@@ -243,41 +254,6 @@ def staging(path: Path):
             f"{path} cannot be written ({error.strerror or error}); name another file, or free some space. What was "
             "there is unchanged"
         ) from error
-
-
-def bodies(node) -> list:
-    """The graphs that a node holds: the branches of an If, the body of a Loop or Scan."""
-    return [
-        graph
-        for attribute in node.attribute
-        for graph in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
-    ]
-
-
-def everywhere(nodes) -> Iterator:
-    """The nodes, and those in the bodies that they hold."""
-    for node in nodes:
-        yield node
-        for body in bodies(node):
-            yield from everywhere(body.node)
-
-
-def tensors_of(model) -> Iterator:
-    """Every tensor that a model holds: weights, also those of branches, and the values of Constant nodes."""
-    yield from model.graph.initializer
-    for node in everywhere([*model.graph.node, *(node for function in model.functions for node in function.node)]):
-        for attribute in node.attribute:
-            yield from ([attribute.t] if attribute.HasField("t") else attribute.tensors)
-        for body in bodies(node):
-            yield from body.initializer
-
-
-def external(tensor) -> dict:
-    """Where a tensor's values lie beside the graph: its file as "location", and the byte where they "end"; or {}."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    if tensor.data_location != tensor.EXTERNAL or "location" not in entries:
-        return {}
-    return {"location": entries["location"], "end": int(entries.get("offset", 0)) + int(entries.get("length", 0))}
 
 
 def float_type(graph: OnnxGraph) -> str:

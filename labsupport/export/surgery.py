@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from labsupport.errors import BadInput, at_least, first_line
 from labsupport.export import onnx_graph
 from labsupport.export.onnx_graph import OnnxGraph, bodies, everywhere
+from labsupport.quiet import quietly
 
 SMALL = 1024  # weights up to this many values may be shapes, which shape inference reads
 
@@ -95,8 +96,9 @@ def plain(model):
     passes = [common.RemoveInitializersFromInputsPass(), common.LiftConstantsToInitializersPass(True, 0)]
     if model.functions:
         passes.insert(0, common.InlinePass())
-    for change in passes:
-        model = change(model).model
+    with quietly():  # each pass logs what it did
+        for change in passes:
+            model = change(model).model
     model.ir_version = max(model.ir_version, 4)  # the first in which a weight need not be an input
     return named(ir.to_proto(model))
 
@@ -141,6 +143,10 @@ def _light(model):
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     for field in ("node", "input", "output", "value_info"):
         getattr(light.graph, field).extend(getattr(model.graph, field))
+    for value in (*light.graph.input, *light.graph.output, *light.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_value < 0:  # as some exporters write a free axis
+                axis.Clear()
     for weight in model.graph.initializer:
         small = math.prod(weight.dims) <= SMALL and weight.data_location != onnx.TensorProto.EXTERNAL
         hollow = onnx.TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
@@ -226,8 +232,8 @@ def fix_batch(model, batch: int) -> tuple[list[str], list[int]]:
     weights = {weight.name for weight in model.graph.initializer}
     values = [value for value in model.graph.input if value.name not in weights]
     first = {v.name: v.type.tensor_type.shape.dim[0] for v in values if v.type.tensor_type.shape.dim}
-    free = {name: axis.dim_param for name, axis in first.items() if not axis.dim_value}
-    fixed = [axis.dim_value for axis in first.values() if axis.dim_value]
+    free = {name: axis.dim_param for name, axis in first.items() if axis.dim_value < 1}  # some exporters write -1
+    fixed = [axis.dim_value for axis in first.values() if axis.dim_value > 0]
     before = _contradictions(model) if free else set()
     for name in free:
         first[name].dim_value = batch

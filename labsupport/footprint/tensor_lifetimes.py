@@ -177,11 +177,16 @@ def _bits(kind: int) -> int:
 
 def _size_of(name: str, node, sizes: Mapping) -> float:
     if sizes.get(name) is None:
+        foreign = (
+            f"{node.domain}::{node.op_type} is an operator that ONNX does not define, so nobody tells its results; "
+        )
+        known = (
+            "its shape is not known, or it is text, a sequence or a map; export it with dynamic=False, for an example "
+            "of the batch you mean, or "
+        )
         raise BadInput(
-            f"the size of {name!r}, written by {node.name or node.op_type}, does not follow from the graph: its shape "
-            "is not known, or it is text, a sequence or a map; "
-            "export it with dynamic=False, for an example of the batch you mean, or pass sizes_of=<the graph before "
-            "fusion>"
+            f"the size of {name!r}, written by {node.name or node.op_type}, does not follow from the graph: "
+            f"{known if node.domain in ('', 'ai.onnx') else foreign}pass sizes_of=<the graph before fusion>"
         )
     return sizes[name]
 

@@ -100,7 +100,7 @@ class _Search:
         producers = self.original.producer
         twins = {self._key(node, node.inputs): node for node in reversed(self.original.nodes) if not node.random}
         for node in self.executed.nodes:
-            plain = {tensor: tensor.removeprefix(WIDENED) for tensor in node.outputs}
+            plain = {t: t if t in producers else t.removeprefix(WIDENED) for t in node.outputs}
             self.ends |= {tensor: end for tensor, end in plain.items() if end in producers}
         for node in self.executed.nodes:
             if all(tensor in self.ends for tensor in node.outputs if tensor):

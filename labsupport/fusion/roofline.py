@@ -96,10 +96,12 @@ def work(graph, *, batch: int = 1, precision: str = "fp32") -> Work:
     one_of(VALUE_BYTES, precision=precision)
     graph = export.load(graph)
     model = graph.model()
-    model = surgery.inferred(surgery.plain(model) if model.functions else model)
+    model = surgery.plain(model) if model.functions else model
+    surgery.fix_batch(model, batch)
+    model = surgery.inferred(model, data_prop=True)
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     named = (*model.graph.input, *model.graph.value_info, *model.graph.output)
-    shapes = {**{value.name: _shape(value, batch) for value in named}, **weights}
+    shapes = {**{value.name: shape for value in named if (shape := _shape(value)) is not None}, **weights}
     constants = {name for node in model.graph.node if node.op_type == "Constant" for name in node.output}
     width, steps = VALUE_BYTES[precision], []
     for node in model.graph.node:
@@ -111,15 +113,11 @@ def work(graph, *, batch: int = 1, precision: str = "fp32") -> Work:
                 "shapes; write it with MatMul or Conv, or count the network without it"
             )
         touched = [name for name in dict.fromkeys((*node.input, *node.output)) if name and name not in constants]
-        lacking = [name for name in touched if name not in shapes]
-        if lacking:
-            raise BadInput(
-                f"ONNX cannot tell the shape of {lacking[0]!r} at {node.name or node.op_type}, so its bytes cannot be "
-                "counted"
-            )
+        _demand_shapes(touched, shapes, f" at {node.name or node.op_type}")
         moved = width * sum(math.prod(shapes[name]) for name in touched)
         steps.append(Step(node.name, node.op_type, _flops(node, shapes), moved))
     ends = [value.name for value in (*model.graph.input, *model.graph.output)]
+    _demand_shapes(ends, shapes)
     return Work(tuple(steps), width * sum(math.prod(shapes[name]) for name in dict.fromkeys((*ends, *weights))))
 
 
@@ -173,6 +171,16 @@ def _flops(node, shapes) -> int:
     return values
 
 
-def _shape(value, batch: int) -> tuple[int, ...]:
-    """The shape of a tensor, free axes taken as the batch."""
-    return tuple(axis.dim_value if axis.HasField("dim_value") else batch for axis in value.type.tensor_type.shape.dim)
+def _demand_shapes(names, shapes, place: str = "") -> None:
+    if lacking := [name for name in names if name not in shapes]:
+        raise BadInput(
+            f"ONNX cannot tell the shape of {lacking[0]!r}{place}, so its bytes cannot be counted; of the free axes "
+            "only the first of each input, the batch, is known here: export the network with dynamic=False"
+        )
+
+
+def _shape(value) -> tuple[int, ...] | None:
+    """The shape of a tensor; None where an axis is free, or nothing is known of it."""
+    kind = value.type.tensor_type
+    known = kind.HasField("shape") and all(axis.HasField("dim_value") for axis in kind.shape.dim)
+    return tuple(axis.dim_value for axis in kind.shape.dim) if known else None

@@ -143,16 +143,33 @@ def shrink(
         _take_gradients(graded, batch)
     options = {"macs": macs, "criterion": criterion, "round_to": round_to, "example": example}
     best, complaint = _search(model, graded, [*protected, *_last(model)], **options)
+    fixed: dict[str, str] = {}
     if complaint:  # rare, so that not every network pays for a trial of each layer
         fixed = dependencies.fixed_layers(graded, example, round_to)
         best, complaint = _search(model, graded, [*protected, *fixed], **options)
     if best is None:
-        complaint = complaint or recomputed(model)
+        complaint = complaint or recomputed(model) or _unranked(model, criterion) or _told(fixed)
         raise BadInput(
             f"{macs:.0%} of the MACs cannot be reached with widths of at least {round_to}; "
             f"raise macs, or lower round_to{': ' * bool(complaint)}{complaint}"
         )
     return best
+
+
+def _unranked(model: nn.Module, criterion: str) -> str:
+    """Why a criterion finds nothing to judge channels by; "" where it does."""
+    if criterion != "batchnorm" or any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return ""
+    return "criterion='batchnorm' reads the factors of batch norms, and the network has none; use 'magnitude'"
+
+
+def _told(fixed: dict[str, str]) -> str:
+    """Which layers must keep their channels, and why the first of them must."""
+    return (
+        f"{', '.join(list(fixed)[:4])} keep theirs; of {next(iter(fixed))}: {next(iter(fixed.values()))}"
+        if fixed
+        else ""
+    )
 
 
 def _search(model, graded, fixed, *, macs, example, **options) -> tuple[Slim | None, str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from labsupport.errors import BadInput, NotAvailable, first_line
+from labsupport.errors import BadInput, LabError, NotAvailable, first_line
 from labsupport.pruning.macs import example_of
 from labsupport.pruning.masks import copied, layer, recomputed
 
@@ -63,7 +63,9 @@ def _followed(model: nn.Module, name: str, example: Tensor | None) -> list:
     """What is coupled to a layer. Raises BadInput where torch-pruning does not see that layer in the network."""
     try:
         return [dependency for dependency, _ in group_of(model, name, [0], example)]
-    except ValueError as error:
+    except LabError:
+        raise
+    except Exception as error:  # torch-pruning's own, and the network's
         raise BadInput(
             f"torch-pruning cannot follow the channels of {name} ({first_line(error)}); choose another layer"
         ) from error

@@ -88,7 +88,8 @@ def prunable(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str,
     names = list(layers) if layers is not None else [n for n, m in model.named_modules() if isinstance(m, PRUNABLE)]
     if not names:
         raise BadInput(
-            f"{type(model).__name__} has no convolution or dense layer to prune"
+            f"{type(model).__name__} has no {' and no '.join(kind.__name__ for kind in PRUNABLE)}, and no "
+            "other layer's weights are pruned here"
             if layers is None
             else "layers is empty; name at least one layer, or leave it out for all of them"
         )

@@ -172,7 +172,7 @@ def collect(graph, batches, *, tensors: Iterable[str] | None = None, bins: int =
     wanted = [
         v.name
         for v in session.get_outputs()
-        if v.type == "tensor(float)" and (tensors is None or v.name in set(tensors))
+        if v.type == "tensor(float)" and v.name not in graph.inputs and (tensors is None or v.name in set(tensors))
     ]
     fed = [
         name
@@ -263,7 +263,7 @@ def _checked(name: str, place: int, array, shape: tuple, dtype: str) -> np.ndarr
     if x.ndim != len(shape) or any(isinstance(w, int) and w != g for w, g in zip(shape, x.shape)):
         said = "(" + ", ".join(str(w) for w in shape) + ")"
         raise BadInput(f"{where} has shape {x.shape}; the network wants {said}: preprocess it as for inference")
-    if str(x.dtype) != wanted:
+    if str(x.dtype) != wanted and not (wanted == "string" and x.dtype.kind in "OSU"):
         raise BadInput(
             f"{where} is {x.dtype}; the network wants {wanted}: preprocess it as for inference (data.preprocess)"
         )

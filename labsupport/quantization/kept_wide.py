@@ -72,6 +72,23 @@ def lookups(model) -> set[str]:
     return names
 
 
+def untaken(model) -> set[str]:
+    """Nodes whose scales per channel ONNX Runtime's quantizer or its kernels get wrong: batch norms, normalizations
+    over several axes, transposed convolutions in groups with a bias, products with a stack of weights.
+    """
+    ranks = {weight.name: len(weight.dims) for weight in model.graph.initializer}
+    found = {node.name for node in model.graph.node if node.op_type == "BatchNormalization"}
+    for node in model.graph.node:
+        if node.op_type == "LayerNormalization" and any(ranks.get(name, 0) > 1 for name in node.input[1:]):
+            found.add(node.name)
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        if node.op_type == "ConvTranspose" and groups > 1 and len(node.input) > 2:
+            found.add(node.name)
+        if node.op_type == "MatMul" and any(ranks.get(name, 0) > 2 for name in node.input):
+            found.add(node.name)
+    return found
+
+
 def part_weights(model) -> None:
     """Give a weight that layers read along different axes a copy for each axis, in place: a scale has one axis."""
     weights = {weight.name: weight for weight in model.graph.initializer}
@@ -80,7 +97,7 @@ def part_weights(model) -> None:
         for place, name in enumerate(node.input[:2] if node.op_type in LAYERS else ()):
             if name not in weights:
                 continue
-            axis = _axis(node, place, len(weights[name].dims))
+            axis = axis_of(node, place, len(weights[name].dims))
             mine = copies.setdefault(name, {})
             if axis not in mine:
                 mine[axis] = name if not mine else free(f"{name}_axis{axis}")
@@ -91,8 +108,8 @@ def part_weights(model) -> None:
             node.input[place] = mine[axis]
 
 
-def _axis(node, place: int, rank: int) -> int:
-    """The axis of a layer's weight that counts its output channels."""
+def axis_of(node, place: int, rank: int) -> int:
+    """The axis of a layer's weight that counts its output channels; of a vector, which has none, its only one."""
     turned = any(a.name == ("transB" if place else "transA") and a.i for a in node.attribute)
     if node.op_type == "Gemm":
         return int(place != turned)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from labsupport import export
 from labsupport.errors import BadInput, LabError, NotAvailable, one_of
-from labsupport.quantization import calibration, qdq
+from labsupport.quantization import calibration, fit_graphs, qdq
 
 FORMATS = ("int8", "fp8")
 NEEDED = ("modelopt", "requests", "huggingface_hub")  # the latter two are imported and not declared
@@ -53,7 +53,7 @@ def quantize_graphs(graph, batches, *, formats: Iterable[str] = FORMATS) -> dict
     _require()
     for format in formats:
         one_of(FORMATS, format=format)
-    graph = qdq.fit_for_quantization(graph)
+    graph = fit_graphs.checked(graph)
     feeds = list(calibration.feeds(graph, batches))
     outs = {f: export.fresh_folder() / f"{graph.path.stem}.modelopt.{f}.onnx" for f in formats}
     folder = export.fresh_folder()  # it leaves files beside its result

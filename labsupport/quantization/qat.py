@@ -7,27 +7,19 @@ other.
 
 from __future__ import annotations
 
-import copy
 import operator
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import fusion, parametrize
+from torch.nn.utils import parametrize
 
 from labsupport import export
-from labsupport.errors import BadInput, LabError, first_line, one_of
-from labsupport.quantization import calibration, qdq
+from labsupport.errors import BadInput, LabError, one_of
+from labsupport.quantization import calibration, folded_networks, qdq
 
 LAYERS = (nn.Conv2d, nn.Linear)
-FOLDS = (
-    (nn.Conv1d, nn.BatchNorm1d, fusion.fuse_conv_bn_eval),
-    (nn.Conv2d, nn.BatchNorm2d, fusion.fuse_conv_bn_eval),
-    (nn.Conv3d, nn.BatchNorm3d, fusion.fuse_conv_bn_eval),
-    (nn.Linear, nn.BatchNorm1d, fusion.fuse_linear_bn_eval),
-)
 LOWEST, HIGHEST = -128, 127  # what QuantizeLinear clips to; a symmetric weight never reaches -128
 
 
@@ -99,13 +91,14 @@ def prepare(model: nn.Module, images, *, method: str = "max", per_channel: bool 
     """A copy with folded batch norms and fake quantizers where TensorRT wants Q/DQ, calibrated on ``images`` (N, C, H,
     W).
 
-    Quantized are the input and the weights of every convolution and dense layer, and the shortcut of each residual add,
-    as ``quantization.to_qdq`` does in a graph. ``method`` is one of ``quantization.METHODS``. Before any training the
-    result answers as post-training quantization does. Raises BadInput; LabError for a network that cannot be traced.
+    Quantized are the input and the weights of every Conv2d and Linear that is called as a module, and the shortcut of
+    each residual add, as ``quantization.to_qdq`` does in a graph. ``method`` is one of ``quantization.METHODS``. Before
+    any training the result answers as post-training quantization does. Raises BadInput; LabError for a network that
+    cannot be traced.
     """
     images = _checked(model, images)
     one_of(calibration.METHODS, method=method)
-    folded = _folded(model)
+    folded = folded_networks.folded(model, images[:2])
     tensors, shortcuts = _quantized_tensors(folded)
     limits = _limits(folded, tensors, images, method)
     for layer in list(folded.modules()):
@@ -144,7 +137,7 @@ def to_onnx(model: nn.Module, example: Tensor, *, path: str | Path | None = None
     calls = _calls(model, weights)
     # torch writes the pair of a weight that is read twice once, or twice
     pairs = nodes.quantize == nodes.dequantize and activations + weights <= nodes.quantize <= activations + calls
-    if not pairs or len(nodes.quantized) != calls:
+    if not pairs or not weights <= len(nodes.quantized) <= calls:  # two calls on one tensor are written once
         raise LabError(
             f"the network has {activations} activation and {weights} weight quantizers, and its graph {nodes}; "
             "a quantizer whose result nobody reads is dropped by the exporter"
@@ -210,44 +203,6 @@ def _checked(model: nn.Module, images) -> Tensor:
             f"{type(model).__name__} has no layer with an INT8 kernel; a convolution or a dense layer has one"
         )
     return images
-
-
-def _folded(model: nn.Module) -> fx.GraphModule:
-    try:
-        folded = fx.symbolic_trace(copy.deepcopy(model).cpu().eval())
-    except Exception as error:  # tracing runs the network's own code
-        first = first_line(error)
-        raise LabError(
-            f"{type(model).__name__} cannot be traced: {first}. Write its forward without conditions on tensors, "
-            "or quantize its ONNX graph: quantization.to_qdq"
-        ) from error
-    _fold_norms(folded)
-    for node in list(folded.graph.nodes):  # the same tensor under two names would get two quantizers
-        if node.op == "call_module" and isinstance(folded.get_submodule(node.target), (nn.Identity, nn.Dropout)):
-            node.replace_all_uses_with(node.all_input_nodes[0])
-            folded.graph.erase_node(node)
-    return folded
-
-
-def _fold_norms(folded: fx.GraphModule) -> None:
-    """Fold each batch norm into the layer before it, where both are called once and nobody else reads the layer.
-
-    A layer that is called twice has one set of weights and may not take in what follows one of the calls.
-    """
-    calls = Counter(node.target for node in folded.graph.nodes if node.op == "call_module")
-    shared = Counter(id(p) for module in folded.modules() for p in module.parameters(recurse=False))
-    for node in list(folded.graph.nodes):
-        first = node.all_input_nodes[0] if node.op == "call_module" else None
-        if first is None or first.op != "call_module" or len(first.users) != 1:
-            continue
-        layer, norm = folded.get_submodule(first.target), folded.get_submodule(node.target)
-        fuse = next((f for kind, norms, f in FOLDS if isinstance(layer, kind) and isinstance(norm, norms)), None)
-        once = fuse and calls[first.target] == calls[node.target] == 1 and norm.track_running_stats
-        if once and all(shared[id(p)] == 1 for p in layer.parameters(recurse=False)):
-            folded.set_submodule(first.target, fuse(layer, norm))
-            node.replace_all_uses_with(first)
-            folded.graph.erase_node(node)
-    folded.recompile()
 
 
 def _is_layer(folded: fx.GraphModule, node: fx.Node) -> bool:

@@ -13,8 +13,8 @@ from pathlib import Path
 from labsupport import export
 from labsupport.errors import BadInput, LabError, one_of
 from labsupport.export import constant_folding, onnx_graph, qdq_nodes, surgery
-from labsupport.export.qdq_nodes import LAYERS, QDQ
-from labsupport.quantization import calibration, kept_wide
+from labsupport.export.qdq_nodes import LAYERS
+from labsupport.quantization import calibration, fit_graphs, kept_wide
 from labsupport.quantization.calibration import Calibration
 from labsupport.quiet import quietly
 
@@ -47,7 +47,8 @@ class Placement:
 
 
 def placement(graph) -> Placement:
-    """Where Q/DQ nodes stand: a layer is quantized when its data and its weights come from DequantizeLinear.
+    """Where Q/DQ nodes stand: a layer is quantized when its data and weights come, transposed or not, from a
+    DequantizeLinear.
 
     Layers inside branches, loop bodies and local functions count as well; one without a name goes by its output.
     """
@@ -73,17 +74,19 @@ def _placement(model) -> Placement:
     )
 
 
-def _with_makers(nodes, outer: Mapping[str, str]) -> Iterator[tuple]:
-    """(node, tensor → the operator that writes it, as the node sees it) for nodes and those in their bodies."""
-    makers = {**outer, **{name: node.op_type for node in nodes for name in node.output}}
+def _with_makers(nodes, outer: Mapping) -> Iterator[tuple]:
+    """(node, tensor → the node that writes it, as the node sees it) for nodes and those in their bodies."""
+    makers = {**outer, **{name: node for node in nodes for name in node.output}}
     for node in nodes:
         yield node, makers
         for body in onnx_graph.bodies(node):
             yield from _with_makers(body.node, makers)
 
 
-def _is_decoded(name: str, makers: Mapping[str, str]) -> bool:
-    return makers.get(name) == "DequantizeLinear"
+def _is_decoded(name: str, makers: Mapping) -> bool:
+    while name in makers and makers[name].op_type == "Transpose":  # torch turns the weight of a dense layer so
+        name = makers[name].input[0]
+    return name in makers and makers[name].op_type == "DequantizeLinear"
 
 
 def layers(graph) -> tuple[str, ...]:
@@ -98,7 +101,7 @@ def operators(graph) -> dict[str, str]:
 
 def calibrate(graph, batches, *, target: str = "tensorrt") -> Calibration:
     """Histograms of just the activations that ``to_qdq`` will quantize; made once, they serve many calls of it."""
-    graph = fit_for_quantization(graph)
+    graph = fit_graphs.checked(graph)
     one_of(TARGETS, target=target)
     if isinstance(batches, Calibration):
         return batches
@@ -134,7 +137,7 @@ def to_qdq(
     whose U8S8 product saturates. ``placement`` says how many nodes were placed. Raises BadInput, and LabError when none
     were. Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
-    graph = fit_for_quantization(graph)
+    graph = fit_graphs.checked(graph)
     one_of(TARGETS, target=target)
     one_of(calibration.METHODS, method=method)
     one_of(RESIDUAL, residual=residual)
@@ -159,7 +162,8 @@ def to_qdq(
     qdq_nodes.plain_biases(model)
     kept_wide.part_weights(model)
     kept |= kept_wide.masked(model, histograms, known.masked) | qdq_nodes.stays_wide(model)
-    kept |= kept_wide.lookups(model) if target == "onnxruntime" else set()
+    if target == "onnxruntime":
+        kept |= kept_wide.lookups(model) | kept_wide.untaken(model)
     result = _quantized(model, ranges, target, kept, per_channel, reduce_range)
     if target == "tensorrt":
         qdq_nodes.only_layers_read_codes(result)
@@ -200,8 +204,10 @@ def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel:
         "OpTypesToExcludeOutputQuantization": list(LAYERS) if trt else [],
     }
     overrides = {numbers[name]: _override(pair, trt) for name, pair in ranges.items()}
-    options["TensorQuantOverrides"] = {name: [pair] for name, pair in overrides.items()}
+    axes = {numbers[name]: {"axis": axis} for name, axis in _odd_axes(model).items()} if per_channel else {}
+    options["TensorQuantOverrides"] = {name: [pair] for name, pair in {**axes, **overrides}.items()}
     pairs = {name: (pair["rmin"], pair["rmax"]) for name, pair in overrides.items()}
+    passed = _without_handed_out(model)
     with quietly():  # it advises a pre-processing that export has done
         quantizer = QDQQuantizer(
             surgery.renamed(model, numbers.__getitem__),
@@ -219,8 +225,30 @@ def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel:
         quantizer.model.topological_sort()
     surgery.renamed(model, back)
     result = surgery.renamed(quantizer.model.model, back)
+    result.graph.output.extend(passed)
     # Its own sorting overlooks what branches read.
     return surgery.sort_nodes(result) if any(map(onnx_graph.bodies, result.graph.node)) else result
+
+
+def _without_handed_out(model) -> list:
+    """Take the inputs that are outputs as well from the outputs, in place; the quantizer would give them a new name."""
+    given = {value.name for value in model.graph.input}
+    passed = [value for value in model.graph.output if value.name in given]
+    for value in passed:
+        model.graph.output.remove(value)
+    return passed
+
+
+def _odd_axes(model) -> dict[str, int]:
+    """Weights of products whose output channels lie elsewhere than on axis 1, where ONNX Runtime looks for them."""
+    ranks = {weight.name: len(weight.dims) for weight in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    read = [
+        (name, kept_wide.axis_of(node, place, ranks.get(name, 0)))
+        for node in products
+        for place, name in enumerate(node.input)
+    ]
+    return {name: axis for name, axis in read if ranks.get(name, 0) > 1 and axis != 1}
 
 
 def _override(pair: tuple[float, float], symmetric: bool) -> dict:
@@ -233,51 +261,6 @@ def _override(pair: tuple[float, float], symmetric: bool) -> dict:
 
 
 # --- what is refused ------------------------------------------------------------------------------------------
-
-
-def fit_for_quantization(graph) -> export.OnnxGraph:
-    graph = export.load(graph)
-    model = graph.model()
-    ops = Counter(node.op_type for node in (surgery.plain(graph.model()) if model.functions else model).graph.node)
-    inner = onnx_graph.everywhere([*model.graph.node, *(node for f in model.functions for node in f.node)])
-    counts = Counter(node.op_type for node in inner if _is_quantized(node.op_type))
-    if counts:
-        said = ", ".join(f"{op}×{n}" for op, n in counts.items())
-        raise BadInput(
-            f"{graph.path.name} is quantized already ({said}); quantize the FP32 graph it was made from, two "
-            "roundings only add error"
-        )
-    if graph.opset < 13:
-        raise BadInput(
-            f"{graph.path.name} is opset {graph.opset}, and scales per channel came with 13; export it again, opset "
-            "17 is read everywhere"
-        )
-    kind = export.float_type(graph)
-    if kind == "mixed":  # weights kept narrow and widened by a Cast are FP32 for their layer
-        kind = onnx_graph.weight_type(_plain(graph), graph.inputs)
-    if kind != "fp32":
-        raise BadInput(
-            f"{graph.path.name} has {kind} weights; quantize the FP32 graph, and let the builder choose the type of "
-            "what stays wide"
-        )
-    if not any(ops.get(op) for op in LAYERS):
-        inside = [node.name or node.op_type for node in model.graph.node if onnx_graph.bodies(node)]
-        where = f", and into the bodies of {', '.join(inside[:3])} quantization does not look" if inside else ""
-        raise BadInput(
-            f"{graph.path.name} has no layer with an INT8 kernel: it is made of {', '.join(ops)}{where}; "
-            f"{', '.join(LAYERS)} have one"
-        )
-    if ops.get("BatchNormalization"):
-        raise BadInput(
-            f"{graph.path.name} has BatchNormalization×{ops['BatchNormalization']}, whose factors belong into "
-            "the weights before "
-            "they are rounded; export it with fold_batchnorm=True"
-        )
-    return graph
-
-
-def _is_quantized(op: str) -> bool:
-    return op in (*QDQ, "DynamicQuantizeLinear") or op.startswith("QLinear") or op.endswith("Integer")
 
 
 def _check_complete(model, calibration: Calibration, target: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from labsupport import export
 from labsupport.errors import BadInput, LabError, at_least, first_line, one_of
+from labsupport.export import onnx_graph
 from labsupport.runtimes.protocol import Base, TensorSpec
 
 SMALL_BYTES = 2**20  # an output of at most this is copied: kept by a caller, it would keep all of the session's memory
@@ -50,6 +51,7 @@ class OnnxRuntime(Base):
         self._options.intra_op_num_threads = threads
         self._options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[optimization])
         self._options.log_severity_level = 3
+        self._file = self.graph.path
         start = time.perf_counter()
         self.session = self._session()
         self.load_ms = (time.perf_counter() - start) * 1e3
@@ -61,8 +63,12 @@ class OnnxRuntime(Base):
         import onnxruntime as ort
 
         try:
-            return ort.InferenceSession(str(self.graph.path), self._options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(str(self._file), self._options, providers=["CPUExecutionProvider"])
         except Exception as error:
+            if "external tensor" in str(error) and self._file == self.graph.path:  # it reads shapes in the file alone
+                self._file = export.fresh_folder() / self.graph.path.name
+                onnx_graph.write(self.graph.model(), self._file)
+                return self._session()
             text = str(error).split("Error in Node:")[-1].strip().splitlines()[0][:300]
             fix = "Give each node a name of its own" if "same node name" in text else "Rewrite the operator it names"
             raise BadInput(
@@ -98,7 +104,7 @@ class OnnxRuntime(Base):
         options, path = self._options, folder / f"{self.graph.path.stem}.executed.onnx"
         options.optimized_model_filepath = str(path)
         try:
-            ort.InferenceSession(str(self.graph.path), options, providers=["CPUExecutionProvider"])
+            ort.InferenceSession(str(self._file), options, providers=["CPUExecutionProvider"])
         finally:
             options.optimized_model_filepath = ""
         return _executed(path)

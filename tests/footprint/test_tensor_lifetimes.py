@@ -11,7 +11,7 @@ from footprint_graphs import MIB_FLOATS, graph_of
 from onnx import TensorProto, helper
 from onnx_files import saved, value
 
-from labsupport import footprint
+from labsupport import export, footprint
 from labsupport.errors import BadInput
 
 
@@ -338,3 +338,13 @@ def test_sequences_and_text_have_no_size(tmp_path):
     graph = saved(tmp_path, nodes, [value("x", [4, 2])], [value("y", [], TensorProto.INT64)])
     with pytest.raises(BadInput, match="size of 's', written by parts, does not follow .*text, a sequence or a map"):
         footprint.lifetimes(graph)
+
+
+@pytest.mark.parametrize("values, size", [(4, 2), (5, 3), (1, 1)])
+def test_half_a_byte_takes_a_whole_one(tmp_path, values, size):
+    nodes = [helper.make_node("Cast", ["x"], ["a"], to=TensorProto.INT4), helper.make_node("Cast", ["a"], ["y"], to=1)]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, values]) for name in ("x", "y")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
+    assert footprint.lifetimes(export.save(model, tmp_path / "odd.onnx")).total_mib * 2**20 == size

@@ -264,3 +264,40 @@ def test_a_tensor_without_a_type_is_named(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), str(tmp_path / "net.onnx"))
     with pytest.raises(BadInput, match="ONNX cannot tell the type of 'n'"):
         precision.cast(tmp_path / "net.onnx")
+
+
+def test_a_result_that_names_its_type_is_rounded_to_it(tmp_path):
+    """DequantizeLinear of opset 23 says in an attribute what it writes."""
+    nodes = [
+        node("QuantizeLinear", ["x", "s", "z"], ["q"], "code"),
+        node("DequantizeLinear", ["q", "s", "z"], ["h"], "decode", output_dtype=T.FLOAT16),
+        node("Cast", ["h"], ["y"], "widen", to=T.FLOAT),
+    ]
+    step = np.float32(0.01003)
+    graph = saved(tmp_path, nodes, {"s": step, "z": np.int8(0)}, opset=23)
+    answer = plain(precision.rounded(graph))[0]
+    exact = np.clip(np.rint(X / step), -128, 127) * step
+    np.testing.assert_array_equal(answer, exact.astype(np.float16).astype(np.float32))
+    assert (answer != exact).any()  # FP32 would not have rounded
+
+
+def test_autocast_keeps_the_node_that_is_named_and_none_whose_name_begins_alike(tmp_path):
+    pytest.importorskip("modelopt")
+    nodes = [node("MatMul", ["x", "w"], ["h"], "layer1"), node("MatMul", ["h", "w"], ["y"], "layer10")]
+    graph = saved(tmp_path, nodes, {"w": np.eye(4, dtype=np.float32) + 0.5})
+    made = precision.autocast(graph, X, keep_wide=["layer1"])
+    assert {name: kind for name, kind in precision.node_types(made).items() if name.startswith("layer")} == {
+        "layer1": "fp32",
+        "layer10": "fp16",
+    }
+
+
+def test_weights_kept_narrow_and_widened_by_a_cast_are_cast(tmp_path):
+    nodes = [node("Cast", ["n"], ["w"], "widen", to=T.FLOAT), node("MatMul", ["x", "w"], ["y"], "layer")]
+    weight = np.random.default_rng(2).standard_normal((4, 4)).astype(np.float16)
+    graph = saved(tmp_path, nodes, {"n": weight}, shape=(2, 4))
+    for to in ("fp16", "bf16"):
+        made = precision.cast(graph, to)
+        assert precision.node_types(made)["layer"] == to
+        error = plain(precision.rounded(made))[0] - X @ weight.astype(np.float32)
+        assert np.abs(error).max() < (0.01 if to == "fp16" else 0.1)

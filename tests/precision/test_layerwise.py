@@ -189,3 +189,22 @@ def test_compare_refuses_networks_with_other_inputs(faulty):
             pytest.raises(BadInput, match="no output in common"),
         ):
             layerwise.compare(mine, other, feed)
+
+
+@pytest.mark.parametrize("op", ["Add", "Sub", "Sum"])
+def test_what_cancels_is_told_for_each_operator_that_can(op, tmp_path):
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 8]) for name in ("x", "y")]
+    nodes = [
+        helper.make_node("Mul", ["x", "hundred"], ["a"], "large"),
+        helper.make_node("Mul", ["x", "nearly"], ["b"], "near"),
+        helper.make_node(op, ["a", "b"], ["y"], "difference"),
+    ]
+    nearly = 99.9 if op == "Sub" else -99.9
+    weights = [helper.make_tensor(n, TensorProto.FLOAT, [], [v]) for n, v in (("hundred", 100.0), ("nearly", nearly))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feed = np.random.default_rng(1).random((4, 8), np.float32) + 1
+    scan = layerwise.scan(export.save(model, tmp_path / "net.onnx"), feed)
+    assert scan["difference"].cause == "cancellation" and not scan["large"].cause

@@ -155,8 +155,14 @@ def test_other_bad_input_is_named(network, pictures):
     "act, sentence",
     [
         (lambda: pruning.magnitude(None, 0.5), "model=None is of the kind NoneType; wanted is a torch.nn.Module"),
-        (lambda: pruning.magnitude(nn.ReLU(), 0.5), "ReLU has no convolution or dense layer to prune"),
-        (lambda: pruning.zeros(nn.ReLU()), "ReLU has no convolution or dense layer to prune"),
+        (
+            lambda: pruning.magnitude(nn.ReLU(), 0.5),
+            "ReLU has no Conv2d and no Linear, and no other layer's weights are pruned here",
+        ),
+        (
+            lambda: pruning.zeros(nn.ReLU()),
+            "ReLU has no Conv2d and no Linear, and no other layer's weights are pruned here",
+        ),
         (lambda: pruning.magnitude(nn.Linear(2, 2), 0.5, layers=[]), "layers is empty"),
         (lambda: pruning.keep_largest("weight", 0.5), "a str came; wanted is a weight tensor"),
         (lambda: pruning.keep_largest(torch.zeros(0, 3), 0.5), r"an empty tensor \(0, 3\) came"),
