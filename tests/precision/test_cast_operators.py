@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_files
@@ -266,19 +267,23 @@ def test_a_tensor_without_a_type_is_named(tmp_path):
         precision.cast(tmp_path / "net.onnx")
 
 
-def test_a_result_that_names_its_type_is_rounded_to_it(tmp_path):
-    """DequantizeLinear of opset 23 says in an attribute what it writes."""
+@pytest.mark.parametrize("kind, narrow", [(T.FLOAT16, np.float16), (T.BFLOAT16, ml_dtypes.bfloat16)])
+def test_a_result_that_names_its_type_is_rounded_to_it(kind, narrow, tmp_path):
+    """DequantizeLinear of opset 23 says in an attribute what it writes; a processor has a kernel for FP32."""
     nodes = [
         node("QuantizeLinear", ["x", "s", "z"], ["q"], "code"),
-        node("DequantizeLinear", ["q", "s", "z"], ["h"], "decode", output_dtype=T.FLOAT16),
+        node("DequantizeLinear", ["q", "s", "z"], ["h"], "decode", output_dtype=kind),
         node("Cast", ["h"], ["y"], "widen", to=T.FLOAT),
     ]
     step = np.float32(0.01003)
     graph = saved(tmp_path, nodes, {"s": step, "z": np.int8(0)}, opset=23)
-    answer = plain(precision.rounded(graph))[0]
+    made = precision.rounded(graph)
     exact = np.clip(np.rint(X / step), -128, 127) * step
-    np.testing.assert_array_equal(answer, exact.astype(np.float16).astype(np.float32))
+    answer = plain(made)[0]
+    np.testing.assert_array_equal(answer, exact.astype(narrow).astype(np.float32))
     assert (answer != exact).any()  # FP32 would not have rounded
+    told = [a.i for each in made.model().graph.node for a in each.attribute if a.name == "output_dtype"]
+    assert told == [T.FLOAT]
 
 
 def test_autocast_keeps_the_node_that_is_named_and_none_whose_name_begins_alike(tmp_path):
