@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from labsupport.errors import BadInput, NotAvailable
 
 MOST_TEXT = 20_000  # characters kept of what a program prints
 MOST_FILE_BYTES = 64 * 2**20
+BUILDER_ERROR = re.compile(r"\[TRT\] \[[EF]\] *(.*\S)")  # as TensorRT's own logger writes to stderr, behind the time
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Outcome:
     """How a program ended: "ok", "raised", "refused" (the guard stopped it), "hung" (the limit did) or "died".
 
     ``error`` and ``message`` say what it raised, ``line`` (from 1) where; ``files`` are those it wrote, removed since.
+    What was raised without a text, such as a bare assert, has the last error of TensorRT's logger as its message.
     """
 
     kind: str
@@ -126,6 +129,8 @@ def _run(command: list[str], job: dict | None, seconds: float) -> Outcome:
 def _read(report: Path, code: int, printed: str, files: tuple[str, ...], from_python: bool) -> Outcome:
     try:
         said = json.loads(report.read_text(encoding="utf-8"))
+        if said["kind"] == "raised" and not said["message"]:
+            said["message"] = "".join(BUILDER_ERROR.findall(printed)[-1:])[:400]
         return Outcome(said["kind"], said["error"], said["message"], said["line"], printed, files)
     except (OSError, ValueError, KeyError):
         pass
