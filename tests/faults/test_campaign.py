@@ -128,10 +128,10 @@ def test_a_guard_names_what_came_and_what_is_wanted():
     guarded = guards.guarded(whole)
     assert guarded(2, title="ab") == "abab" and guarded.__doc__ == "Repeat a word."
     for call, message in (
-        (lambda: guarded("2"), "count='2' is of the kind str; wanted is a whole number"),
-        (lambda: guarded(1, title=3), "title=3 is of the kind int; wanted is text"),
+        (lambda: guarded("2"), "count='2'; wanted a whole number"),
+        (lambda: guarded(1, title=3), "title=3; wanted text"),
         (lambda: guarded(1, name="a"), "unexpected keyword argument 'name'"),
-        (lambda: guarded(count=hostile.Raising()), "count=a Raising is of the kind Raising"),
+        (lambda: guarded(count=hostile.Raising()), "count=a Raising is of the kind Raising; wanted a whole number"),
     ):
         with pytest.raises(BadInput, match=message) as error:
             call()
