@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numbers
+import sys
+import warnings
 
 
 class LabError(RuntimeError):
@@ -49,3 +51,11 @@ def at_least(least: int = 1, most: int | None = None, /, **values) -> None:
         if not whole or value < least or (most is not None and value > most):
             bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
             raise BadInput(f"{name}={value!r}; wanted a whole number {bounds}")
+
+
+def warn(message: str) -> None:
+    """Warn at the line that called this package, however many of our own frames lie between."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAMESPACES = ["unshare", "--user", "--map-root-user", "--mount"]
+OF_A_TEST = ("PYTEST_CURRENT_TEST", "PYTHONPATH", "LABSUPPORT_METRICS", "LABSUPPORT_QUIET", "IPYKERNEL_CELL_NAME")
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", ".lab*", ".scratch", "my_work", "work", "__pycache__", "*.egg-info")
 
 
@@ -29,7 +30,7 @@ def can_mount() -> bool:
 
 def variables(checkout: Path, folder: Path, **more: str) -> dict[str, str]:
     """This environment, with cache, progress and what JupyterLab remembers in ``folder``."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTEST_CURRENT_TEST", "PYTHONPATH")}
+    kept = {name: value for name, value in os.environ.items() if name not in OF_A_TEST}
     own = {"LABSUPPORT_CACHE": str(folder / "cache"), "LABSUPPORT_PROGRESS": str(folder / "progress.json")}
     for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR"):
         own[name] = str(folder / name.lower())

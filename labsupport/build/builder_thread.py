@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import warnings
 
-from labsupport import environment
+from labsupport import environment, errors
 from labsupport.errors import BadInput, BuildError
 
 
@@ -81,10 +80,10 @@ def build(trt, builder, network, config, stem: str, progress: bool):
 def _leave(done: threading.Event, stem: str, monitored: bool) -> None:
     """After Ctrl-C: wait until the builder has stopped, or say that it goes on."""
     if not monitored:
-        warnings.warn(f"TensorRT 8.6 cannot stop a build: {stem} goes on, and this process ends after it", stacklevel=3)
+        errors.warn(f"TensorRT 8.6 cannot stop a build: {stem} goes on, and this process ends after it")
         return
     if not done.wait(1):
-        warnings.warn(f"interrupted; the builder of {stem} stops at its next step", stacklevel=3)
+        errors.warn(f"interrupted; the builder of {stem} stops at its next step")
     while not done.is_set():
         with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C: nothing may leave before the builder has
             done.wait(0.2)

@@ -13,13 +13,12 @@ import json
 import os
 import secrets
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from labsupport import environment, files
+from labsupport import environment, errors, files
 from labsupport.errors import EngineError, LabError, UntrustedEngine
 
 SIDECAR_FORMAT = 1
@@ -202,7 +201,7 @@ def turn(path: Path):
         with _writing(path):
             key = path.with_suffix(".build")
             if not stack.enter_context(files.locked(key, patience_s=2)):
-                warnings.warn(f"{path.name} is being built by another process; waiting for it", stacklevel=3)
+                errors.warn(f"{path.name} is being built by another process; waiting for it")
                 stack.enter_context(files.locked(key))
         yield
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Iterable
 
+from labsupport import errors
 from labsupport.errors import BadInput, LabError
 from labsupport.export import large_constants, onnx_graph, surgery
 from labsupport.export.qdq_nodes import QDQ
@@ -137,10 +137,9 @@ class Walk:
         if told:
             name, why = next(iter(told.items()))
             more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
-            warnings.warn(
+            errors.warn(
                 f"{self.graph.path.name}: {name} ({nodes[name].op_type}) stays FP32{more}, because {self.suffix} does "
-                f"not hold {why}; a reader that gets its result in {self.suffix} may overflow: name it in keep_wide",
-                stacklevel=4,
+                f"not hold {why}; a reader that gets its result in {self.suffix} may overflow: name it in keep_wide"
             )
         weights = {weight.name for weight in self.model.graph.initializer}
         readers = large_constants.Readers(self.model)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 from pathlib import Path
 
 import numpy as np
 
-from labsupport import environment, export
+from labsupport import environment, errors, export
 from labsupport.build import engines
 from labsupport.errors import BadInput, LabError, NotAvailable
 from labsupport.quantization import calibration
@@ -135,7 +134,7 @@ class _Cache:
         try:
             self.write(data)
         except LabError as error:
-            warnings.warn(f"the calibration is used and not kept: {error}", stacklevel=2)
+            errors.warn(f"the calibration is used and not kept: {error}")
 
     def write(self, data: bytes) -> None:
         """Record first: a crash between the two leaves a cache that is refused, never one that is trusted wrongly."""

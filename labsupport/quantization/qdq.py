@@ -114,7 +114,7 @@ def to_qdq(
     target: str = "tensorrt",
     method: str = "entropy",
     percentile: float = 99.99,
-    exclude: Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
     residual: str = "convolutions",
     per_channel: bool = True,
     reduce_range: bool = False,

@@ -24,7 +24,7 @@ def shown(monkeypatch, *sources: str, **variables: str) -> list[str]:
     for name, value in {"PYTHONSTARTUP": str(STARTUP), **variables}.items():
         monkeypatch.setenv(name, value)
     notebook = new_notebook(cells=[new_code_cell(source) for source in sources])
-    NotebookClient(notebook, timeout=60, kernel_name="python3", allow_errors=True).execute()
+    NotebookClient(notebook, timeout=60, iopub_timeout=60, kernel_name="python3", allow_errors=True).execute()
     nbformat.validate(notebook)
     errors = [output for cell in notebook.cells for output in cell.outputs if output.output_type == "error"]
     return [re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)) for error in errors]

@@ -65,7 +65,9 @@ def test_the_readme_names_every_file_with_its_checksum():
     readme = (data.MNIST_FILE.parent / "README.md").read_text(encoding="utf-8")
     assert data.MNIST_SHA256 in readme
     for file in data.MNIST_FILE.parent.iterdir():
-        if file.is_file() and file.name != "README.md":
+        if file.name == "needs.json":  # measured anew from time to time
+            assert "`needs.json`" in readme
+        elif file.is_file() and file.name != "README.md":
             assert file.name in readme and hashlib.sha256(file.read_bytes()).hexdigest() in readme, file.name
 
 

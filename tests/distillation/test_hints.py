@@ -177,7 +177,7 @@ def test_the_networks_of_the_lab():
 @pytest.mark.parametrize(
     "given, sentence",
     [
-        ({"width": 0}, "width=0; it must be a whole number"),
+        ({"width": 0}, "width=0; wanted a whole number of at least 1"),
         ({"seed": -1}, "seed=-1"),
         ({"size": 4}, "size=4; three stages halve it three times"),
     ],

@@ -93,7 +93,7 @@ def test_a_prediction_survives_the_kernel(tmp_path, monkeypatch):
         ("lab06.speed", 1.38, 1.4, 2),
         ("lab07.zeros_speed", 1.0, 1.1, 10),
         ("lab08.gain", 5.0, 4, 1),
-        ("lab09.tail", 4.0, 3, 30),
+        ("lab09b.tail", 4.0, 3, 30),
         ("lab10.gain", 5.0, 4, 20),
         ("lab11.smaller_by", 3.2, 4, 2),
         ("lab11b.saturation", 78, 75, 120),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from labsupport import files
 from labsupport.errors import BadInput, LabError
 from labsupport.exercises import progress, progress_report, resetting, shipped
 
@@ -299,7 +300,8 @@ def test_the_manifest_is_up_to_date():
     now = {file.name: shipped.content_hash(file.read_bytes()) for file in notebooks if file.name not in own}
     manifest = ROOT / "notebooks" / shipped.MANIFEST
     listed = json.loads(manifest.read_text()) if manifest.exists() else {}
-    assert {name: text for name, text in listed.items() if name not in own} == now, (
+    assert files.SEAL in listed and files.whole(listed)
+    assert {name: text for name, text in listed.items() if name not in {*own, files.SEAL}} == now, (
         "notebooks/shipped.json is stale: run `python -m labsupport.exercises.resetting --write-manifest` "
         "(or, if you did not mean to change a lab, `python -m labsupport reset LAB`)"
     )

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from labsupport import distillation, export, models, pruning
-from labsupport.exercises import lab09, lab10, lab10_puzzles
+from labsupport.exercises import lab09b, lab09c, lab10, lab10_puzzles
 
 
 def thin_of(model, keep, dense=None):
@@ -227,10 +227,10 @@ def cycling(requests, workers):
             try:
                 out.append(workers[place](request))
                 break
-            except lab09.Died:
+            except lab09b.Died:
                 dead.add(place)
         else:
-            raise lab09.Died("everybody")
+            raise lab09b.Died("everybody")
     return out
 
 
@@ -240,7 +240,7 @@ def with_recursion(requests, workers):
             raise ConnectionError("nobody")
         try:
             return living[0](request)
-        except lab09.Died:
+        except lab09b.Died:
             living.pop(0)
             return answer(request, living)
 
@@ -332,8 +332,8 @@ WRONG = {
         lambda load, infer, batches: list(map(infer, map(load, batches))), lambda load, infer, batches: str(swallowing(load, infer, batches)), lambda load, infer: 1,
         lambda load, infer, batches: iter(int, 1), lambda load, infer, batches: set(swallowing(load, infer, batches)),
     ],
-    "lab09.cuts": [Several(["crop", "crop"]), Several(["stage2", "crop"]), Several(["frame", "stage2"]), "crop", Several([1, 2]), Several(["crop", "stage2", "x"])],
-    "lab09.dispatcher": [
+    "lab09c.cuts": [Several(["crop", "crop"]), Several(["stage2", "crop"]), Several(["frame", "stage2"]), "crop", Several([1, 2]), Several(["crop", "stage2", "x"])],
+    "lab09b.dispatcher": [
         least(lambda s: s.service_ms), least(lambda s: s.waiting), least(lambda s: s.free_in_ms), least(lambda s: -finish(s)), lambda s, n: -1, lambda s, n: n % len(s),
         lambda s, n: s, lambda s, n: 0.5, lambda s, n: hash(n) % len(s), lambda s, n: len(s), lambda s: 0, lambda s, n: "0",
     ],
@@ -341,7 +341,7 @@ WRONG = {
         lambda s: len(rows(s)), lambda s: max(rows(s).values()), lambda s: sum(rows(s).values()), lambda s: [1.0], lambda s: "fast", lambda s: rows(s),
         lambda s: sum(rows(s).values()) / min(rows(s).values()), lambda s: len(s) / len(rows(s)), lambda s: s.pop(), lambda s: -sum(rows(s).values()) / max(rows(s).values()),
     ],
-    "lab09.survivor": [
+    "lab09b.survivor": [
         lambda r, w: [w[0](each) for each in r], lambda r, w: cycling(r, w)[:-1], lambda r, w: cycling(r[::-1], w), lambda r, w: set(cycling(r, w)),
         lambda r, w: dict(enumerate(cycling(r, w))), lambda r, w: cycling(r, w) + [None], lambda r, w: [w[1](each) for each in r], lambda r, w: (w.clear(), cycling(r, w)),
         lambda r, w: [cycling([each], w)[0] for each in r], lambda r, w: iter(int, 1), lambda w, r: cycling(r, w), lambda r, w: [each * 3 for each in r],
@@ -387,8 +387,8 @@ RIGHT = {
         lambda c: {name: c[name] for name in on_front(c)}, lambda c: (c.clear(), on_front(dict(kept)))[1] if (kept := dict(c)) else [],
     ],
     "lab09.lookahead": [by_futures, by_asyncio, by_iterator, swallowing, lambda load, infer, batches: collections.deque(by_futures(load, infer, batches)), functools.partial(by_futures)],
-    "lab09.cuts": [Several(["crop", "stage2"]), Several([np.str_("crop"), "stage2"]), Several([lab09.box().choose("latency").name, lab09.box().choose("interval").name])] * 2,
-    "lab09.dispatcher": [
+    "lab09c.cuts": [Several(["crop", "stage2"]), Several([np.str_("crop"), "stage2"]), Several([lab09c.box().choose("latency").name, lab09c.box().choose("interval").name])] * 2,
+    "lab09b.dispatcher": [
         least(finish), least(finish, np.int64), least(lambda s: (finish(s), s.service_ms)), least(lambda s: s.service_ms + s.free_in_ms, torch.tensor), lambda states, number: int(np.argmin([finish(s) for s in states])),
         lambda states, number: np.argmin([finish(s) for s in states]), lambda s, n: sorted(range(len(s)), key=lambda p: finish(s[p]))[0],
     ],
@@ -396,7 +396,7 @@ RIGHT = {
         lambda s: sum(rows(s).values()) / max(rows(s).values()), lambda s: np.float64(sum(e.ms for e in s)) / rows(s).most_common(1)[0][1], lambda s: torch.tensor(sum(rows(s).values()) / max(rows(s).values())),
         lambda s: (s[-1].stop_ms - s[0].start_ms) / max(rows(s).values()), lambda s: 1 / (max(rows(s).values()) / sum(rows(s).values())), lambda spans: float(f"{sum(rows(spans).values()) / max(rows(spans).values()):.4f}"),
     ],
-    "lab09.survivor": [cycling, with_recursion, one_list_of_arrays, lambda r, w: (each for each in cycling(r, w)), lambda requests, workers: cycling(tuple(requests), tuple(workers)), lambda r, w: cycling(r, w[::-1])],
+    "lab09b.survivor": [cycling, with_recursion, one_list_of_arrays, lambda r, w: (each for each in cycling(r, w)), lambda requests, workers: cycling(tuple(requests), tuple(workers)), lambda r, w: cycling(r, w[::-1])],
     "lab10.shapes": [
         asserting, shape_by(lambda x, g, w: bool(x) and x == g and w == x[-1:]), lambda x, g, w: iter(asserting(x, g, w)), lambda x, g, w: collections.deque(asserting(x, g, w)),
         lambda *shapes: asserting(*shapes), functools.partial(asserting),
@@ -451,7 +451,7 @@ def test_shrunk_networks_of_strangers():
 FUNCTIONS = """
     lab01.spot_the_clock lab01.batch_for_budget lab01.honest_row lab00.full_batch lab02.silent_engine lab04.allocator
     lab04.serving lab05.to_bf16 lab05.rescaled lab06.affine lab07.across_flatten lab07.two_of_four lab08.hears
-    lab08.proven lab09.lookahead lab09.dispatcher lab09.ideal lab09.survivor lab10.shapes lab10.types
+    lab08.proven lab09.lookahead lab09b.dispatcher lab09.ideal lab09b.survivor lab10.shapes lab10.types
 """.split()
 
 

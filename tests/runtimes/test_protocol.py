@@ -128,7 +128,6 @@ def test_a_compiled_rival_has_its_weights_frozen(monkeypatch):
     from torch import nn
     from torch._inductor import config, freezing
 
-    monkeypatch.setattr(config, "freezing", config.freezing)  # put back afterward
     kept, freeze = [], freezing.freeze
 
     def spy(traced, graph, inputs):
@@ -141,7 +140,8 @@ def test_a_compiled_rival_has_its_weights_frozen(monkeypatch):
     nn.init.uniform_(block[1].running_var, 0.5, 2)
     block.example_input = lambda: torch.randn(1, 3, 8, 8)  # type: ignore[assignment]
     x = torch.randn(2, 3, 8, 8)
-    got = runtimes.Torch(block, device="cpu", compiled="default", channels_last=True)(x)["output"]
+    with config.patch(freezing=config.freezing):  # put back afterward; monkeypatch would delete it
+        got = runtimes.Torch(block, device="cpu", compiled="default", channels_last=True)(x)["output"]
     torch.testing.assert_close(got, block(x).detach(), atol=1e-5, rtol=1e-4)
     ((inputs, operations),) = kept
     assert inputs == 1, "weights are still inputs of the compiled graph"
