@@ -177,7 +177,7 @@ def guarded(function: Callable) -> Callable:
 
 def _kind(value) -> str:
     """The kind of a value whose text does not show it; a word on a number that nobody can mean."""
-    if type(value).__module__ != "builtins":
+    if type(value).__module__ != "builtins" and not isinstance(value, type):
         return f" is of the kind {type(value).__name__}"
     return f" is beyond {MOST:,}" if isinstance(value, int) and abs(value) > MOST else ""
 
@@ -199,11 +199,12 @@ def _is_inside(frame: types.FrameType | None) -> bool:
 
 
 def _checks(function: Callable) -> tuple[tuple[int, str, Callable, str], ...]:
-    """(place, name, check, what is wanted) of the parameters with a plain type; none where tensors are computed."""
+    """(place, name, check, what is wanted) of the parameters with a plain type; none where a tensor is computed."""
     import inspect
 
     parameters = list(inspect.signature(function).parameters.values())
-    if any(str(parameter.annotation).startswith("Tensor") for parameter in parameters):
+    own = [parameter for parameter in parameters if parameter.name != "self"]
+    if own and str(own[0].annotation).startswith("Tensor"):
         return ()
     checks = []
     for place, parameter in enumerate(parameters):
@@ -306,6 +307,8 @@ def _title(function: Callable) -> str:
 def shown(value) -> str:
     """A value in a message: short, and whatever it does when asked."""
     try:
+        if isinstance(value, type):
+            return f"the class {value.__name__}"
         shape = getattr(value, "shape", None)
         text = " ".join(repr(value)[: 4 * LONGEST].split()) if shape is None else f"an array {tuple(shape)}"
     except Exception:
