@@ -123,6 +123,18 @@ def test_scratch_folders_and_half_files_are_swept_where_the_next_one_is_made(tmp
     assert names(tmp_path) == ["b.json"]
 
 
+def test_a_seal_is_of_what_will_be_read():
+    content = files.sealed({"counts": {10: 1, 9: 2}, "place": (1, 2)})
+    assert files.whole(json.loads(json.dumps(content)))
+
+
+def test_what_is_too_deep_to_be_checked_is_not_whole():
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert not files.whole({"a": deep, files.SEAL: "0"})
+
+
 def test_a_seal_notices_every_change_of_one_bit():
     content = files.sealed({"a": 1.5, "nested": {"b": [1, "ß", None]}})
     assert files.whole(content) and files.whole({"a": 1})
