@@ -56,6 +56,6 @@ def at_least(least: int = 1, most: int | None = None, /, **values) -> None:
 def warn(message: str) -> None:
     """Warn at the line that called this package, however many of our own frames lie between."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in (__package__, "contextlib"):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from labsupport import files
 from labsupport.exercises.answers import as_number, described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
 from labsupport.exercises.calling import needs_function
@@ -181,12 +182,10 @@ class Contained(Exercise):
     )
 
     def judge(self, function: Any) -> str:
-        import tempfile
-
         needs_function(function, "contained")
         word = f"left_{os.urandom(4).hex()}"
-        with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
-            mark = Path(folder) / "mark"
+        with files.scratch() as folder:
+            mark = folder / "mark"
             cases = (
                 ("code that ends", "x = 1 + 1", "ok"), ("code that prints a lot", "print('x' * 10**6)", "ok"),
                 ("code that raises", "1 / 0", "raised"), ("code that does not compile", "x = (", "raised"),

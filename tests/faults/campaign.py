@@ -87,7 +87,7 @@ def main() -> int:
     parser.add_argument("--say", action="store_true", help="print every failure")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with tempfile.TemporaryDirectory(prefix="labsupport-faults-", ignore_cleanup_errors=True) as scratch:
+    with tempfile.TemporaryDirectory(prefix=f"labsupport-{os.getpid()}-", ignore_cleanup_errors=True) as scratch:
         apart(Path(scratch))
         return run(options)
 
