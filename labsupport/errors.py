@@ -69,6 +69,6 @@ def first_line(error: BaseException) -> str:
 def warn(message: str) -> None:
     """Warn at the line that called this package, however many of our own frames lie between."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in (__package__, "contextlib"):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
 from labsupport.exercises.calling import yes_or_no
+from labsupport.files import scratch_folder
 
 LAB, CHECK_S = "02_build_and_run", 120.0
 TRAFFIC = {2: 40, 8: 5200, 12: 300, 20: 15}  # images in a request → requests an hour
@@ -69,7 +69,7 @@ def downloads() -> Path:
         "d": network,
         "e": network[: len(network) // 2],
     }
-    folder = Path(tempfile.mkdtemp(prefix="labsupport-downloads-"))
+    folder = scratch_folder()
     for name, content in files.items():
         (folder / f"{name}.onnx").write_bytes(content)
     return folder
@@ -81,7 +81,7 @@ def load_damaged(engine, damage: str) -> str:
     from labsupport.errors import EngineError, one_of
 
     one_of(DAMAGES, damage=damage)
-    copy = Path(tempfile.mkdtemp(prefix="labsupport-damaged-")) / "copy.plan"
+    copy = scratch_folder() / "copy.plan"
     beside, facts = engines.sidecar_path(copy), dict(engine.sidecar)
     if damage == "from version 7.2":  # signed by this user, so only the version is wrong
         facts["built_for"] = {**facts["built_for"], "product": "tensorrt", "version": "7.2"}

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from labsupport import files
 from labsupport.errors import first_line
 from labsupport.exercises.answers import as_number, described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
@@ -179,11 +180,9 @@ class Contained(Exercise):
     )
 
     def judge(self, contained: Callable) -> str:
-        import tempfile
-
         word = f"left_{os.urandom(4).hex()}"
-        with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
-            mark = Path(folder) / "mark"
+        with files.scratch() as folder:
+            mark = folder / "mark"
             cases = (
                 ("code that ends", "x = 1 + 1", "ok"), ("code that prints a lot", "print('x' * 10**6)", "ok"),
                 ("code that raises", "1 / 0", "raised"), ("code that does not compile", "x = (", "raised"),

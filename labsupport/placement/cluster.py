@@ -102,7 +102,7 @@ class GpuWorkers:
     def rate(self, gpus: int | None = None, *, feed: str = "host", seconds: float = 1.0) -> GpuRate:
         """Throughput of the first ``gpus`` workers running at once; "host" copies every batch in and its answer out."""
         one_of(FEEDS, feed=feed)
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST_S:
+        if not 0 < seconds <= LONGEST_S:
             raise BadInput(f"seconds={seconds!r}; give a time above 0 and up to {LONGEST_S} s")
         gpus = len(self._workers) if gpus is None else gpus
         if type(gpus) is not int or not 1 <= gpus <= len(self._workers):

@@ -14,7 +14,7 @@ def on_dla(core: int = 0, *, fallback: bool = True) -> Callable:
     engine is built on a machine without that core.
     Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-with-dla.html
     """
-    if isinstance(core, bool) or not isinstance(core, int) or core < 0:
+    if core < 0:
         raise BadInput(f"core={core!r}; DLA cores are numbered from 0")
 
     def configure(trt, builder, network, config):

@@ -61,7 +61,7 @@ def run(items: Iterable, stages: Mapping[str, Callable], *, bound: int | None = 
     failed.
     """
     stages = _checked(stages)
-    if bound is not None and (isinstance(bound, bool) or not isinstance(bound, int) or bound < 1):
+    if bound is not None and bound < 1:
         raise BadInput(
             f"bound={bound!r}; give 1 or more places a queue (Python's queue.Queue takes 0 or less for "
             "endless), or None for no bound"

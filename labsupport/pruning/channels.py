@@ -119,7 +119,7 @@ def shrink(
     criterion: str = "magnitude",
     round_to: int = 8,
     batch: Split | None = None,
-    keep: Iterable[str] = (),
+    keep: str | Iterable[str] = (),
     example: Tensor | None = None,
 ) -> Slim:
     """A copy without the least important channels of each layer, until at most the share ``macs`` of MACs is left.
@@ -129,7 +129,7 @@ def shrink(
     coupled by a residual sum are judged and pruned together. The network must be trained on afterward. Raises BadInput.
     """
     _check_criterion(criterion, batch)
-    if isinstance(macs, bool) or not isinstance(macs, (int, float)) or not 0 < macs <= 1:
+    if not 0 < macs <= 1:
         raise BadInput(f"macs={macs!r}; wanted is the share of MACs to keep, above 0 and at most 1, such as 0.5")
     at_least(round_to=round_to)
     example = example if example is not None else example_of(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +84,7 @@ class Histogram:
         if method == "max" or most == 0:
             return most
         if method == "percentile":
-            if isinstance(percentile, bool) or not isinstance(percentile, numbers.Real) or not 50 < percentile <= 100:
+            if not 50 < percentile <= 100:
                 raise BadInput(f"percentile={percentile!r}; give the share of values to keep, above 50 and at most 100")
             share = np.cumsum(self.magnitudes) / self.magnitudes.sum()
             place = int(np.searchsorted(share, percentile / 100 - 1e-12))

@@ -127,7 +127,6 @@ def to_onnx(model: nn.Module, example: Tensor, *, path: str | Path | None = None
 
     Raises BadInput for a network without quantizers, LabError when the exporter left one out.
     """
-    _demand_network(model)
     activations, weights = quantizers(model)
     if not weights:
         raise BadInput(f"{type(model).__name__} has no quantizers; prepare it first: qat.prepare(model, images)")
@@ -153,18 +152,7 @@ def _calls(model: nn.Module, weights: int) -> int:
     return sum(_is_layer(traced, node) for node in traced.graph.nodes)
 
 
-def _demand_network(model) -> None:
-    if not isinstance(model, nn.Module):
-        came = (
-            f"the class {model.__name__}, which is not a network yet"
-            if isinstance(model, type)
-            else f"a {type(model).__name__}"
-        )
-        raise BadInput(f"wanted is a PyTorch network, and {came} came; hand in the trained model itself")
-
-
 def _checked(model: nn.Module, images) -> Tensor:
-    _demand_network(model)
     try:
         images = torch.as_tensor(images)
     except (TypeError, ValueError, RuntimeError):

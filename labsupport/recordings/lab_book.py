@@ -153,7 +153,7 @@ def session(name: str, *, command: str, root: Path | None = None):
             book.store()  # what processes of the script's own have measured, and the plans
 
 
-def store(lab, metrics_folder, *, command, seconds=None, root=None) -> Path:
+def store(lab, metrics_folder: str | Path, *, command: str, seconds=None, root: Path | None = None) -> Path:
     """Merge what a run measured into `data/recordings/<machine class>/<lab>.json`, and its plans.
 
     `seconds` is what the whole lab took, recorded as `lab.seconds`; a script that measures a part of it gives none.
@@ -162,6 +162,8 @@ def store(lab, metrics_folder, *, command, seconds=None, root=None) -> Path:
     anything is wrong, nothing is replaced.
     """
     provenance.check_lab(lab)
+    if seconds is not None and seconds < 0:
+        raise RecordingError(f"seconds={seconds!r}; expected what the lab took, 0 or more, or None")
     root, folder = Path(root or provenance.ROOT), Path(metrics_folder)
     new = provenance.here(command)
     machine_class = new.pop("machine_class")

@@ -125,7 +125,8 @@ def read_json(path: Path):
     foreign = {"metrics", "plan"} & content.keys() and content.keys() - KEYS
     if foreign or not files.whole(content):
         raise RecordingError(
-            f"{_short(path)} is damaged: its checksum is another, or a key has changed; restore it, as with git"
+            f"{_short(path)} is damaged: its checksum is another, or a key has changed; restore it, as with git "
+            "(where a merge has joined two recordings: python3 tools/seal_recordings.py)"
         )
     return {key: value for key, value in content.items() if key != files.SEAL}
 

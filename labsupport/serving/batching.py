@@ -58,7 +58,7 @@ class Batcher:
     ):
         for name, value in {"max_batch": max_batch, "max_waiting": max_waiting}.items():
             at_least(**{name: value})
-        if isinstance(delay_ms, bool) or not isinstance(delay_ms, (int, float)) or not 0 <= delay_ms <= 10_000:
+        if not 0 <= delay_ms <= 10_000:
             raise BadInput(f"delay_ms={delay_ms!r}; give 0 to 10000 ms")
         if not replicas or not all(callable(run) for run in replicas):
             raise BadInput("give at least one replica, a callable images → answers")

@@ -77,7 +77,8 @@ def test_export_leaves_the_module_as_it_was(images):
         ({"target": "9"}, "'9' is not known"),
         ({"target": "8.6", "exporter": "dynamo"}, "reads opset 17 and below.*use exporter='torchscript'"),
         ({"target": "8.6", "opset": 18}, "opset 18 was asked for, but 8.6 reads 17"),
-        ({"opset": "seventeen"}, "whole number from 9 to 25"),
+        ({"opset": "seventeen"}, "opset='seventeen'; wanted a whole number, or None"),
+        ({"opset": 8}, "whole number from 9 to 25"),
         ({"dynamic": {"pictures": {0: "n"}}}, r"dynamic names \['pictures'\], but the network has"),
     ],
 )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import campaign
 import disk_trials
@@ -15,9 +17,9 @@ import pytest
 import run_trials
 import security_trials
 
-from labsupport import files, guards
+from labsupport import files
 from labsupport.command_line import kernels, shadows
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import LabError
 from labsupport.recordings import provenance
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -28,9 +30,27 @@ def held(ends) -> None:
     assert ends and not [end for end in ends if end]
 
 
-def test_hostile_calls_end_in_typed_errors():
+def of_ours() -> dict[Path, bytes]:
+    folders = (provenance.ROOT, provenance.ROOT.parents[1] / "notebooks")
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*.[ij]*") if path.is_file()}
+
+
+def test_hostile_calls_end_in_typed_errors_and_change_no_file_of_ours():
+    before = of_ours()
     counts = Counter(end.split(":")[0] for _, end in hostile.campaign(random.randrange(2**31), 40))
     assert counts.keys() <= {"typed", "accepted"} and counts["accepted"] <= 5, counts
+    assert before and of_ours() == before
+
+
+def test_what_a_call_of_the_campaign_stores_lies_in_its_copy(tmp_path):
+    before = of_ours()
+    code = "from labsupport import recordings as r; print(r.store('01_measuring', 'none', command='x', seconds=1))"
+    variables = hostile.variables(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "own", env=variables, capture_output=True, text=True, timeout=60
+    )
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path), done.stderr
+    assert of_ours() == before
 
 
 @pytest.fixture
@@ -117,49 +137,6 @@ def test_a_foreign_package_is_found_and_this_one_is_not(tmp_path, monkeypatch):
     (tmp_path / "notebooks" / "labsupport" / "__init__.py").touch()
     with pytest.raises(LabError, match="labsupport is not the workbook's"):
         shadows.refuse(tmp_path)
-
-
-def whole(count: int, *, title: str = "") -> str:
-    """Repeat a word."""
-    return title * [0, 1, 2][count]
-
-
-def test_a_guard_names_what_came_and_what_is_wanted():
-    guarded = guards.guarded(whole)
-    assert guarded(2, title="ab") == "abab" and guarded.__doc__ == "Repeat a word."
-    for call, message in (
-        (lambda: guarded("2"), "count='2' is of the kind str; wanted is a whole number"),
-        (lambda: guarded(1, title=3), "title=3 is of the kind int; wanted is text"),
-        (lambda: guarded(1, name="a"), "unexpected keyword argument 'name'"),
-        (lambda: guarded(count=hostile.Raising()), "count=a Raising is of the kind Raising"),
-    ):
-        with pytest.raises(BadInput, match=message) as error:
-            call()
-        assert str(error.value.__cause__ or "x")
-
-
-def test_a_fault_of_ours_asks_for_a_report():
-    with pytest.raises(LabError, match=r"\(7, title='a'\): unexpected IndexError inside .*please report it") as error:
-        guards.guarded(whole)(7, title="a")
-    assert not isinstance(error.value, BadInput) and isinstance(error.value.__cause__, IndexError)
-
-
-class Faulty:
-    def name(self):
-        return {}["a slip of the learner's"]
-
-
-def test_what_a_learner_s_object_raises_is_his():
-    with pytest.raises(KeyError, match="slip"):
-        guards.guarded(lambda thing: thing.name())(Faulty())
-
-
-def test_what_a_learner_s_function_raises_is_his():
-    def mine(*args):
-        return 1 / 0
-
-    with pytest.raises(ZeroDivisionError):
-        guards.guarded(lambda function: function())(mine)
 
 
 def test_the_campaign_prints_a_table():

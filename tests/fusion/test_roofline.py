@@ -86,8 +86,8 @@ def test_measuring_leaves_tf32_as_it_was():
 
 
 def test_an_unknown_device_is_refused():
-    with pytest.raises(BadInput, match=r"device='tpu' has no ceilings to measure; choose one of \['cpu', 'cuda'\]"):
-        roofline.measure("tpu")
+    with pytest.raises(BadInput, match=r"device='cuda:7' has no ceilings to measure; choose one of \['cpu', 'cuda'\]"):
+        roofline.measure("cuda:7")
 
 
 def test_work_reads_aloud(tmp_path):

@@ -170,8 +170,8 @@ def test_a_stand_in_has_every_name_but_the_ones_it_lacks():
 
 
 @pytest.mark.parametrize("arguments, said", [
-    ({"code": 3}, "the program is a int"), ({"code": None}, "wanted is its text"), ({"code": "x", "seconds": 0}, "a limit above 0"),
-    ({"code": "x", "seconds": True}, "a limit above 0"), ({"code": "x", "seconds": "5"}, "a limit above 0"), ({"code": "x", "seconds": 1e9}, "at most 600"),
+    ({"code": 3}, "code=3; wanted text"), ({"code": None}, "code=None; wanted text"), ({"code": "x", "seconds": 0}, "a limit above 0"),
+    ({"code": "x", "seconds": True}, "seconds=True; wanted a number such as"), ({"code": "x", "seconds": "5"}, "seconds='5'; wanted a number such as"), ({"code": "x", "seconds": 1e9}, "at most 600"),
 ])  # fmt: skip
 def test_bad_requests_are_refused(arguments, said):
     with pytest.raises(BadInput, match=said):

@@ -254,7 +254,7 @@ def branch():
             lambda g, t: precision.cast(g, keep_wide=["/conv/Cnv"]),
             r"keep_wide names '/conv/Cnv', and small.onnx has no such node; did you mean one of \['/conv/Conv'",
         ),
-        (lambda g, t: precision.cast(g, keep_wide="/conv/Conv"), r"keep_wide='/conv/Conv' is one text; give a list"),
+        (lambda g, t: precision.cast(g, keep_wide="/conv/Conv"), r"keep_wide='/conv/Conv'; wanted a list of names"),
         (
             lambda g, t: precision.cast(model_of(t, opset=11)),
             "bad.onnx is opset 11; operators take FP16 and BF16 side by side from opset 13 on",
@@ -266,10 +266,7 @@ def branch():
         ),
         (lambda g, t: precision.cast(t / "gone.onnx"), "gone.onnx: no such file"),
         (lambda g, t: precision.cast(None), "a graph is wanted, or the name of its file, and a NoneType came"),
-        (
-            lambda g, t: precision.cast(g, keep_wide=None),
-            "keep_wide=None is of the kind NoneType; wanted is a list of names",
-        ),
+        (lambda g, t: precision.cast(g, keep_wide=None), "keep_wide=None; wanted a list of names"),
         (
             lambda g, t: precision.cast(g, path=g.path),
             "path='small.onnx' is the graph that came in; give the new one a name of its own",
@@ -280,7 +277,7 @@ def branch():
         ),
         (
             lambda g, t: precision.autocast(g, np.zeros((1, 1), np.float32), data_max=None),
-            "data_max=None; give the largest magnitude",
+            "data_max=None; wanted a number",
         ),
     ],
 )

@@ -176,8 +176,8 @@ def test_bad_input_is_named(trained, prepared):
         with pytest.raises(BadInput, match=message):
             qat.prepare(model, wrong)
     for wrong, message in [
-        (type(model), "the class DepthwiseNet, which is not a network yet came"),
-        (None, "a NoneType came"),
+        (type(model), "model=the class DepthwiseNet; wanted a torch.nn.Module"),
+        (None, "model=None; wanted a torch.nn.Module"),
     ]:
         for call in (qat.prepare, qat.to_onnx):
             with pytest.raises(BadInput, match=message):
