@@ -236,6 +236,7 @@ def _override(pair: tuple[float, float], symmetric: bool) -> dict:
 
 
 def fit_for_quantization(graph) -> export.OnnxGraph:
+    """The graph, read if a file came. Raises BadInput for one that holds Q/DQ already or is not FP32."""
     graph = export.load(graph)
     model = graph.model()
     ops = Counter(node.op_type for node in (surgery.plain(graph.model()) if model.functions else model).graph.node)
