@@ -486,7 +486,7 @@ def test_a_recipe_and_its_fields_as_arguments_find_the_same_engine(graph):
 
 
 def test_a_recipe_is_checked_when_it_is_written_and_cannot_be_changed(graph):
-    with pytest.raises(BadInput, match="precision='fp8' is not a precision"):
+    with pytest.raises(BadInput, match="precision='fp8' is not known"):
         build.Recipe(precision="fp8")
     with pytest.raises(AttributeError):
         build.Recipe().precision = "fp16"
