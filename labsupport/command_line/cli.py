@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -176,14 +177,20 @@ def again(python: Path, argv: list[str]) -> int:
 
 
 def wait(child: subprocess.Popen) -> int:
-    """Wait for a child that gets the terminal's Ctrl-C itself; JupyterLab asks before it stops. Its exit code."""
-    interrupted = False
-    while True:
-        try:
-            code = child.wait()
-            return 128 - code if code < 0 else INTERRUPTED if code and interrupted else code
-        except KeyboardInterrupt:
-            interrupted = True
+    """Wait for a child that gets the terminal's Ctrl-C itself; JupyterLab asks before it stops. Its exit code.
+
+    SIGTERM comes to this process alone, so it is passed on: a server must not outlive the command that started it.
+    """
+    interrupted, before = False, signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+        while True:
+            try:
+                code = child.wait()
+                return 128 - code if code < 0 else INTERRUPTED if code and interrupted else code
+            except KeyboardInterrupt:
+                interrupted = True
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def environment_variables(**more: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NO_DRIVER = (
-    "no NVIDIA driver was found (neither libcuda nor nvidia-smi); a GPU lane needs an NVIDIA GPU "
+    "no NVIDIA driver was found (neither libcuda nor nvidia-smi); the GPU's cells need an NVIDIA GPU "
     "and the driver from https://www.nvidia.com/drivers"
 )
 NOT_LOADED = (
