@@ -123,6 +123,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `… | head` has seen enough; Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:  # a name that no file can have, a full disk, a folder of somebody else's
+        print(f"labsupport: {str(error)[:300]}", file=sys.stderr)
+        return FAILED
 
 
 def prepare(options: argparse.Namespace, argv: list[str], *, ready: bool = False) -> int | None:
