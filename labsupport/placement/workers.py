@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-import pickle
 import signal
 import time
 from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def answer_requests(pipe, source: str, is_engine: bool, threads: int, repeat: in
             if number == "leave":
                 return
             if number == "sleep":
-                time.sleep(pickle.loads(packed))
+                time.sleep(ForkingPickler.loads(packed))
                 continue
             pipe.send((number, *_answered(run, packed, repeat)))
         except (EOFError, OSError):
@@ -62,7 +62,7 @@ def leave_interrupts_to_the_parent() -> None:
 def _answered(run, packed: bytes, repeat: int) -> tuple:
     """(answer, ""), or (None, what was wrong): a request that cannot be answered must not take the worker along."""
     try:
-        request = pickle.loads(packed)
+        request = ForkingPickler.loads(packed)
     except BaseException as error:  # such as a class that only the notebook knows
         return None, f"it cannot be unpacked there: {type(error).__name__}: {error}"
     try:
