@@ -279,6 +279,22 @@ def weight_type(model, inputs: Mapping[str, tuple]) -> str:
     return kinds.pop() if len(kinds) == 1 else "mixed"
 
 
+def bits(kind: int, *, of_floats: int) -> int:
+    """Bits of one value of an element type, ``of_floats`` for the usual floating-point ones.
+
+    0 for what has no size of its own: text, a sequence, a map.
+    """
+    import onnx
+
+    name = onnx.TensorProto.DataType.Name(kind)
+    if name in ("UNDEFINED", "STRING"):
+        return 0
+    if name in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"):
+        return of_floats
+    packed = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # several to a byte
+    return packed.get(name) or 8 * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+
+
 def spec_of(value) -> tuple:
     """(shape, type) of an input or output; a sequence, map or optional has no shape, and its kind for a type."""
     import onnx

@@ -103,6 +103,30 @@ def plain(model):
     return named(ir.to_proto(model))
 
 
+def apart(model):
+    """Give the tensors of branches and bodies names that no other graph around or before them has, in place.
+
+    ONNX Runtime invents the same ones for a branch and for the graph around it, and does not load what it wrote.
+    """
+    free, seen = Names(model).free, set()
+
+    def walk(graph, outer) -> None:
+        made = [value.name for value in (*graph.input, *graph.initializer)]
+        made += [name for node in graph.node for name in node.output if name]
+        own = outer | {name: free(name) if name in seen else name for name in dict.fromkeys(made)}
+        seen.update(own.values())
+        for node in graph.node:
+            for field in (node.input, node.output):
+                field[:] = [own.get(name, name) for name in field]
+            for body in bodies(node):
+                walk(body, own)
+        for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+            value.name = own.get(value.name, value.name)
+
+    walk(model.graph, {})
+    return model
+
+
 def sort_nodes(model):
     """Put each node behind those whose results it, or a branch of it, reads; in place, else in the order there is."""
     nodes = list(model.graph.node)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from labsupport import export
 from labsupport.errors import BadInput, one_of
-from labsupport.export import surgery
+from labsupport.export import onnx_graph, surgery
 
 MIB = 2**20
 VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
@@ -149,30 +149,16 @@ def of_engine(engine) -> Lifetimes:
 
 
 def _sizes_mib(model, batch: int, value_bytes: int) -> dict[str, float | None]:
-    import onnx
-
     surgery.fix_batch(model, batch)
     model = surgery.inferred(model, data_prop=True)
-    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
     sizes: dict[str, float | None] = {}
     for value in [*model.graph.value_info, *model.graph.output]:
         kind = value.type.tensor_type
-        bits = 8 * value_bytes if kind.elem_type in floats else _bits(kind.elem_type)
+        bits = onnx_graph.bits(kind.elem_type, of_floats=8 * value_bytes)
         complete = kind.HasField("shape") and all(axis.HasField("dim_value") for axis in kind.shape.dim) and bits
         count = math.prod(axis.dim_value for axis in kind.shape.dim)
         sizes[value.name] = math.ceil(count * bits / 8) / MIB if complete else None
     return sizes
-
-
-def _bits(kind: int) -> int:
-    """Bits of one value; 0 for what has no size of its own: text, a sequence, a map."""
-    import onnx
-
-    name = onnx.TensorProto.DataType.Name(kind)
-    if name in ("UNDEFINED", "STRING"):
-        return 0
-    packed = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # several to a byte
-    return packed.get(name) or 8 * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
 
 
 def _size_of(name: str, node, sizes: Mapping) -> float:

@@ -101,6 +101,7 @@ def _onnxruntime_rounds(run, feed, runs, warmup) -> list[dict[str, float]]:
     """Times of the graph as it is executed, its nodes named as the X-ray names them: in the trace names are all."""
     import numpy as np
 
+    run(feed)  # data that the network does not take are told in the runtime's own words
     model, folder = _named(run.executed.path), Path(run.graph.path).parent
     arrays = {
         name: x if isinstance(x, np.ndarray) else x.detach().cpu().numpy() for name, x in run.checked(feed).items()

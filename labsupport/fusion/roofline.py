@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from labsupport import export
 from labsupport.errors import BadInput, one_of
-from labsupport.export import surgery
+from labsupport.export import onnx_graph, surgery
 from labsupport.runtimes.torch_runtime import fp32_math
 
 # They hand on the same bytes under another shape: nothing to compute, nothing to move.
@@ -102,8 +102,12 @@ def work(graph, *, batch: int = 1, precision: str = "fp32") -> Work:
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     named = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     shapes = {**{value.name: shape for value in named if (shape := _shape(value)) is not None}, **weights}
+    kinds = {value.name: value.type.tensor_type.elem_type for value in named}
+    kinds |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    bits = {name: onnx_graph.bits(kind, of_floats=8 * VALUE_BYTES[precision]) for name, kind in kinds.items()}
+    size = lambda name: math.ceil(math.prod(shapes[name]) * bits[name] / 8)  # noqa: E731
     constants = {name for node in model.graph.node if node.op_type == "Constant" for name in node.output}
-    width, steps = VALUE_BYTES[precision], []
+    steps = []
     for node in model.graph.node:
         if node.op_type in FREE:
             continue
@@ -114,11 +118,10 @@ def work(graph, *, batch: int = 1, precision: str = "fp32") -> Work:
             )
         touched = [name for name in dict.fromkeys((*node.input, *node.output)) if name and name not in constants]
         _demand_shapes(touched, shapes, f" at {node.name or node.op_type}")
-        moved = width * sum(math.prod(shapes[name]) for name in touched)
-        steps.append(Step(node.name, node.op_type, _flops(node, shapes), moved))
+        steps.append(Step(node.name, node.op_type, _flops(node, shapes), sum(map(size, touched))))
     ends = [value.name for value in (*model.graph.input, *model.graph.output)]
     _demand_shapes(ends, shapes)
-    return Work(tuple(steps), width * sum(math.prod(shapes[name]) for name in dict.fromkeys((*ends, *weights))))
+    return Work(tuple(steps), sum(map(size, dict.fromkeys((*ends, *weights)))))
 
 
 def measure(device: str = "cpu", *, mib: int | None = None, rounds: int = 5, now=time.perf_counter_ns) -> Ceiling:

@@ -10,7 +10,7 @@ import numpy as np
 
 from labsupport import export
 from labsupport.errors import BadInput, LabError, at_least, first_line, one_of
-from labsupport.export import onnx_graph
+from labsupport.export import onnx_graph, surgery
 from labsupport.runtimes.protocol import Base, TensorSpec
 
 SMALL_BYTES = 2**20  # an output of at most this is copied: kept by a caller, it would keep all of the session's memory
@@ -150,6 +150,8 @@ def _executed(path: Path) -> export.OnnxGraph:
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)  # weights kept apart stay beside the original
+    if any(map(onnx_graph.bodies, model.graph.node)):
+        onnx.save(surgery.apart(model), str(path))
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     return export.OnnxGraph(
         path=path,

@@ -95,6 +95,15 @@ def test_operations_are_counted_for_the_batch_alone(tmp_path):
         roofline.work(export.save(idle, tmp_path / "idle.onnx"))
 
 
+@pytest.mark.parametrize("precision, width", [("fp32", 4), ("fp16", 2), ("int8", 1)])
+def test_whole_numbers_keep_their_size_whatever_the_precision(precision, width, tmp_path):
+    nodes = [node("Gather", ["w", "ids"], "h"), node("Cast", ["h"], "y", to=T.DOUBLE)]
+    model = model_of(nodes, [value("ids", ["n"], T.INT64)], [value("y", ["n", 8], T.DOUBLE)], {"w": W})
+    found = roofline.work(export.save(model, tmp_path / "net.onnx"), batch=3, precision=precision)
+    assert [step.bytes for step in found.steps] == [3 * 8 + width * (32 + 24), width * 48]
+    assert found.bytes_together == 3 * 8 + width * (24 + 32)
+
+
 def test_a_border_without_a_shape_and_a_spelled_domain_are_named(tmp_path):
     model = product(tmp_path).model()
     model.graph.output[0].type.tensor_type.ClearField("shape")
