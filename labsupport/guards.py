@@ -29,7 +29,6 @@ UNGUARDED = re.compile(rf"{PACKAGE}\.(errors|files|quiet|guards|command_line.*|e
 MOST = 10**9  # no size, count or length of these labs comes near it
 LOOKS = ("__getattr__", "__getattribute__", "__iter__", "__len__", "__repr__")  # of a value, not of a caller's function
 LONGEST = 60  # characters of a value in a message
-FUNCTIONS = (types.FunctionType, functools._lru_cache_wrapper)
 
 
 def _is_text(value) -> bool:
@@ -137,7 +136,7 @@ class _Names:
 
     def __setitem__(self, name: str, value: Any) -> None:
         if not name.startswith("_") and getattr(value, "__module__", None) == self.names["__name__"]:
-            if isinstance(value, FUNCTIONS) and not hasattr(value, "guarded"):
+            if isinstance(value, types.FunctionType) and value.__code__.co_filename != __file__:  # or it has one
                 value = guarded(value)
             elif isinstance(value, type) and not issubclass(value, BaseException):
                 _guard_class(value)
@@ -173,8 +172,6 @@ def guarded(function: Callable) -> Callable:
                 raise
             raise _typed(error, function, args, kwargs) from error
 
-    cached = {name: getattr(function, name) for name in ("cache_clear", "cache_info") if hasattr(function, name)}
-    vars(guard).update(cached, guarded=True)
     return guard
 
 
