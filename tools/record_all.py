@@ -112,7 +112,8 @@ def main(arguments: list[str] | None = None, steps: tuple[Step, ...] = STEPS, ro
     if options.plan:
         _say(planned(left, book, options.minutes))
         return 0
-    _go(left, book, options.minutes)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the step under way is stopped, too
+    _go(left, book, options.minutes, options.pack)
     left = [step for step in chosen if book.waits(step)]
     failed = [step.name for step in chosen if book.failed(step)]
     _say(planned(left, book, options.minutes) if left else "nothing is left")
@@ -120,6 +121,7 @@ def main(arguments: list[str] | None = None, steps: tuple[Step, ...] = STEPS, ro
         _say(f"{manifest.write(book, [step.name for step in steps])} is written")
     if options.pack:
         book.pack(options.pack)
+        _say(f"{options.pack}: {options.pack.stat().st_size / 2**20:.1f} MiB; unpack it, then --apply --folder on it")
     if failed:
         _say(f"failed, and tried again with --again: {', '.join(failed)}; their last lines are in {book.state_file}")
     return 1 if failed else 3 if left else 0
@@ -163,7 +165,7 @@ def planned(steps: list[Step], book: Book, minutes: float) -> str:
     return "\n".join(f"call {number}:\n" + "\n".join(call) for number, call in enumerate(lines, 1) if call)
 
 
-def _go(steps: list[Step], book: Book, minutes: float) -> None:
+def _go(steps: list[Step], book: Book, minutes: float, archive: Path | None) -> None:
     ends = time.monotonic() + 60 * minutes - LATER
     for place, step in enumerate(steps):
         left_s = ends - time.monotonic()
@@ -172,6 +174,8 @@ def _go(steps: list[Step], book: Book, minutes: float) -> None:
         _say(f"{step.name} begins, {left_s:.0f} s are left in this call")
         book.run(step, min(step.limit_s, max(left_s, 1)))
         _say(f"{step.name}: {book.outcome(step)}")
+        if archive:  # after each step: a call may be ended from outside
+            book.pack(archive)
 
 
 class Book:
@@ -304,7 +308,6 @@ class Book:
             for path in sorted(self.folder.rglob("*")):
                 if path.is_file() and not (path.parent.name == "executed" and path.name in well):
                     archive.add(path, path.relative_to(self.folder).as_posix())
-        _say(f"{target}: {target.stat().st_size / 2**20:.1f} MiB; unpack it, then --apply --folder on it")
 
 
 def _code_of(notebook: Path) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 from labsupport.errors import LabError
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
-from labsupport.exercises.calling import needs_function
 
 LAB = "11b_data_center"
 SERVICE_MS, LIMIT_MS = 8.0, 50.0
@@ -56,8 +55,7 @@ class Window(Exercise):
     """
     answer = "One deadline for the whole batch. A new delay for each request lets the first wait without end."
 
-    def judge(self, function: Any) -> str:
-        needs_function(function, "next_batch")
+    def judge(self, next_batch: Callable) -> str:
         # (what it is, waits already, comes later as (s, request), limit, delay, wanted, at least s, at most s)
         cases = [
             ("ten wait, four fit", range(10), [], 4, 1.0, [0, 1, 2, 3], 0.0, 0.5),
@@ -71,7 +69,7 @@ class Window(Exercise):
         for case in cases:
             for go in range(3):  # a busy machine may sleep through a deadline, but not each time
                 try:
-                    self._try(function, *case)
+                    self._try(next_batch, *case)
                     break
                 except Wrong:
                     if go == 2 or not case[2]:
@@ -79,8 +77,8 @@ class Window(Exercise):
         return "The first request pays for the delay, and nobody waits longer than it."
 
     @staticmethod
-    def _try(function, name, now, later, limit, delay, wanted, least, most) -> None:
-        batch, seconds, left, came_s = _collected(function, list(now), later, limit, delay, name)
+    def _try(next_batch, name, now, later, limit, delay, wanted, least, most) -> None:
+        batch, seconds, left, came_s = _collected(next_batch, list(now), later, limit, delay, name)
         if wanted == "in time":  # by when each really came: a busy machine is late itself
             wanted = _in_time(batch, list(now), came_s, limit, delay)
         if len(batch) > limit:
@@ -124,16 +122,15 @@ class Retry(Exercise):
     """
     answer = "An inference changes nothing, so it may be repeated. A bad request may not: it would kill every replica."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, send: Callable) -> str:
         import random
 
-        needs_function(function, "send")
         for dead in (0, 1, 2, 4):
             asked, replicas = _replicas(dead, 5)
             request = random.randrange(1, 1000) if dead != 2 else 0  # an answer may be 0, too
             there = list(replicas)
             try:
-                got = function(request, replicas)
+                got = send(request, replicas)
             except ConnectionError as error:
                 raise Wrong(
                     f"replica {dead} lives, and {type(error).__name__} came out. Each kind of ConnectionError means "
@@ -149,9 +146,9 @@ class Retry(Exercise):
                 raise Wrong(
                     f"with {dead} dead replicas in front it asked {asked}; each dead one once, then one that lives."
                 )
-        self._bad_request(function)
+        self._bad_request(send)
         asked, replicas = _replicas(3, 3)
-        raised = _raised(function, 1, replicas)
+        raised = _raised(send, 1, replicas)
         if not isinstance(raised, ConnectionError):
             said = f"it raised {type(raised).__name__}" if raised else "nothing was raised"
             raise Wrong(f"all three replicas were dead, and {said}; the client must hear a ConnectionError.")
@@ -200,15 +197,14 @@ class Admit(Exercise):
         "A request that will be late anyway costs others their time. Say no at once, and the client can go elsewhere."
     )
 
-    def judge(self, function: Any) -> str:
+    def judge(self, admit: Callable) -> str:
         import numpy as np
 
-        needs_function(function, "admit")
         draws = np.random.default_rng()
         for load in (0.3, 0.9, 2.0, 4.0):
             for _ in range(6):
                 case = _overload(draws, load)
-                late, answered, refused = _served(function, *case)
+                late, answered, refused = _served(admit, *case)
                 _, possible, needless = _served(_admit, *case)
                 if late:
                     raise Wrong(
@@ -224,7 +220,7 @@ class Admit(Exercise):
                     )
         for replicas in (1, 2, 3, 4):
             for ahead in range(10):
-                _place_fault(function, ahead, replicas)
+                _place_fault(admit, ahead, replicas)
         return "Under twice the load the server answers as many as ever, all of them in time, and says no to the rest."
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -150,6 +152,25 @@ def test_the_archive_has_what_goes_home(tool, tmp_path, tree):
         assert sorted(archive.getnames()) == sorted(
             ["a.log", "b.log", "executed/b.ipynb", "state.json", f"tree/{RECORDING.format('a')}"]
         )
+
+
+def test_a_call_that_is_ended_ends_its_step_and_has_packed_the_one_before(tool, tmp_path, tree):
+    mark = tmp_path / "alive"
+    slow = f"import time, pathlib\nwhile True:\n    pathlib.Path({str(mark)!r}).write_text(str(time.time()))\n    time.sleep(0.05)"
+    steps = [step(tool, tree, "a", writing("a")), step(tool, tree, "b", slow)]
+    words = ["--folder", str(tmp_path / "kept"), "--commit", "c1", "--pack", str(tmp_path / "all.tgz")]
+    child = multiprocessing.get_context("fork").Process(target=tool.main, args=(words, tuple(steps), tree))
+    child.start()
+    while not mark.exists() and child.is_alive():
+        time.sleep(0.05)
+    child.terminate()
+    child.join(20)
+    assert child.exitcode == 143
+    last = mark.read_text()
+    time.sleep(0.3)
+    assert mark.read_text() == last, "the step goes on"
+    with tarfile.open(tmp_path / "all.tgz") as archive:
+        assert f"tree/{RECORDING.format('a')}" in archive.getnames()
 
 
 def test_a_damaged_state_is_said(tool, tmp_path, tree):
