@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -113,14 +114,14 @@ def main(argv: list[str] | None = None) -> int:
 
             installation.check_python()
         return COMMANDS[options.command](options, rest)
-    except LabError as error:
-        print(f"labsupport: {error}", file=sys.stderr)
-        return FAILED
     except KeyboardInterrupt:
         print("labsupport: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `… | head` has seen enough; Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (LabError, OSError) as error:  # or a name that no file can have, a full disk, a folder of somebody else's
+        print(f"labsupport: {error}", file=sys.stderr)
         return FAILED
 
 
@@ -176,14 +177,18 @@ def again(python: Path, argv: list[str]) -> int:
 
 
 def wait(child: subprocess.Popen) -> int:
-    """Wait for a child that gets the terminal's Ctrl-C itself; JupyterLab asks before it stops. Its exit code."""
-    interrupted = False
-    while True:
-        try:
-            code = child.wait()
-            return 128 - code if code < 0 else INTERRUPTED if code and interrupted else code
-        except KeyboardInterrupt:
-            interrupted = True
+    """The exit code of a child that gets the terminal's Ctrl-C itself; JupyterLab asks before it stops."""
+    # SIGTERM comes to this process alone, so it is passed on: a server must not outlive the command that started it
+    interrupted, before = False, signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+        while True:
+            try:
+                code = child.wait()
+                return 128 - code if code < 0 else INTERRUPTED if code and interrupted else code
+            except KeyboardInterrupt:
+                interrupted = True
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def environment_variables(**more: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ import numpy as np
 from labsupport.comparing.drawing import Drawing
 from labsupport.errors import BadInput
 
-MARGIN, LETTERS = 4, 84  # pixels between pictures, and of the column with the names
+MARGIN, LETTERS, SIZE = 4, 100, 14  # pixels: between pictures, of the column with the names, of the letters
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,7 +32,7 @@ class Sheet(Drawing):
 
 def sheet(rows: Mapping[str, Sequence[np.ndarray]], text: str, *, scale: float = 1.0) -> Sheet:
     """A row of uint8 pictures (H, W, 3) for each name, the name before it; ``text`` says in words what is seen."""
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
     if not isinstance(rows, Mapping) or not rows or not all(len(pictures) for pictures in rows.values()):
         raise BadInput("a sheet needs a mapping from name to pictures, with one picture at least in each row")
@@ -43,7 +43,7 @@ def sheet(rows: Mapping[str, Sequence[np.ndarray]], text: str, *, scale: float =
     pen = ImageDraw.Draw(page)
     for row, (name, pictures) in enumerate(rows.items()):
         top = row * (height + MARGIN)
-        pen.text((2, top + height // 2 - 6), name, fill="black")
+        pen.text((2, top + height // 2), name, fill="black", font=ImageFont.load_default(SIZE), anchor="lm")
         for column, picture in enumerate(pictures):
             small = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
             page.paste(small, (LETTERS + column * (width + MARGIN), top))

@@ -121,7 +121,7 @@ def pareto(rows: Sequence[Mapping], *, limits: Limits | None = None, title: str 
     axes.set_ylabel("accuracy")
     axes.set_title(title, fontsize=10, loc="left")
     # beside the points, never over them
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return Drawing(figure, _words(points, best, limits, title))
 
 
@@ -156,7 +156,7 @@ def _shade(axes, limits: Limits) -> None:
     )
     axes.axhline(limits.accuracy, color="black", linestyle="--", linewidth=0.8)
     axes.axvline(limits.latency_ms, color="black", linestyle="--", linewidth=0.8)
-    axes.annotate("the gate", (left, top), xytext=(4, -11), textcoords="offset points", fontsize=8)
+    axes.annotate("the gate", (left, top), xytext=(4, -11), textcoords="offset points", fontsize=9)
     axes.set_xlim(left, max(right, limits.latency_ms * 1.2))
     axes.set_ylim(bottom, top)
 

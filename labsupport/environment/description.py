@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from labsupport.environment.folders import headless
 from labsupport.environment.machines import TITLES, machine
 from labsupport.environment.needs import has
+
+# JupyterLab breaks printed lines within words; this table is the first output of every lab
+WHOLE_WORDS = "<style>.jp-OutputArea-output pre {word-break: normal; overflow-wrap: anywhere}</style>"
 
 
 def runtime_name() -> str:
@@ -63,7 +67,7 @@ class Description:
         rows = "".join(
             f"<tr><th {left}>{escape(name)}</th><td {left}>{escape(value)}</td></tr>" for name, value in self.rows
         )
-        return f"<table>{rows}</table>"
+        return f"{'' if headless() else WHOLE_WORDS}<table>{rows}</table>"
 
 
 def describe() -> Description:

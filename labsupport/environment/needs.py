@@ -72,8 +72,15 @@ def why_not(*needs: str) -> str:
             raise BadInput(f"{need!r} is nothing a lab can need; choose from {list(NEEDS)}")
         reason = _lacking(need, machine())
         if reason:
-            return reason
+            return _Line(reason)
     return ""
+
+
+class _Line(str):
+    """Text that a notebook shows without quotation marks."""
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def require(*needs: str) -> None:

@@ -48,12 +48,12 @@ def _free_changes(case, row: Row) -> None:
         return
     with runtimes.OnnxRuntime(working, name="shapes fixed") as run:
         code = f"run = runtimes.OnnxRuntime({str(_kept(case.working))!r})"
-        made = case.judge(
+        candidate = case.judge(
             "shapes fixed", run, effort=2, code=f"from labsupport import runtimes\n\n{code}", lab="03",
             graph=case.working, note="; ".join(case.story),
         )  # fmt: skip
-    row.candidates.append(made)
-    row.find(f"the working copy: {'; '.join(case.story)}; error {made.error:.1e}", "measured", "03")
+    row.candidates.append(candidate)
+    row.find(f"the working copy: {'; '.join(case.story)}; error {candidate.error:.1e}", "measured", "03")
 
 
 def _floor(case, row: Row, median_ms: float) -> None:
@@ -69,8 +69,11 @@ def _floor(case, row: Row, median_ms: float) -> None:
         return
     floor = ceiling.floor_ms(work)
     apart, together = ceiling.floor_ms(work, together=False), max(work.bytes_together, 1)
-    row.find(f"this machine: {ceiling}", "measured", "03")
-    row.find(f"the work: {work}", "estimate", "03")
+    rates = f"{ceiling.gb_per_s:.3g} GB/s from memory, {ceiling.gflop_per_s:.3g} GFLOP/s in FP32"
+    row.find(f"this machine: {rates}", "measured", "03")
+    apart_mib, together_mib = (size / 2**20 for size in (work.bytes_apart, work.bytes_together))
+    moved = f"{apart_mib:.1f} MiB moved node by node, {together_mib:.1f} MiB in one kernel"
+    row.find(f"the work: {work.flops / 1e9:.3g} GFLOP in {len(work.steps)} nodes; {moved}", "estimate", "03")
     row.find(
         f"floor {floor:.3g} ms, {apart:.3g} ms with each node alone; it takes {median_ms:.3g} ms", "estimate", "03"
     )

@@ -64,7 +64,7 @@ def table(candidates: Sequence[Candidate], limits: Limits | None = None):
             {
                 "change": each.name,
                 "median ms": each.latency.median_ms,
-                "times faster": f"{middle:.2f} ({low:.2f} to {high:.2f})",
+                "times as fast": f"{middle:.2f} ({low:.2f} to {high:.2f})",
                 "relative error": each.error,
                 **({} if each.accuracy is None else {"accuracy": each.accuracy}),
                 "MiB": round(each.size_mib, 2),

@@ -20,7 +20,8 @@ PITCHES = "StatefulPartitionedCall:1"  # the output (1, 172, 88): which of 88 ke
 WORDS = "INVOICE TOTAL STREET EXIT NUMBER PLATFORM OPEN ENTRANCE PAID DATE ORDER STATION WINTER GARDEN READY QUALITY"
 RATE, LENGTH, LOWEST = 22050, 43844, 21  # samples a second, samples a call, the MIDI number of the first key
 CLOSE, FEWEST_NARROW = 0.01, 15  # FP16: the error allowed, and how many computing nodes must be narrow
-FEWEST_LINES, MOST_LINES, OFF = 16, 128, 0.5  # calibration: lines, and the error allowed
+FEWEST_LINES, MOST_LINES, JUDGED = 16, 128, 240  # calibration: lines that may come, and new lines for the judge
+OFF = 0.16  # the error allowed; sound lines err by 0.08 to 0.14, lines in another range of values by 0.17 and more
 OBJECTIONS = ("", "answers", "not its time", "noise", "estimate")
 
 
@@ -140,9 +141,8 @@ class CalibrationData(Exercise):
             raise Wrong(f"that is {said}; wanted is an array float32 (N, 3, 48, 192).")
         if not FEWEST_LINES <= len(samples) <= MOST_LINES:
             raise Wrong(f"{len(samples)} samples came; {FEWEST_LINES} to {MOST_LINES} are wanted.")
-        graph = text_graph()
-        int8 = quantization.to_qdq(graph, [x[None] for x in samples], target="onnxruntime", method="max")
-        error = text_error(int8)
+        int8 = quantization.to_qdq(text_graph(), [x[None] for x in samples], target="onnxruntime", method="max")
+        error = text_error(int8, JUDGED, seed=int(np.random.default_rng().integers(10**6)))
         if error > OFF:
             raise Wrong(
                 f"on new lines the quantized network errs by {error:.2g}; {OFF:g} is allowed. Are these samples what "
@@ -211,9 +211,9 @@ def changes(seed: int) -> list[dict]:
         row("two threads", 1, float(rng.choice([0.9, 1.02, 1.6])), 0.0),
         row("shapes fixed", 2, float(rng.choice([0.98, 1.2, 2.0])), 1e-7),
         row("FP16", 3, float(rng.choice([1.1, 1.9, 3.0])), float(rng.choice([1e-3, 0.03, 0.4])),
-            str(rng.choice(["", "computed in FP32 here"]))),
+            str(rng.choice(["", "computed in FP32 here"])), measured=seed % 5 != 4),  # some were never run
         row("INT8", 4, float(rng.choice([0.7, 2.0, 3.5])), float(rng.choice([5e-3, 0.05, 0.6]))),
-        row("half of the channels", 6, 2.5, 5e-3, measured=bool(rng.integers(2))),
+        row("half of the channels", 6, 2.5, (5e-3, 0.2)[seed % 3 == 2], measured=bool(rng.integers(2))),
     ]  # fmt: skip
     order = rng.permutation(len(rows))
     return [row("do nothing", 0, 1.0, 0.0), *(rows[i] for i in order)]
@@ -289,13 +289,13 @@ def notes_graph():
 
 
 def text_error(graph, count: int = 48, seed: int = 77) -> float:
-    """Relative error of a changed text network against `text_graph` on new lines."""
+    """Relative error of a changed text network against `text_graph` on new lines, exactly as the graph is written."""
     import numpy as np
 
     from labsupport import comparing, runtimes
 
     lines, _ = text_lines(count, seed)
-    with runtimes.OnnxRuntime(text_graph()) as exact, runtimes.OnnxRuntime(graph) as run:
+    with runtimes.OnnxRuntime(text_graph()) as exact, runtimes.OnnxRuntime(graph, optimization="off") as run:
         answers = [[next(iter(each(line[None]).values())) for line in lines] for each in (exact, run)]
     return comparing.relative_error(*(np.concatenate(side) for side in answers))
 

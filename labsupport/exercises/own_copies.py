@@ -87,7 +87,10 @@ def folder_to_open(*, root: Path = ROOT) -> tuple[str, str]:
     copies can be made.
     """
     try:
-        return FOLDER, str(provide(root=root))
+        said = str(provide(root=root))
+        if not os.access(root / FOLDER, os.W_OK):  # made earlier, and read-only since
+            said += f"\n{FOLDER}/ cannot be written now, so nothing that you change there can be saved"
+        return FOLDER, said.strip()
     except LabError as error:
         return "notebooks", f"{error}. The shipped notebooks are opened; save yours under other names"
 

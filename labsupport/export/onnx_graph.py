@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from labsupport import files
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, first_line
 from labsupport.export.node_walks import bodies, everywhere, external, tensors_of
 from labsupport.export.sparse_weights import written_out
 
@@ -74,19 +74,24 @@ class OnnxGraph:
         return f"OnnxGraph({self.nodes} node{'s' * (self.nodes != 1)}: {ops}; opset {self.opset}{folded})"
 
 
-def load(path: str | os.PathLike, *, exporter: str = "unknown", folded: Mapping[str, int] | None = None) -> OnnxGraph:
+def load(
+    source: OnnxGraph | str | os.PathLike, *, exporter: str = "unknown", folded: Mapping[str, int] | None = None
+) -> OnnxGraph:
     """Read an ONNX file and check it: missing, empty, not ONNX and inconsistent files are told apart.
+
+    A graph that was read already comes back as it is.
 
     TensorRT's own parser accepts an empty file, an HTML page or a PNG as a network with no layers, so the
     check stands here, before any parser sees the file. Raises BadInput.
     """
-
-    if not isinstance(path, (str, os.PathLike)):
+    if isinstance(source, OnnxGraph):
+        return source
+    if not isinstance(source, (str, os.PathLike)):
         raise BadInput(
-            f"a graph is wanted, or the name of its file, and a {type(path).__name__} came; export one with "
+            f"a graph is wanted, or the name of its file, and a {type(source).__name__} came; export one with "
             "export.to_onnx(model, example)"
         )
-    path = Path(path)
+    path = Path(source)
     if not path.exists():
         raise BadInput(
             f"{path.name}: no such file (looked in {path.parent}); export one with export.to_onnx(model, example)"
@@ -208,7 +213,7 @@ def save(model, path: str | os.PathLike) -> OnnxGraph:
             f"a {type(model).__name__} and a {type(path).__name__} came; wanted are an onnx.ModelProto and a name"
         )
     path = Path(path)
-    with _staged(path) as staged:
+    with staging(path) as staged:
         write(model, staged)
         graph = load(staged)
     return replace(graph, path=path)
@@ -236,7 +241,7 @@ def another_file(path: str | os.PathLike, graph: OnnxGraph) -> Path:
 
 
 @contextlib.contextmanager
-def _staged(path: Path):
+def staging(path: Path):
     """A file of the same name in a folder of its own, which takes the place of ``path`` if the block succeeds."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -319,12 +324,6 @@ def _what_is(head: bytes) -> str:
     }
     stripped = head.lstrip()
     return next((what for magic, what in signatures.items() if stripped[: len(magic)].lower() == magic.lower()), "")
-
-
-def first_line(error: Exception) -> str:
-    """What an error says in its first line that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
 
 
 @functools.lru_cache(maxsize=None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from labsupport import export
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 from labsupport.export import onnx_graph
 from labsupport.export.qdq_nodes import QDQ
 from labsupport.footprint.tensor_lifetimes import VALUE_BYTES, lifetimes
@@ -34,12 +34,16 @@ def shipped(graph, precision: str | None = None, *, batch: int = 1) -> Shipped:
     nodes, else the type of the weights. A graph of FP32 weights that the builder will cast ("fp16") counts them as
     narrow. Q/DQ nodes fuse into their layers and hold nothing.
     """
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     stored = export.float_type(graph)
     kind = precision or ("int8" if graph.ops.get("QuantizeLinear") else stored)
+    if precision:
+        one_of(VALUE_BYTES, precision=precision)
     if kind not in VALUE_BYTES:
-        came = f"precision={kind!r} is" if precision else f"{graph.path.name} has {kind} weights, which is"
-        raise BadInput(f"{came} not a type to count in; choose one: precision= one of {list(VALUE_BYTES)}")
+        choices = list(VALUE_BYTES)
+        raise BadInput(
+            f"{graph.path.name} has {kind} weights, which nothing counts in; give precision=, one of {choices}"
+        )
     model = graph.model()
     from onnx import numpy_helper
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from labsupport import export
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 from labsupport.export import onnx_graph, surgery
 
 MIB = 2**20
@@ -82,10 +82,9 @@ def lifetimes(graph, *, batch: int = 1, precision: str = "fp32", sizes_of=None) 
     tensors count as ``precision``. ``sizes_of`` names the graph to look shapes up in, where ``graph`` has a runtime's
     fused operators that ONNX itself does not know.
     """
-    if precision not in VALUE_BYTES:
-        raise BadInput(f"precision={precision!r} is not a type to count in; choose one of {list(VALUE_BYTES)}")
-    model = _graph(graph).model()
-    sizes = _sizes_mib(_graph(sizes_of).model() if sizes_of is not None else model, batch, VALUE_BYTES[precision])
+    one_of(VALUE_BYTES, precision=precision)
+    model = export.load(graph).model()
+    sizes = _sizes_mib(export.load(sizes_of).model() if sizes_of is not None else model, batch, VALUE_BYTES[precision])
     outputs = {value.name for value in model.graph.output}
     nodes = [node for node in model.graph.node if node.op_type != "Constant"]
     last = {name: step for step, node in enumerate(nodes) for name in _reads(node)}
@@ -137,20 +136,16 @@ def of_engine(engine) -> Lifetimes:
             "can open the engine"
         )
     last = {tensor["Name"]: step for step, record in enumerate(records) for tensor in record.get("Inputs") or []}
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for step, record in enumerate(records):
         for tensor in record.get("Outputs") or []:
             name = tensor["Name"]
-            if name in last and name not in found:  # what nobody reads is an output of the network
-                found[name] = Tensor(name, _record_mib(tensor), step, last[name], record.get("LayerType", ""))
-    return Lifetimes(tuple(record.get("Name", "") for record in records), tuple(found.values()))
+            if name in last and name not in tensors:  # what nobody reads is an output of the network
+                tensors[name] = Tensor(name, _record_mib(tensor), step, last[name], record.get("LayerType", ""))
+    return Lifetimes(tuple(record.get("Name", "") for record in records), tuple(tensors.values()))
 
 
 # --- sizes and names, read from a graph -------------------------------------------------------------------------
-
-
-def _graph(graph) -> export.OnnxGraph:
-    return graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
 
 
 def _sizes_mib(model, batch: int, value_bytes: int) -> dict[str, float | None]:
@@ -160,9 +155,9 @@ def _sizes_mib(model, batch: int, value_bytes: int) -> dict[str, float | None]:
     for value in [*model.graph.value_info, *model.graph.output]:
         kind = value.type.tensor_type
         bits = onnx_graph.bits(kind.elem_type, of_floats=8 * value_bytes)
-        known = kind.HasField("shape") and all(axis.HasField("dim_value") for axis in kind.shape.dim) and bits
+        complete = kind.HasField("shape") and all(axis.HasField("dim_value") for axis in kind.shape.dim) and bits
         count = math.prod(axis.dim_value for axis in kind.shape.dim)
-        sizes[value.name] = math.ceil(count * bits / 8) / MIB if known else None
+        sizes[value.name] = math.ceil(count * bits / 8) / MIB if complete else None
     return sizes
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from labsupport import files
-from labsupport.errors import BadInput, LabError, at_least
+from labsupport.errors import BadInput, LabError, at_least, first_line
 from labsupport.fusion.onnx_nodes import nodes_of
 from labsupport.fusion.plan_text import parse, read_text
 
@@ -156,7 +156,7 @@ def _traced(run, model, folder: Path, prefix: str):
     try:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = first_line(error)
         raise LabError(
             f"{run.name}: the optimized graph cannot be loaded again to time its nodes: {reason}; profile it at "
             'optimization="basic"'

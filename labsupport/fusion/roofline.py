@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 
 from labsupport import export
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 from labsupport.export import onnx_graph, surgery
 from labsupport.runtimes.torch_runtime import fp32_math
 
@@ -93,9 +93,8 @@ class Ceiling:
 
 def work(graph, *, batch: int = 1, precision: str = "fp32") -> Work:
     """Count operations and bytes of an ONNX graph for one batch size; floating-point values count as ``precision``."""
-    if precision not in VALUE_BYTES:
-        raise BadInput(f"precision={precision!r} is not a type to count in; choose one of {list(VALUE_BYTES)}")
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    one_of(VALUE_BYTES, precision=precision)
+    graph = export.load(graph)
     model = graph.model()
     model = surgery.plain(model) if model.functions else model
     surgery.fix_batch(model, batch)
@@ -151,16 +150,16 @@ def measure(device: str = "cpu", *, mib: int | None = None, rounds: int = 5, now
     return Ceiling(device, 2 * mib * 2**20 / copy_ns, max(rates))
 
 
-def _best(call, wait, rounds: int, now, calls: int = 4) -> float:
+def _best(call, wait, rounds: int, now) -> float:
     """ns of one call in the best round; the first round warms up and is not counted."""
     taken = []
     for _ in range(rounds + 1):
         wait()
         start = now()
-        for _ in range(calls):
+        for _ in range(4):
             call()
         wait()
-        taken.append((now() - start) / calls)
+        taken.append((now() - start) / 4)
     return max(min(taken[1:]), 1e-3)
 
 

@@ -194,11 +194,10 @@ def _graph_weights(source) -> dict[str, Tensor]:
     from labsupport.export import constant_folding, qdq_nodes
 
     kinds = ("Conv", "Gemm", "MatMul")
-    model = (source if isinstance(source, export.OnnxGraph) else export.load(source)).model()
-    graph = constant_folding.with_plain_weights(model, kinds).graph
+    graph = constant_folding.with_plain_weights(export.load(source).model(), kinds).graph
     arrays = {tensor.name: tensor for tensor in graph.initializer}
     codes = {n.output[0]: n.input[0] for n in graph.node if n.op_type in qdq_nodes.QDQ}
-    found = {}
+    weights = {}
     for node in graph.node:
         name = node.input[1] if node.op_type in kinds else ""
         while name in codes:  # a scale leaves zeros where they are
@@ -208,7 +207,7 @@ def _graph_weights(source) -> dict[str, Tensor]:
             values = values.astype(np.float32) if values.dtype.kind == "V" else values.copy()  # BF16, FP8, INT4
             weight = torch.from_numpy(values)
             across = {a.name: a.i for a in node.attribute if a.name == "transB"}.get("transB", 0)
-            found[node.name or node.output[0]] = weight if node.op_type == "Conv" or across else weight.mT
-    if not found:
+            weights[node.name or node.output[0]] = weight if node.op_type == "Conv" or across else weight.mT
+    if not weights:
         raise BadInput("the graph has no convolution or product with a constant weight, so there is no pattern to see")
-    return found
+    return weights

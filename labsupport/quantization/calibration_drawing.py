@@ -33,7 +33,8 @@ def draw_thresholds(histogram: Histogram, *, methods: Iterable[str] = METHODS, t
     axes.set_xlim(0, 1.05 * max(limits.values()))
     axes.set_xlabel("magnitude")
     axes.set_ylabel("how often")
-    axes.legend(fontsize=8, frameon=False, title="clip at", title_fontsize=8)
+    beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}  # never over the bars
+    axes.legend(fontsize=9, frameon=False, title="clip at", title_fontsize=9, **beside)
     axes.set_title(title, fontsize=10, loc="left")
     beyond = {m: _share_beyond(histogram, limit) for m, limit in limits.items()}
     listed = "; ".join(f"{m} at {limit:.3g}, {beyond[m]:.2%} of the values beyond" for m, limit in limits.items())

@@ -33,9 +33,9 @@ def masked(model, histograms: Mapping[str, Histogram], infinite: Iterable[str]) 
         before_softmax = histogram.lowest == -size and far >= FAR_BEFORE_SOFTMAX and bool(readers.to_softmax(name))
         if before_softmax or size >= LARGE and far >= FAR:
             apart.add(name)
-    found = {node.name for node in model.graph.node if apart & {*node.input, *node.output}}
+    names = {node.name for node in model.graph.node if apart & {*node.input, *node.output}}
     # A mask that no calibration item used is one all the same.
-    return found | {node.name for nodes in large_constants.masks(model, LARGE).values() for node in nodes}
+    return names | {node.name for nodes in large_constants.masks(model, LARGE).values() for node in nodes}
 
 
 def check_weights(model, name: str) -> None:
@@ -62,14 +62,14 @@ def lookups(model) -> set[str]:
 
     weights = {weight.name: weight for weight in model.graph.initializer if weight.data_type == weight.FLOAT}
     shared = {name for node in model.graph.node if node.op_type in LAYERS for name in node.input[:2]} & set(weights)
-    found = {node.name for node in model.graph.node if node.op_type not in LAYERS and shared & {*node.input}}
+    names = {node.name for node in model.graph.node if node.op_type not in LAYERS and shared & {*node.input}}
     for node in model.graph.node:
-        if node.op_type == "Gather" and node.input[0] in weights and node.name not in found:
+        if node.op_type == "Gather" and node.input[0] in weights and node.name not in names:
             table = numpy_helper.to_array(weights[node.input[0]])
             axis = next((helper.get_attribute_value(a) for a in node.attribute if a.name == "axis"), 0)
             rows = np.abs(np.moveaxis(table, axis, 0).reshape(table.shape[axis], -1)).max(1, initial=0)
-            found |= {node.name} if rows.any() and rows[rows > 0].min() * UNEVEN < rows.max() else set()
-    return found
+            names |= {node.name} if rows.any() and rows[rows > 0].min() * UNEVEN < rows.max() else set()
+    return names
 
 
 def untaken(model) -> set[str]:

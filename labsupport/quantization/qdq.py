@@ -4,20 +4,19 @@ them.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from labsupport import export
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, one_of
 from labsupport.export import constant_folding, onnx_graph, qdq_nodes, surgery
 from labsupport.export.qdq_nodes import LAYERS
 from labsupport.quantization import calibration, fit_graphs, kept_wide
 from labsupport.quantization.calibration import Calibration
+from labsupport.quiet import quietly
 
 TARGETS = ("tensorrt", "onnxruntime")
 RESIDUAL = ("convolutions", "shortcut", "both")
@@ -53,7 +52,7 @@ def placement(graph) -> Placement:
 
     Layers inside branches, loop bodies and local functions count as well; one without a name goes by its output.
     """
-    return _placement(_loaded(graph).model())
+    return _placement(export.load(graph).model())
 
 
 def _placement(model) -> Placement:
@@ -97,13 +96,13 @@ def layers(graph) -> tuple[str, ...]:
 
 def operators(graph) -> dict[str, str]:
     """Node name → operator, with the names that ``to_qdq`` gives to unnamed nodes."""
-    return {node.name: node.op_type for node in _plain(_loaded(graph)).graph.node}
+    return {node.name: node.op_type for node in _plain(export.load(graph)).graph.node}
 
 
 def calibrate(graph, batches, *, target: str = "tensorrt") -> Calibration:
     """Histograms of just the activations that ``to_qdq`` will quantize; made once, they serve many calls of it."""
     graph = fit_graphs.checked(graph)
-    _check_choice("target", target, TARGETS)
+    one_of(TARGETS, target=target)
     if isinstance(batches, Calibration):
         return batches
     wanted = qdq_nodes.activations(_plain(graph)) if target == "tensorrt" else None
@@ -139,9 +138,9 @@ def to_qdq(
     were. Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
     graph = fit_graphs.checked(graph)
-    _check_choice("target", target, TARGETS)
-    _check_choice("method", method, calibration.METHODS)
-    _check_choice("residual", residual, RESIDUAL)
+    one_of(TARGETS, target=target)
+    one_of(calibration.METHODS, method=method)
+    one_of(RESIDUAL, residual=residual)
     out = Path(path) if path else export.fresh_folder() / f"{graph.path.stem}.{target}.int8.onnx"
     if out.resolve() == graph.path.resolve():
         raise BadInput(f"path={out.name!r} is the graph being quantized; give the new one a name of its own")
@@ -156,8 +155,8 @@ def to_qdq(
         )
     format = "int8" if target == "tensorrt" else "uint8"
     _check_complete(model, known, target)
-    there = {name for node in model.graph.node for name in node.output} | set(graph.inputs)  # weights have no range
-    histograms = {name: h for name, h in known.histograms.items() if name in there}
+    tensors = {name for node in model.graph.node for name in node.output} | set(graph.inputs)  # weights have no range
+    histograms = {name: h for name, h in known.histograms.items() if name in tensors}
     ranges = {name: h.range(method, percentile=percentile, format=format) for name, h in histograms.items()}
     qdq_nodes.clip_early(model, ranges)
     qdq_nodes.plain_biases(model)
@@ -165,11 +164,11 @@ def to_qdq(
     kept |= kept_wide.masked(model, histograms, known.masked) | qdq_nodes.stays_wide(model)
     if target == "onnxruntime":
         kept |= kept_wide.lookups(model) | kept_wide.untaken(model)
-    made = _quantized(model, ranges, target, kept, per_channel, reduce_range)
+    result = _quantized(model, ranges, target, kept, per_channel, reduce_range)
     if target == "tensorrt":
-        qdq_nodes.only_layers_read_codes(made)
-        qdq_nodes.quantize_shortcuts(made, qdq_nodes.shortcuts(model, kept, residual), ranges)
-    placed = _placement(made)
+        qdq_nodes.only_layers_read_codes(result)
+        qdq_nodes.quantize_shortcuts(result, qdq_nodes.shortcuts(model, kept, residual), ranges)
+    placed = _placement(result)
     if not placed.nodes or not placed.quantized:
         wide = [name for name in placed.wide if name in kept]
         why = f", because {', '.join(wide[:3])} must stay wide (exclude, or a mask)" if wide else ""
@@ -177,7 +176,7 @@ def to_qdq(
             f"{graph.path.name}: ONNX Runtime placed {placed.nodes} Q/DQ nodes and quantized no layer{why}; look at "
             "exclude and at placement(graph)"
         )
-    return export.save(made, out)
+    return export.save(result, out)
 
 
 def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel: bool, reduce_range: bool):
@@ -209,7 +208,7 @@ def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel:
     options["TensorQuantOverrides"] = {name: [pair] for name, pair in {**axes, **overrides}.items()}
     pairs = {name: (pair["rmin"], pair["rmax"]) for name, pair in overrides.items()}
     passed = _without_handed_out(model)
-    with _quiet():
+    with quietly():  # it advises a pre-processing that export has done
         quantizer = QDQQuantizer(
             surgery.renamed(model, numbers.__getitem__),
             per_channel,
@@ -225,10 +224,10 @@ def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel:
         quantizer.quantize_model()
         quantizer.model.topological_sort()
     surgery.renamed(model, back)
-    made = surgery.renamed(quantizer.model.model, back)
-    made.graph.output.extend(passed)
+    result = surgery.renamed(quantizer.model.model, back)
+    result.graph.output.extend(passed)
     # Its own sorting overlooks what branches read.
-    return surgery.sort_nodes(made) if any(map(onnx_graph.bodies, made.graph.node)) else made
+    return surgery.sort_nodes(result) if any(map(onnx_graph.bodies, result.graph.node)) else result
 
 
 def _without_handed_out(model) -> list:
@@ -264,13 +263,13 @@ def _override(pair: tuple[float, float], symmetric: bool) -> dict:
 # --- what is refused ------------------------------------------------------------------------------------------
 
 
-def _check_complete(model, known: Calibration, target: str) -> None:
+def _check_complete(model, calibration: Calibration, target: str) -> None:
     """Refuse a calibration made for TensorRT, which watched fewer tensors than ONNX Runtime quantizes."""
     if target == "tensorrt":
         return
     kinds = {name: value.type.tensor_type.elem_type for name, value in surgery.values_of(model).items()}
     wanted = [name for node in model.graph.node for name in node.output if kinds.get(name) == 1]
-    missing = [name for name in wanted if name not in known.histograms and name not in known.masked]
+    missing = [name for name in wanted if name not in calibration.histograms and name not in calibration.masked]
     if missing:
         raise BadInput(
             f"the calibration did not watch {missing[0]!r} (and {len(missing) - 1} more), which target={target!r} "
@@ -296,24 +295,3 @@ def _kept_wide(model, exclude: Iterable[str], also: Iterable[str] = ()) -> set[s
             "exclude names every layer that could be quantized; leave at least one, or use the FP32 graph as it is"
         )
     return exclude & set(ops)
-
-
-def _loaded(graph) -> export.OnnxGraph:
-    return graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
-
-
-def _check_choice(option: str, value, choices: tuple) -> None:
-    if value not in choices:
-        raise BadInput(f"{option}={value!r} is not one; choose one of {list(choices)}")
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without the root logger's advice to run a pre-processing that export has done."""
-    root = logging.getLogger()
-    was = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(was)

@@ -36,7 +36,10 @@ class Measured(_Metric):
     """A metric measured in this run, on this machine."""
 
     def __repr__(self) -> str:
-        return f"measured here on {self.machine}, {self.runtime}: {_quantity(self)}"
+        return f"{self.title}, {self}"
+
+    def __str__(self) -> str:
+        return f"measured here on {self.machine}, {self.runtime}: {_bare(self)}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,7 +54,7 @@ class Recorded(_Metric):
         return f"recorded on {self.machine}, {self.runtime}, {self.date}"
 
     def __repr__(self) -> str:
-        return f"{self.label}: {_quantity(self)}"
+        return f"{self.title}, {self.label}: {_bare(self)}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -129,7 +132,7 @@ def as_text(parts: list[tuple[str, list[Recorded]]]) -> str:
     return "\n".join(lines)
 
 
-def _bare(metric: Recorded) -> str:
+def _bare(metric: _Metric) -> str:
     """The value as a table shows it: a fraction needs no unit."""
     return _quantity(metric).replace(" fraction", "", 1)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from labsupport import export
-from labsupport.errors import BadInput, LabError, at_least
+from labsupport.errors import BadInput, LabError, at_least, first_line, one_of
 from labsupport.export import onnx_graph, surgery
 from labsupport.runtimes.protocol import Base, TensorSpec
 
@@ -33,10 +33,9 @@ class OnnxRuntime(Base):
     def __init__(self, graph, *, threads: int = 1, optimization: str = "all", name: str | None = None):
         import onnxruntime as ort
 
-        if optimization not in LEVELS:
-            raise BadInput(f"optimization={optimization!r} is not a level; choose one of {list(LEVELS)}")
+        one_of(LEVELS, optimization=optimization)
         at_least(threads=threads)
-        self.graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+        self.graph = export.load(graph)
         if (
             self.graph.opset >= 19
             and self.graph.ops["QuantizeLinear"]
@@ -83,7 +82,7 @@ class OnnxRuntime(Base):
         try:
             outputs = self.session.run(None, arrays)
         except Exception as error:
-            text = str(error).strip().splitlines()[0][:300]
+            text = first_line(error)
             fix = "lower the batch" if "alloc" in text.lower() else "compare the feed with run.inputs"
             raise LabError(f"{self.name}: ONNX Runtime could not run {self.graph.path.name}: {text}; {fix}") from error
         outputs = [np.array(y) if isinstance(y, np.ndarray) and y.nbytes <= SMALL_BYTES else y for y in outputs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -217,6 +218,13 @@ def test_an_error_on_purpose_is_one_line(here, monkeypatch, capsys):
     assert capsys.readouterr().err == "labsupport: '99' is not a lab; choose from: 00_start_here\n"
 
 
+@pytest.mark.parametrize("words", [["examine", "x" * 300], ["test", "x" * 300 + ".py"]])
+def test_a_name_that_no_file_can_have_is_one_line(here, capsys, words):
+    assert cli.main(words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("labsupport: ") and "too long" in said and said.count("\n") == 1 and len(said) < 400
+
+
 def test_ctrl_c_is_one_line(here, monkeypatch, capsys):
     def interrupted(labs, **options):
         raise KeyboardInterrupt
@@ -414,3 +422,22 @@ def test_ctrl_c_and_signals_end_in_the_exit_code_of_the_shell():
             return code
 
     assert [cli.wait(Child(*codes)) for codes in ((0,), (1,), (None, 2), (None, 0), (-15,))] == [0, 1, 130, 0, 143]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking it")
+def test_a_server_ends_with_the_command_that_started_it():
+    program = (
+        "import subprocess, sys\n"
+        "from labsupport.command_line import cli\n"
+        "class Told(subprocess.Popen):\n"
+        "    def wait(self):\n"
+        "        print(self.pid, flush=True)\n"
+        "        return super().wait()\n"
+        "sys.exit(cli.wait(Told([sys.executable, '-c', 'import time; time.sleep(60)'])))\n"
+    )
+    command = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    child = int(command.stdout.readline())
+    command.terminate()
+    assert command.wait(20) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)

@@ -281,8 +281,23 @@ def test_describe_closes_with_the_lane(here):
     assert repr(table).splitlines()[-1].split("  ")[-1].strip() == environment.lane()
     assert "compute capability 9.0" in repr(table) and "580.159, CUDA 13.0" in repr(table)
     assert table._repr_html_().count("<tr>") == len(table.rows)
+    assert "<style>" not in table._repr_html_()  # stored outputs have none
     here(Machine(gpu="<b>", problem="it & others"))
     assert "&lt;b&gt;" in environment.describe()._repr_html_()
+
+
+def test_jupyterlab_is_told_to_wrap_between_words(here, monkeypatch):
+    here(on_gpu())
+    monkeypatch.setattr("labsupport.environment.description.headless", lambda: False)
+    assert environment.describe()._repr_html_().startswith("<style>.jp-OutputArea-output pre {word-break: normal;")
+
+
+def test_a_cell_shows_a_reason_without_quotation_marks(here):
+    here(NO_GPU)
+    reason = environment.why_not("gpu")
+    assert repr(reason) == reason == str(reason) and reason.startswith("no GPU can be used here: ")
+    here(on_gpu())
+    assert environment.why_not("gpu") == ""
 
 
 def test_the_real_machine_is_probed_once():

@@ -159,6 +159,13 @@ def test_a_folder_that_cannot_be_made_is_said(root):
     assert folder == "notebooks" and said.endswith("The shipped notebooks are opened; save yours under other names")
 
 
+def test_copies_that_became_read_only_are_opened_and_the_learner_is_told(root, monkeypatch):
+    assert own_copies.folder_to_open(root=root) == ("work", "your own copies of 2 labs: in work/")
+    monkeypatch.setattr(own_copies.os, "access", lambda path, mode: False)
+    folder, said = own_copies.folder_to_open(root=root)
+    assert folder == "work" and said == "work/ cannot be written now, so nothing that you change there can be saved"
+
+
 def test_two_at_once_make_one_copy(root, monkeypatch):
     link = os.link
 

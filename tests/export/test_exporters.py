@@ -73,11 +73,12 @@ def test_export_leaves_the_module_as_it_was(images):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"exporter": "fast"}, "'fast' is not an exporter; choose one of"),
-        ({"target": "9"}, "'9' is not a known parser"),
+        ({"exporter": "fast"}, "'fast' is not known; choose one of"),
+        ({"target": "9"}, "'9' is not known"),
         ({"target": "8.6", "exporter": "dynamo"}, "reads opset 17 and below.*use exporter='torchscript'"),
         ({"target": "8.6", "opset": 18}, "opset 18 was asked for, but 8.6 reads 17"),
-        ({"opset": "seventeen"}, "whole number from 9 to 25"),
+        ({"opset": "seventeen"}, "opset='seventeen'; wanted a whole number, or None"),
+        ({"opset": 8}, "whole number from 9 to 25"),
         ({"dynamic": {"pictures": {0: "n"}}}, r"dynamic names \['pictures'\], but the network has"),
     ],
 )

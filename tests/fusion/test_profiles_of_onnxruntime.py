@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from onnx_files import value
 from plan_samples import onnx_file
 
 from labsupport import benchmarking, export, fusion, runtimes
@@ -14,10 +15,6 @@ from labsupport.errors import BadInput, LabError
 from labsupport.fusion import layer_times
 
 draw = np.random.default_rng(3)
-
-
-def value(name, shape, kind=TensorProto.FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
 
 
 @pytest.fixture(scope="module")

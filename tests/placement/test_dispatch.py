@@ -254,7 +254,13 @@ def test_a_worker_that_dies_while_it_is_timed_is_named():
         except StopIteration:
             raise EOFError from None
 
-    member = pool._Member("a", None, SimpleNamespace(poll=lambda seconds: True, recv=recv, send=lambda message: None))
+    member = pool._Member(
+        "a",
+        None,
+        SimpleNamespace(
+            poll=lambda seconds: True, recv=recv, send=lambda message: None, send_bytes=lambda packed: None
+        ),
+    )
     with pytest.raises(LabError, match="worker 'a' could not start: its process ended before it answered"):
         object.__new__(pool.Pool)._greet(member, None)
 

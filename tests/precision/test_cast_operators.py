@@ -5,12 +5,14 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_files
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto as T
-from onnx import helper, numpy_helper
+from onnx import helper
+from onnx_files import value
 
-from labsupport import build, environment, export, precision
+from labsupport import build, environment, precision
 from labsupport.errors import BadInput
 from labsupport.precision import layerwise
 
@@ -21,20 +23,9 @@ def node(op, reads, writes, name, **attributes):
     return helper.make_node(op, reads, writes, name, **attributes)
 
 
-def value(name, shape, kind=T.FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
 def saved(folder, nodes, weights=(), *, opset=17, shape=(2, 4), outputs=None, kind=T.FLOAT):
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [value("x", [2, 4], kind)],
-        outputs or [value("y", list(shape), kind)],
-        [numpy_helper.from_array(np.asarray(w), name) for name, w in dict(weights).items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    return export.save(model, folder / "net.onnx")
+    outputs = outputs or [value("y", list(shape), kind)]
+    return onnx_files.saved(folder, nodes, [value("x", [2, 4], kind)], outputs, dict(weights), opset=opset)
 
 
 def plain(graph, x=X):

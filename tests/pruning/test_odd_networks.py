@@ -10,7 +10,7 @@ from torch import nn
 from labsupport import data, pruning
 from labsupport.data.datasets import Split
 from labsupport.errors import BadInput
-from labsupport.pruning.channels import take_gradients
+from labsupport.pruning.channels import _take_gradients
 
 X = torch.randn(2, 3, 10, 10, generator=torch.Generator().manual_seed(3))
 
@@ -116,7 +116,7 @@ def test_importance_by_gradients_reads_the_norms_as_they_are_at_inference():
     rng = np.random.default_rng(0)
     split = Split(rng.integers(0, 256, (6, 8, 8, 3)).astype(np.uint8), rng.integers(0, 4, 6), tuple("abcd"))
     before = net[1].running_mean.clone()
-    take_gradients(net.train(), split)
+    _take_gradients(net.train(), split)
     assert torch.equal(net[1].running_mean, before)
     with torch.enable_grad():
         net.eval()

@@ -140,7 +140,7 @@ def test_a_constant_batch_among_others_is_no_fault(graph, images):
     [
         (
             lambda g, x: quantization.histogram([1.0, 2.0]).threshold("median"),
-            "'median' is not a calibration method; choose one of",
+            "'median' is not known; choose one of",
         ),
         (
             lambda g, x: quantization.histogram([1.0, 2.0]).threshold("percentile", percentile=0.9999),
@@ -148,7 +148,7 @@ def test_a_constant_batch_among_others_is_no_fault(graph, images):
         ),
         (
             lambda g, x: quantization.histogram([1.0, 2.0]).threshold("percentile", percentile=None),
-            "percentile=None; give the share",
+            "percentile=None; wanted a number such as",
         ),
         (
             lambda g, x: quantization.draw_thresholds(quantization.histogram([1.0, 2.0]), methods=()),
@@ -173,6 +173,8 @@ def test_the_picture_says_in_words_where_each_method_clips():
     assert drawing.text.startswith("A tail: histogram of tail, clipped by max at ") and "percentile at " in drawing.text
     assert f"max at {histogram.threshold('max'):.3g}, 0.0" in drawing.text and drawing._repr_png_()[:4] == b"\x89PNG"
     assert len(drawing._repr_png_()) < 60_000
+    axes = drawing.figure.axes[0]
+    assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1  # beside the bars, not over them
     for nothing in (values, quantization.Histogram(np.zeros(4096, np.int64), 1.0, 0.0, 0.0)):
         with pytest.raises(BadInput, match="wants the histogram of a tensor that was seen"):
             quantization.draw_thresholds(nothing)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
-from quantization_graphs import saved
+from onnx_files import saved
 from torch import nn
 
 from labsupport import build, environment, export, quantization, runtimes

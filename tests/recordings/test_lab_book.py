@@ -19,11 +19,12 @@ from labsupport.errors import RecordingError
 
 def test_record_labels_a_plain_number(move, root):
     result = recordings.lab("01_measuring", root).record("resnet18_b32.top1_agreement", 0.998, "fraction", samples=512)
-    assert repr(result) == "measured here on NVIDIA H100 80GB HBM3, TensorRT 8.6.0: 0.998 fraction (n=512)"
+    said = "measured here on NVIDIA H100 80GB HBM3, TensorRT 8.6.0: 0.998 (n=512)"
+    assert str(result) == said and repr(result) == f"Same answer as PyTorch FP32 (ResNet-18, batch 32), {said}"
     assert float(result) == 0.998 and result.metric == "resnet18_b32.top1_agreement"
     move(LAPTOP)
     here = recordings.lab("01_measuring", root).record("resnet18_b32.ort_ms", 3.2, "ms")
-    assert repr(here) == "measured here on Test CPU, ONNX Runtime 1.23.0: 3.2 ms"
+    assert str(here) == "measured here on Test CPU, ONNX Runtime 1.23.0: 3.2 ms"
 
 
 def test_record_takes_unit_samples_and_spread_from_a_measurement(move, root):
@@ -104,7 +105,8 @@ def test_lab_names_are_checked():
 def test_replay_carries_its_label(root):
     recorded(root)
     one = recordings.lab("01_measuring", root).replay(RATIO)
-    assert repr(one) == ("recorded on NVIDIA H100 80GB HBM3, TensorRT 8.6.0, 2026-11-22: 2.31 × (n=30, spread 0.02)")
+    label = "recorded on NVIDIA H100 80GB HBM3, TensorRT 8.6.0, 2026-11-22"
+    assert repr(one) == str(one) == f"{one.title}, {label}: 2.31 × (n=30, spread 0.02)"
     assert float(one) == 2.3123 and one.command == COMMAND
 
 
