@@ -240,8 +240,11 @@ def at_batch(graph, batch: int, *, path=None) -> OnnxGraph:
     model = graph.model()
     free, fixed = fix_batch(model, batch)
     if not free and fixed and batch not in fixed:
+        others = [name for name, (shape, _) in graph.inputs.items() if any(not isinstance(d, int) for d in shape[1:])]
+        where = f" ({', '.join(others)} has another axis free; the batch is the first)" if others else ""
         raise BadInput(
-            f"{graph.path.name} has its batch fixed at {fixed[0]}; export it with dynamic=True, then choose {batch}"
+            f"{graph.path.name} has its batch fixed at {fixed[0]}{where}; export it with dynamic=True, then choose "
+            f"{batch}"
         )
     out = path or onnx_graph.fresh_folder() / f"{graph.path.stem}.b{batch}.onnx"
     return onnx_graph.save(model, onnx_graph.another_file(out, graph))

@@ -286,3 +286,13 @@ def test_nodes_are_sorted_behind_what_their_branches_read():
     inputs = [value("x", [3, 4]), value("yes", [], T.BOOL)]
     model = surgery.sort_nodes(model_of(nodes, inputs, [value("y", [3, 4])], {}))
     assert [each.name for each in model.graph.node] == ["first", "second", "if"]
+
+
+def test_a_batch_on_another_axis_is_not_taken_for_the_first(tmp_path):
+    nodes = [node("Transpose", ["x"], "t", perm=[1, 0, 2]), node("MatMul", ["t", "w"], "y")]
+    model = model_of(nodes, [value("x", [3, "batch", 4])], [value("y", ["batch", 3, 8])], {"w": W})
+    graph = export.save(model, tmp_path / "net.onnx")
+    with pytest.raises(BadInput, match=r"batch fixed at 3 \(x has another axis free; the batch is the first\); export"):
+        export.at_batch(graph, 5)
+    with pytest.raises(BadInput, match=r"has its batch fixed at 3; export it with dynamic=True, then choose 5"):
+        export.at_batch(product(tmp_path, shape=(3, 4)), 5)
