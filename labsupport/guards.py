@@ -88,6 +88,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "Iterable[int]": (_are_names, "a list of whole numbers"),
     "Sequence[int]": (_are_names, "a list of whole numbers"),
 }
+SURE = (_is_text, _is_size, _is_whole, _is_number, _is_choice, _is_device, _is_network)  # nothing else can be wrong
 LARGE = ("flops", "macs", "bytes", "bytes_together", "weight_bytes", "size_bytes")  # of a large network, beyond MOST
 BY_NAME = {  # in place of what the type alone says
     **{(name, "int"): (_is_whole, "a whole number") for name in LARGE},
@@ -159,7 +160,7 @@ def guarded(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def guard(*args, **kwargs):
-        for place, name, check, wanted in checks:
+        for place, name, check, wanted, _ in checks:
             value = args[place] if place < len(args) else kwargs.get(name, guard)
             if value is not guard and not _fits(check, value) and not _is_inside(sys._getframe(1)):
                 raise BadInput(f"{_title(function)}: {name}={shown(value)}{_kind(value)}; wanted {wanted}")
@@ -198,8 +199,8 @@ def _is_inside(frame: types.FrameType | None) -> bool:
     return frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == PACKAGE
 
 
-def _checks(function: Callable) -> tuple[tuple[int, str, Callable, str], ...]:
-    """(place, name, check, what is wanted) of the parameters with a plain type; none where a tensor is computed."""
+def _checks(function: Callable) -> tuple[tuple[int, str, Callable, str, bool], ...]:
+    """(place, name, check, what is wanted, whether that is all there is to check); none where a tensor is computed."""
     import inspect
 
     parameters = list(inspect.signature(function).parameters.values())
@@ -212,12 +213,13 @@ def _checks(function: Callable) -> tuple[tuple[int, str, Callable, str], ...]:
         if kind in KINDS and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             chips_name = parameter.name == "device" and parameter.default is parameter.empty  # "V100 SXM2", say
             check, wanted = KINDS[kind] if chips_name else BY_NAME.get((parameter.name, kind), KINDS[kind])
+            sure = check in SURE
             if type(parameter.default) in (int, float, str) and (parameter.name, kind) not in BY_NAME:
                 wanted = f"{wanted} such as {parameter.default!r}"
             if parameter.default is None or str(parameter.annotation).endswith(" | None"):
                 check, wanted = functools.partial(_fits_or_none, check), f"{wanted}, or None"
             place = place if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else sys.maxsize
-            checks.append((place, parameter.name, check, wanted))
+            checks.append((place, parameter.name, check, wanted, sure))
     return tuple(checks)
 
 
@@ -255,7 +257,7 @@ def _typed(error: Exception, function: Callable, args: tuple, kwargs: dict) -> L
     names = [name for name in inspect.signature(function).parameters if name != "self"]
     args = args[1:] if "self" in inspect.signature(function).parameters else args
     came = ", ".join([*map(shown, args), *(f"{name}={shown(value)}" for name, value in kwargs.items())])
-    if _is_fault(error, names, args, kwargs, {name for _, name, _, _ in _checks(function)}):
+    if _is_fault(error, names, args, kwargs, {name for _, name, _, _, sure in _checks(function) if sure}):
         return LabError(
             f"{title}({came}): unexpected {type(error).__name__} inside {PACKAGE} ({_where(error)}: {said}), though "
             "what it was given is of the right kinds; please report it"

@@ -54,7 +54,7 @@ def check_live(folder: Path, root: Path | None = None, *, speeds: bool = True) -
 
 def load(root: Path) -> dict:
     """{class or pattern: {metric or lab/metric: [low, high]}}; RecordingError where a band is not two numbers."""
-    bands = provenance.read_json(root / "bands.json")
+    bands = provenance.read_json(Path(root) / "bands.json")
     for machine_class, entries in bands.items() if isinstance(bands, dict) else [("bands.json", None)]:
         if not isinstance(entries, dict):
             raise RecordingError(f"bands.json: {machine_class!r} holds no mapping; expected {{metric: [low, high]}}")

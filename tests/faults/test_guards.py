@@ -40,6 +40,17 @@ def test_a_fault_of_ours_asks_for_a_report():
     assert not isinstance(error.value, BadInput) and isinstance(error.value.__cause__, IndexError)
 
 
+def first(names: Iterable[str]) -> int:  # noqa: F821
+    """How long the first name is."""
+    return len(list(names)[0])
+
+
+def test_what_is_wrong_inside_a_list_is_no_fault_of_ours():
+    with pytest.raises(BadInput, match=r"\(\[None\]\) cannot work \(TypeError") as error:
+        guards.guarded(first)([None])
+    assert "report" not in str(error.value) and guards.guarded(first)(["ab"]) == 2
+
+
 class Faulty:
     def name(self):
         return {}["a slip of the learner's"]
