@@ -54,7 +54,7 @@ class Recorded(_Metric):
         return f"recorded on {self.machine}, {self.runtime}, {self.date}"
 
     def __repr__(self) -> str:
-        return f"{self.label}: {_quantity(self)}"
+        return f"{self.title}, {self.label}: {_bare(self)}"
 
 
 @dataclass(frozen=True, repr=False)

@@ -121,3 +121,36 @@ def test_an_accuracy_that_cannot_tell_says_so(capsys):
     same, apart = ([{"accuracy": 0.9}, {"accuracy": second}] for second in (0.9, 0.88))
     assert "cannot tell" in said(capsys, "05", "rights =", rows=same)
     assert "at most 0.020" in said(capsys, "05", "rights =", rows=apart)
+
+
+@pytest.mark.parametrize(
+    "rates, words",
+    [
+        ((60.0,), "one cut is the choice for both"),
+        ((60.0, 90.0), "is right: 1.50 times as many answers"),
+        ((60.0, 45.0), "chose wrongly for this stream: its cut gives 0.75 times"),
+        ((60.0, 62.0), "either will do"),
+    ],
+)
+def test_which_cut_a_stream_wants(capsys, rates, words):
+    flows = {f"cut {place}": SimpleNamespace(items_per_s=rate) for place, rate in enumerate(rates)}
+    choices = {"latency": "cut 0", "interval": f"cut {len(rates) - 1}"}
+    assert words in said(capsys, "09c", 'gain = flows[choices["interval"]]', flows=flows, choices=choices)
+
+
+@pytest.mark.parametrize(
+    "gains, products, words",
+    [
+        ((0.7, 1.2, 1.1), (250, 0, 0), ("steps that pay:\n  encoder 1\n  encoder 2\n", "no step with", "lose against")),
+        ((1.2, 1.2, 1.3), (250, 0, 0), ("  encoder 0\n", "INT8 pays although FP32 products are left")),
+        ((0.7, 0.8, 0.9), (250, 0, 0), ("steps that pay:\n  none\n",)),
+    ],
+)
+def test_which_steps_to_int8_pay(capsys, gains, products, words):
+    rows = [
+        {"recorded": f"encoder {place}", "times as fast": gain, "FP32 products, µs": us}
+        for place, (gain, us) in enumerate(zip(gains, products))
+    ]
+    rows.append({"recorded": "ResNet-18", "times as fast": 9.0, "FP32 products, µs": "–"})
+    text = said(capsys, "06", "steps = [row", rows=sorted(rows, key=lambda row: row["recorded"]))
+    assert all(word in text for word in words) and "ResNet" not in text, text

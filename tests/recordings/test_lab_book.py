@@ -105,7 +105,8 @@ def test_lab_names_are_checked():
 def test_replay_carries_its_label(root):
     recorded(root)
     one = recordings.lab("01_measuring", root).replay(RATIO)
-    assert repr(one) == ("recorded on NVIDIA H100 80GB HBM3, TensorRT 8.6.0, 2026-11-22: 2.31 × (n=30, spread 0.02)")
+    label = "recorded on NVIDIA H100 80GB HBM3, TensorRT 8.6.0, 2026-11-22"
+    assert repr(one) == str(one) == f"{one.title}, {label}: 2.31 × (n=30, spread 0.02)"
     assert float(one) == 2.3123 and one.command == COMMAND
 
 
