@@ -53,9 +53,22 @@ def at_least(least: int = 1, most: int | None = None, /, **values) -> None:
             raise BadInput(f"{name}={value!r}; wanted a whole number {bounds}")
 
 
+def one_of(choices, /, **values) -> None:
+    """Refuse with BadInput what is none of the choices, by its name, and list them."""
+    for name, value in values.items():
+        if value not in choices:
+            raise BadInput(f"{name}={value!r} is not known; choose one of {list(choices)}")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
 def warn(message: str) -> None:
     """Warn at the line that called this package, however many of our own frames lie between."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in (__package__, "contextlib"):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)

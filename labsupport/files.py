@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -19,10 +20,9 @@ from pathlib import Path
 
 SEAL = "sha256"  # the key of the checksum in JSON of ours
 SCRATCH = "labsupport-"
-# What a killed process leaves: scratch folders, half files beside their place, probes.
-LEFT = re.compile(rf"{SCRATCH}.*|\.export-.*|\.fetching-.*|\..+\.part|\.probe-\d+")
-OLD_S = 24 * 3600.0  # nothing of ours takes a day; a file of a process that is known to be gone may be younger
-GONE_S = 600.0
+# What a killed process leaves: scratch folders, half files beside their place, probes; each with its process's number.
+LEFT = re.compile(rf"(?:{SCRATCH}|\.(?:export|fetching)-|\..+\.)(\d+)-[a-z0-9_]{{8}}(?:\.part)?|\.probe-(\d+)")
+GONE_S = 600.0  # so young ones stay: on a shared disk the process may run on another machine
 
 
 def replace(path: Path, data: bytes, *, mode: int | None = None) -> None:
@@ -65,26 +65,19 @@ def written_beside(path: Path, data: bytes, *, mode: int | None = None) -> Itera
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, patience_s: float = -1) -> Iterator[bool]:
-    """One process at a time is in this block for one path; whether it is ours, after ``patience_s`` (-1: for ever).
+def locked(path: Path, *, patience_s: float = 60) -> Iterator[None]:
+    """One process at a time is in this block for one path.
 
-    The lock is the system's: it ends with the process that holds it, however that ends. Raises OSError.
+    The lock is the system's: it ends with the process that holds it, however that ends. Raises OSError, as TimeoutError
+    where another process has held it for ``patience_s``, such as one that is stopped; -1 waits for ever.
     """
     try:
         import filelock
     except ImportError:  # an environment that is still being made: better an update lost than a command that fails
-        yield False
+        yield
         return
-    lock = filelock.FileLock(f"{path}.lock")
-    try:
-        lock.acquire(timeout=patience_s)
-    except filelock.Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+    with filelock.FileLock(f"{path}.lock").acquire(timeout=patience_s, poll_interval=0.02):
+        yield
 
 
 def sealed(content: Mapping) -> dict:
@@ -94,11 +87,15 @@ def sealed(content: Mapping) -> dict:
 
 def whole(content) -> bool:
     """Whether content is as it was `sealed`; content that was written before there were seals counts as whole."""
-    return SEAL not in content or content[SEAL] == _checksum(content)
+    try:
+        return SEAL not in content or content[SEAL] == _checksum(content)
+    except RecursionError:  # nested deeper than anything of ours
+        return False
 
 
 def _checksum(content: Mapping) -> str:
     body = {key: value for key, value in content.items() if key != SEAL}
+    body = json.loads(json.dumps(body))  # as it will be read: keys that are numbers become text, in another order
     return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
@@ -119,14 +116,15 @@ def scratch_folder(*, inside: Path | None = None, prefix: str = SCRATCH) -> Path
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove what killed processes left in a folder: ours by name, this user's, and old. Says what went.
+    """Remove what killed processes left in a folder: ours by name, this user's, ten minutes old. Says what went.
 
-    A day old is old; ten minutes, where the name holds the number of a process that is gone.
+    The name must be one that `scratch_folder` or `written_beside` made, and its process gone: a folder of a kernel that
+    somebody keeps open for days stays, and so does whatever else is called so.
     """
     gone = []
     with contextlib.suppress(OSError):
         for path in list(os.scandir(folder)):
-            if LEFT.fullmatch(path.name) and _is_left(path):
+            if (name := LEFT.fullmatch(path.name)) and _is_left(path, int(name.group(1) or name.group(2))):
                 remove = shutil.rmtree if path.is_dir(follow_symlinks=False) else os.unlink
                 with contextlib.suppress(OSError):
                     remove(path.path)
@@ -134,17 +132,22 @@ def sweep(folder: Path) -> list[Path]:
     return gone
 
 
-def _is_left(path: os.DirEntry) -> bool:
+def _is_left(path: os.DirEntry, process: int) -> bool:
     facts = path.stat(follow_symlinks=False)
     if hasattr(os, "geteuid") and facts.st_uid != os.geteuid():
         return False
-    number = re.search(r"[.-](\d+)-\w+(?:\.part)?$", path.name)
-    return time.time() - facts.st_mtime > (GONE_S if number and not _is_running(int(number.group(1))) else OLD_S)
+    if stat.S_ISDIR(facts.st_mode) and hasattr(os, "geteuid") and facts.st_mode & 0o077:  # mkdtemp's are private
+        return False
+    return time.time() - facts.st_mtime > GONE_S and not _is_running(process)
 
 
 def _is_running(process: int) -> bool:
-    if not hasattr(os, "geteuid"):  # on Windows, asking would end it
-        return True
+    if not hasattr(os, "geteuid"):  # on Windows, asking by a signal would end it
+        try:
+            import psutil  # which ipykernel brings
+        except ImportError:
+            return True
+        return psutil.pid_exists(process)
     try:
         os.kill(process, 0)
     except OverflowError:

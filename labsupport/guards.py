@@ -1,11 +1,12 @@
 """The argument checks of all rooms, in one place: whatever a public function is given, a typed error answers it.
 
 Every module of this package is loaded by `_Loader` (see `install`), which puts a guard around each public function and
-constructor. What is annotated with a plain type is checked; where the function has words of its own for what is wrong,
-those are shown. An error that falls from the depths (an AttributeError of somebody's None) becomes a BadInput that
-names the call, what came and what is wanted, with the former as its cause; where every argument was of its kind, it is
-a LabError that asks for a report, because then the fault is ours. Calls from room to room see every error as it is, and
-so does whoever hands over code of his own (a function, a network, a runtime): what that raises is his.
+constructor. What is annotated with a plain type is checked before the function runs, so a call that is refused has
+changed nothing; of a value of the right kind the function says itself what is wrong. An error that falls from the
+depths (an AttributeError of somebody's None) becomes a BadInput that names the call, what came and what is wanted, with
+the former as its cause; where every argument was of its kind, it is a LabError that asks for a report, because then the
+fault is ours. Calls from room to room see every error as it is, and so does whoever hands over code of his own (a
+function, a network, a runtime): what that raises is his.
 """
 
 from __future__ import annotations
@@ -43,16 +44,14 @@ def _is_whole(value) -> bool:
 
 
 def _is_number(value) -> bool:
-    """Every number but NaN; of any library, as an array without axes is one, too."""
+    """Every number but NaN and the truth values; of any library, as an array without axes is one, too."""
+    if _is_choice(value) or getattr(getattr(value, "dtype", None), "kind", "f") not in "fiu":
+        return False
     return (_is_whole(value) or isinstance(value, numbers.Real) or getattr(value, "ndim", None) == 0) and value == value
 
 
 def _is_size(value) -> bool:
     return _is_whole(value) and abs(value) <= MOST
-
-
-def _is_absurd(value) -> bool:
-    return _is_whole(value) and abs(value) > MOST
 
 
 def _is_device(value) -> bool:
@@ -73,7 +72,7 @@ def _is_network(value) -> bool:
 
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "str": (_is_text, "text"),
-    "int": (_is_size, f"a whole number of at most {MOST:,}"),
+    "int": (_is_size, "a whole number"),
     "float": (_is_number, "a number"),
     "bool": (_is_choice, "True or False"),
     "Path": (_is_path, "a path"),
@@ -117,14 +116,31 @@ class _Finder:
 
 class _Loader(SourceFileLoader):
     def exec_module(self, module: types.ModuleType) -> None:
-        super().exec_module(module)
-        for name, value in list(vars(module).items()):
-            if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
-                continue
-            if isinstance(value, types.FunctionType):
-                setattr(module, name, guarded(value))
+        exec(self.get_code(module.__name__), vars(module), _Names(vars(module)))  # type: ignore[arg-type, call-overload]
+
+
+class _Names:
+    """A module's names while its code runs: what gets a public one is guarded at once.
+
+    A table of functions further down then holds the guards, as the module does, and can be pickled by their names.
+    """
+
+    def __init__(self, names: dict[str, Any]):
+        self.names = names
+
+    def __getitem__(self, name: str) -> Any:
+        return self.names[name]
+
+    def __delitem__(self, name: str) -> None:
+        del self.names[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and getattr(value, "__module__", None) == self.names["__name__"]:
+            if isinstance(value, types.FunctionType) and value.__code__.co_filename != __file__:  # or it has one
+                value = guarded(value)
             elif isinstance(value, type) and not issubclass(value, BaseException):
                 _guard_class(value)
+        self.names[name] = value
 
 
 def _guard_class(cls: type) -> None:
@@ -143,27 +159,27 @@ def guarded(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def guard(*args, **kwargs):
-        wrong = ""
         for place, name, check, wanted in checks:
             value = args[place] if place < len(args) else kwargs.get(name, guard)
             if value is not guard and not _fits(check, value) and not _is_inside(sys._getframe(1)):
-                kind = type(value).__name__
-                wrong = f"{_title(function)}: {name}={shown(value)} is of the kind {kind}; wanted is {wanted}"
-                if _fits(_is_absurd, value):  # or it would be worked on for hours
-                    raise BadInput(wrong)
+                raise BadInput(f"{_title(function)}: {name}={shown(value)}{_kind(value)}; wanted {wanted}")
         try:
-            made = function(*args, **kwargs)
+            return function(*args, **kwargs)
         except LabError:  # the function's own words say more
             raise
         except Exception as error:
             if _is_ours(error, args, kwargs):
                 raise
-            raise (BadInput(wrong) if wrong else _typed(error, function, args, kwargs)) from error
-        if wrong:
-            raise BadInput(wrong)
-        return made
+            raise _typed(error, function, args, kwargs) from error
 
     return guard
+
+
+def _kind(value) -> str:
+    """The kind of a value whose text does not show it; a word on a number that nobody can mean."""
+    if type(value).__module__ != "builtins" and not isinstance(value, type):
+        return f" is of the kind {type(value).__name__}"
+    return f" is beyond {MOST:,}" if isinstance(value, int) and abs(value) > MOST else ""
 
 
 def _fits(check: Callable, value) -> bool:
@@ -183,11 +199,12 @@ def _is_inside(frame: types.FrameType | None) -> bool:
 
 
 def _checks(function: Callable) -> tuple[tuple[int, str, Callable, str], ...]:
-    """(place, name, check, what is wanted) of the parameters with a plain type; none where tensors are computed."""
+    """(place, name, check, what is wanted) of the parameters with a plain type; none where a tensor is computed."""
     import inspect
 
     parameters = list(inspect.signature(function).parameters.values())
-    if any(str(parameter.annotation).startswith("Tensor") for parameter in parameters):
+    own = [parameter for parameter in parameters if parameter.name != "self"]
+    if own and str(own[0].annotation).startswith("Tensor"):
         return ()
     checks = []
     for place, parameter in enumerate(parameters):
@@ -195,6 +212,8 @@ def _checks(function: Callable) -> tuple[tuple[int, str, Callable, str], ...]:
         if kind in KINDS and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             chips_name = parameter.name == "device" and parameter.default is parameter.empty  # "V100 SXM2", say
             check, wanted = KINDS[kind] if chips_name else BY_NAME.get((parameter.name, kind), KINDS[kind])
+            if type(parameter.default) in (int, float, str) and (parameter.name, kind) not in BY_NAME:
+                wanted = f"{wanted} such as {parameter.default!r}"
             if parameter.default is None or str(parameter.annotation).endswith(" | None"):
                 check, wanted = functools.partial(_fits_or_none, check), f"{wanted}, or None"
             place = place if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else sys.maxsize
@@ -288,6 +307,8 @@ def _title(function: Callable) -> str:
 def shown(value) -> str:
     """A value in a message: short, and whatever it does when asked."""
     try:
+        if isinstance(value, type):
+            return f"the class {value.__name__}"
         shape = getattr(value, "shape", None)
         text = " ".join(repr(value)[: 4 * LONGEST].split()) if shape is None else f"an array {tuple(shape)}"
     except Exception:

@@ -8,6 +8,7 @@ import contextlib
 import io
 import logging
 import os
+import sys
 import warnings
 
 
@@ -34,6 +35,8 @@ def natively(*descriptors: int):
 
     1 is the standard output, 2 the standard error; both lead where they led before afterward.
     """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
     kept, nowhere = [os.dup(number) for number in descriptors], os.open(os.devnull, os.O_WRONLY)
     try:
         for number in descriptors:

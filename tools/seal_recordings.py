@@ -19,10 +19,16 @@ def seal(root: Path = provenance.ROOT) -> list[Path]:
     """Write the checksum where it is missing or another; the files that were changed."""
     changed = []
     for path in sorted(root.glob("*/*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if files.SEAL not in content or not files.whole(content):
-            changed.append(provenance.write_json(path, {k: v for k, v in content.items() if k != files.SEAL}))
+        if _lacks_its_checksum(path):
+            with provenance.locked(path):  # a recording run may be storing into it
+                content = json.loads(path.read_text(encoding="utf-8"))
+                changed.append(provenance.write_json(path, {k: v for k, v in content.items() if k != files.SEAL}))
     return changed
+
+
+def _lacks_its_checksum(path: Path) -> bool:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return files.SEAL not in content or not files.whole(content)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 
 NOISY_SPREAD = 0.10  # IQR over median; torch.utils.benchmark begins to warn at the same 10 %
 FEWEST_FOR_SPREAD = 4  # with fewer samples the quartiles are the samples themselves
@@ -57,7 +57,7 @@ class Latency:
     machine: str
 
     def __post_init__(self) -> None:
-        one_of("clock", self.clock, CLOCKS)
+        one_of(CLOCKS, clock=self.clock)
         samples = tuple(float(sample) for sample in self.samples_ms)
         if not samples or not all(math.isfinite(sample) and sample >= 0 for sample in samples):
             raise BadInput(f"a latency needs finite samples of 0 ms or more, got {samples[:5]}; measure with runs >= 1")
@@ -263,9 +263,3 @@ class Throughput:
 def _fewest_for(q: float) -> int:
     """Samples without which not one lies beyond the percentile; round() first, since 100 - 99.9 is 0.0999…"""
     return math.ceil(round(100 / (100 - q), 6))
-
-
-def one_of(name, value, choices) -> None:
-    """Refuse with BadInput a value that is none of the choices, and list them."""
-    if value not in choices:
-        raise BadInput(f"{name}={value!r} is not known; choose one of {list(choices)}")

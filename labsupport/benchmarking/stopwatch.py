@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from labsupport.benchmarking.joules import Energy, energy_counter
-from labsupport.benchmarking.measurements import CLOCKS, Latency, Ratio, Throughput, one_of
-from labsupport.errors import BadInput, NotAvailable, at_least
+from labsupport.benchmarking.measurements import CLOCKS, Latency, Ratio, Throughput
+from labsupport.errors import BadInput, NotAvailable, at_least, one_of
 
 
 def latency(run, feed, *, runs=100, warmup=10, warmup_ms=0, batch=None, name=None, now=time.perf_counter_ns) -> Latency:
@@ -28,7 +28,7 @@ def latency(run, feed, *, runs=100, warmup=10, warmup_ms=0, batch=None, name=Non
 
 
 def device_latency(
-    run, feed, *, runs=100, warmup=10, warmup_ms=0, enqueues=1, batch=None, event=None, now=time.perf_counter_ns
+    run, feed, *, runs=100, warmup=10, warmup_ms=0, enqueues=1, event=None, now=time.perf_counter_ns
 ) -> Latency:
     """Time on the GPU between two CUDA events round `run.enqueue()`; inputs already on the device, copies not timed.
 
@@ -38,12 +38,11 @@ def device_latency(
     """
     at_least(runs=runs)
     at_least(enqueues=enqueues)
-    batch = _batch_size(batch, feed)
     _needs_queue(run, "device_latency")
     run.bind(feed)
     _warm_up(run, feed, warmup, warmup_ms, now, call=lambda _: run.enqueue())
     samples = _device_samples(run, runs, enqueues, event)
-    return Latency(_name(run), "device", tuple(samples), batch, _machine(run))
+    return Latency(_name(run), "device", tuple(samples), _batch(feed), _machine(run))
 
 
 def paired(
@@ -64,7 +63,7 @@ def paired(
     Alternating puts a drifting clock or a busy neighbour on both sides. Time A against A for the noise floor.
     `feed_after` feeds `after` where it wants another dtype or layout; None gives it `feed`.
     """
-    one_of("clock", clock, CLOCKS)
+    one_of(CLOCKS, clock=clock)
     at_least(rounds=rounds)
     at_least(runs_per_round=runs_per_round)
     feed_after = feed if feed_after is None else feed_after

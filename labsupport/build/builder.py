@@ -43,6 +43,17 @@ COMPUTING = (
     "PARAMETRIC_RELU",
 )
 
+# what to do about an error that the builder logged, by the first pattern that it fits
+REMEDIES = {
+    "out of memory|insufficient memory|OutOfMemory": "raise workspace_mib if the requested size is above it; else free "
+    "GPU memory (restart other kernels) or lower the batch in the profile",
+    "Could not find any implementation|workspace": "raise workspace_mib, or raise optimization_level so that more "
+    "kernels are tried",
+    "lean": "a version-compatible engine carries the lean runtime: install libnvinfer_lean, or set "
+    "EXCLUDE_LEAN_RUNTIME in configure=",
+    "profile": "give every free axis a range: profiles={name: Profile(min, opt, max)}",
+}
+
 timing_cache_path = timing_cache.path
 
 
@@ -262,28 +273,17 @@ class _Job:
         # only.
         errors = [text for text in self.log.errors() if not re.search(r"myelinCache|timing cache", text)]
         last = errors[0] if errors else "it gave no reason"
-        hint = "see the whole log with verbosity in build.logger('VERBOSE')"
-        if re.search(r"out of memory|insufficient memory|OutOfMemory", last, re.IGNORECASE):
-            hint = (
-                "raise workspace_mib if the requested size is above it; else free GPU memory (restart other "
-                "kernels) or lower the batch in the profile"
-            )
-        elif re.search(r"Could not find any implementation|workspace", last, re.IGNORECASE):
-            hint = "raise workspace_mib, or raise optimization_level so that more kernels are tried"
-        elif re.search(r"lean", last, re.IGNORECASE):
-            hint = (
-                "a version-compatible engine carries the lean runtime: install libnvinfer_lean, or set "
-                "EXCLUDE_LEAN_RUNTIME in configure="
-            )
-        elif re.search(r"profile", last, re.IGNORECASE):
-            hint = "give every free axis a range: profiles={name: Profile(min, opt, max)}"
+        hint = next(
+            (hint for cause, hint in REMEDIES.items() if re.search(cause, last, re.IGNORECASE)),
+            "see the whole log with verbosity in build.logger('VERBOSE')",
+        )
         return f"{stem}: the builder stopped: {last.strip()}; {hint}"
 
 
 def _capability(trt, capability: tuple[int, int]):
     if tuple(capability) not in RTX_CAPABILITIES:
-        known = ", ".join(f"({a}, {b})" for a, b in RTX_CAPABILITIES)
-        raise BadInput(f"compute_capability={capability} is not one TensorRT-RTX builds for; choose one of {known}")
+        choices = ", ".join(f"({a}, {b})" for a, b in RTX_CAPABILITIES)
+        raise BadInput(f"compute_capability={capability} is not one TensorRT-RTX builds for; choose one of {choices}")
     return getattr(trt.ComputeCapability, f"SM{capability[0]}{capability[1]}")
 
 

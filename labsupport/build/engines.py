@@ -94,12 +94,12 @@ class Engine:
 
     def __repr__(self) -> str:
         kinds = ", ".join(f"{kind}×{n}" for kind, n in self.precisions.most_common())
-        made = (
+        origin = (
             f"found in the cache, built in {self.build_s:.1f} s"
             if self.from_cache
             else f"built in {self.build_s:.1f} s"
         )
-        return f"Engine({self.name}: asked {self.precision}, got {kinds}; {self.size_mib:.1f} MiB; {made})"
+        return f"Engine({self.name}: asked {self.precision}, got {kinds}; {self.size_mib:.1f} MiB; {origin})"
 
 
 def save(data: bytes, path: Path, facts: Mapping) -> Engine:
@@ -200,9 +200,11 @@ def turn(path: Path):
     with contextlib.ExitStack() as stack:
         with _writing(path):
             key = path.with_suffix(".build")
-            if not stack.enter_context(files.locked(key, patience_s=2)):
+            try:
+                stack.enter_context(files.locked(key, patience_s=2))
+            except TimeoutError:
                 errors.warn(f"{path.name} is being built by another process; waiting for it")
-                stack.enter_context(files.locked(key))
+                stack.enter_context(files.locked(key, patience_s=-1))
         yield
 
 
@@ -214,7 +216,7 @@ def _writing(path: Path):
         yield
     except OSError as error:
         raise LabError(
-            f"{path.name} could not be written to {path.parent} ({error.strerror}); free some space or point "
+            f"{path.name} could not be written to {path.parent} ({error.strerror or error}); free some space or point "
             "LABSUPPORT_CACHE "
             f"at another folder. What was saved there before is unchanged"
         ) from error
@@ -284,6 +286,6 @@ def _key() -> bytes:
         return key
     except OSError as error:
         raise LabError(
-            f"the key that signs engines cannot be kept in {folder} ({error.strerror}); set LABSUPPORT_KEYS to a "
-            "folder you can write to"
+            f"the key that signs engines cannot be kept in {folder} ({error.strerror or error}); set LABSUPPORT_KEYS "
+            "to a folder you can write to"
         ) from error

@@ -84,13 +84,13 @@ def _odd_input(graph) -> str:
 
 def member(enum, name: str):
     """A member of a TensorRT enumeration by its name; BadInput lists those that this release has."""
-    found = getattr(enum, "__members__", {}).get(name)
-    if found is None:
+    value = getattr(enum, "__members__", {}).get(name)
+    if value is None:
         raise BadInput(
             f"{name!r} is no {enum.__name__} of TensorRT {environment.machine().tensorrt}; choose from "
             f"{sorted(enum.__members__)}"
         )
-    return found
+    return value
 
 
 def set_io_formats(trt, network, io_formats: Mapping):

@@ -49,7 +49,7 @@ def demand(
         return
     if wanted != "fp32" and (wanted in read or prescribed and (read.get("region") or read.get("unread"))):
         return
-    found = ", ".join(f"{k}×{n}" for k, n in read.most_common()) or "no layer whose type it tells"
+    types = ", ".join(f"{k}×{n}" for k, n in read.most_common()) or "no layer whose type it tells"
     if wanted != "fp32" and read.get("region"):
         why = "what runs inside a Myelin region cannot be read; pass strict=True, which prescribes it layer by layer"
     elif generation == "8.6" and wanted != "fp32":
@@ -59,7 +59,7 @@ def demand(
         )
     else:
         why = "the graph decides the types: cast it, or pass precision='as-is'"
-    raise PrecisionMismatch(f"{stem}: asked for {precision}, but the {evidence} shows {found}. {why}")
+    raise PrecisionMismatch(f"{stem}: asked for {precision}, but the {evidence} shows {types}. {why}")
 
 
 def inspect(trt, data: bytes, log) -> list:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from labsupport import environment
 from labsupport.build import network as network_of
 from labsupport.build.network import Profile
-from labsupport.errors import BadInput, at_least
+from labsupport.errors import BadInput, at_least, one_of
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "as-is")
 HARDWARE = ("none", "ampere_plus", "same_compute_capability")
@@ -60,15 +60,13 @@ class Recipe:
 
 
 def _check_options(precision, optimization_level, workspace_mib, hardware_compatible):
-    if precision not in PRECISIONS:
-        raise BadInput(f"precision={precision!r} is not a precision; choose one of {list(PRECISIONS)}")
+    one_of(PRECISIONS, precision=precision)
     if type(optimization_level) is not int or optimization_level not in range(6):
         raise BadInput(
             f"optimization_level={optimization_level!r}; TensorRT has levels 0 (fast build) to 5 (fast engine)"
         )
     at_least(workspace_mib=workspace_mib)
-    if hardware_compatible not in HARDWARE:
-        raise BadInput(f"hardware_compatible={hardware_compatible!r} is not a level; choose one of {list(HARDWARE)}")
+    one_of(HARDWARE, hardware_compatible=hardware_compatible)
 
 
 def _check_shapes(batch, profiles, compute_capability, configure):

@@ -114,14 +114,14 @@ def main(argv: list[str] | None = None) -> int:
 
             installation.check_python()
         return COMMANDS[options.command](options, rest)
-    except LabError as error:
-        print(f"labsupport: {error}", file=sys.stderr)
-        return FAILED
     except KeyboardInterrupt:
         print("labsupport: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `… | head` has seen enough; Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (LabError, OSError) as error:  # or a name that no file can have, a full disk, a folder of somebody else's
+        print(f"labsupport: {error}", file=sys.stderr)
         return FAILED
 
 
@@ -177,10 +177,8 @@ def again(python: Path, argv: list[str]) -> int:
 
 
 def wait(child: subprocess.Popen) -> int:
-    """Wait for a child that gets the terminal's Ctrl-C itself; JupyterLab asks before it stops. Its exit code.
-
-    SIGTERM comes to this process alone, so it is passed on: a server must not outlive the command that started it.
-    """
+    """The exit code of a child that gets the terminal's Ctrl-C itself; JupyterLab asks before it stops."""
+    # SIGTERM comes to this process alone, so it is passed on: a server must not outlive the command that started it
     interrupted, before = False, signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     try:
         while True:

@@ -6,33 +6,55 @@ import asyncio
 import contextlib
 import signal
 import time
+from collections import deque
 from queue import Empty
 
 from labsupport.errors import LabError
 
 MOST_TEXT = 1_000_000  # characters that are kept of what one cell prints
 MOST_OUTPUTS = 2_000
+MOST_DATA = 20_000_000  # characters of tables and pictures that are kept of one cell
+MOST_ERROR = 20_000  # and of its error
 LOOK_S = 2.0  # how often a silent kernel is asked whether it lives
 DRAIN_S = 60.0  # for the rest of a cell's output, when the cell has ended or was interrupted
-LEFT_OUT = f"\n… more than {MOST_TEXT:,} characters: the rest was left out\n"
+
+
+def left_out(most: int) -> str:
+    """What stands in the place of what is beyond a limit."""
+    return f"\n… more than {most:,} characters: the rest was left out\n"
+
+
+LEFT_OUT = left_out(MOST_TEXT)
 
 
 class Quota:
     """How much one cell has printed; what is beyond the limit is dropped."""
 
     def __init__(self):
-        self.text, self.outputs = 0, 0
+        self.text, self.data, self.outputs = 0, 0, 0
 
     def admit(self, message: dict) -> bool:
         """Whether the message is kept; its text may be cut."""
         self.outputs += 1
-        if message["msg_type"] != "stream":
-            return self.outputs <= MOST_OUTPUTS or message["msg_type"] in ("error", "status")
-        room = MOST_TEXT - self.text
-        self.text += len(message["content"]["text"])
-        if self.text > MOST_TEXT:
-            message["content"]["text"] = message["content"]["text"][: max(0, room)] + LEFT_OUT * (room >= 0)
-        return room >= 0
+        kind, content = message["msg_type"], message["content"]
+        if kind == "stream":
+            room = MOST_TEXT - self.text
+            self.text += len(content["text"])
+            if self.text > MOST_TEXT:
+                content["text"] = content["text"][: max(0, room)] + LEFT_OUT * (room >= 0)
+            return room >= 0
+        if kind == "error":
+            content["evalue"] = _cut(content["evalue"])
+            content["traceback"] = _cut("\n".join(content["traceback"])).split("\n")
+        elif isinstance(content.get("data"), dict):
+            self.data += sum(len(str(value)) for value in content["data"].values())
+            if self.data > MOST_DATA:
+                content["data"] = {"text/plain": left_out(MOST_DATA)}
+        return self.outputs <= MOST_OUTPUTS or kind in ("error", "status")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_ERROR else text[:MOST_ERROR] + left_out(MOST_ERROR)
 
 
 def merged(outputs: list) -> list:
@@ -76,6 +98,7 @@ def client_class():
 
         def _hear_signals(self) -> None:
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
+            loop.set_exception_handler(lambda *_: None)  # who still waits for a kernel that was ended says nothing new
 
             def stop(number):
                 if self.stopped is None and task is not None:
@@ -109,37 +132,63 @@ def pytest_configure(config) -> None:
     import nbval.kernel
     import nbval.plugin
 
-    original = nbval.kernel.RunningKernel.get_message
-
-    def get_message(self, stream, timeout=None):
+    def get_message(self, stream, timeout=None):  # nbval's own writes each message out for a log that nobody reads
         if stream == "shell":
             self.quota, self.drained_until = Quota(), None
-        else:
-            self.drained_until = self.drained_until or time.monotonic() + DRAIN_S
-            if time.monotonic() > self.drained_until:
-                self.km.shutdown_kernel(now=True)
-                raise LabError(f"the cell went on printing for {DRAIN_S:.0f} s after its end; its kernel was ended")
-        message = _message(self, original, stream, timeout)
-        if stream == "iopub" and not self.quota.admit(message):
+            return _reply(self, timeout)
+        if self.held:
+            return self.held.popleft()
+        self.drained_until = self.drained_until or time.monotonic() + DRAIN_S
+        if time.monotonic() > self.drained_until:
+            self.km.shutdown_kernel(now=True)
+            raise LabError(f"the cell went on printing for {DRAIN_S:.0f} s after its end; its kernel was ended")
+        message = _message(self, self.kc.get_iopub_msg, timeout)
+        if not self.quota.admit(message):
             message["content"] = {"name": "stdout", "text": ""}
             message["msg_type"] = "stream"
         return message
 
-    nbval.kernel.RunningKernel.drained_until = None
-    nbval.kernel.RunningKernel.quota = Quota()
+    original = nbval.kernel.RunningKernel.__init__
+
+    def begin(self, *args, **options):
+        self.quota, self.drained_until, self.held = Quota(), None, deque()
+        original(self, *args, **options)
+
+    nbval.kernel.RunningKernel.__init__ = begin
     nbval.kernel.RunningKernel.get_message = get_message
     nbval.plugin.coalesce_streams = merged
 
 
-def _message(kernel, original, stream: str, timeout: float | None):
+def _reply(kernel, timeout: float | None):
+    """The kernel's answer; what the cell prints meanwhile is taken off its hands, or it would pile up unread."""
+    end = time.monotonic() + (timeout if timeout is not None else float("inf"))
+    while True:
+        until = time.monotonic() + LOOK_S
+        with contextlib.suppress(Empty):
+            while time.monotonic() < until:
+                message = kernel.kc.get_iopub_msg(timeout=0)
+                if kernel.quota.admit(message):
+                    kernel.held.append(message)
+        with contextlib.suppress(Empty):
+            return kernel.kc.get_shell_msg(timeout=max(0.0, min(0.1, end - time.monotonic())))
+        if time.monotonic() >= end:
+            raise Empty
+        _demand_life(kernel)
+
+
+def _message(kernel, read, timeout: float | None):
     """The next message; LabError when the kernel has died meanwhile, which nbval would notice at the cell's limit."""
     end = time.monotonic() + (timeout if timeout is not None else float("inf"))
     while True:
         left = end - time.monotonic()
         try:
-            return original(kernel, stream, timeout=max(0.0, min(LOOK_S, left)))
+            return read(timeout=max(0.0, min(LOOK_S, left)))
         except Empty:
-            if not kernel.is_alive():
-                raise LabError("the kernel died (a crash in native code, or out of memory)") from None
+            _demand_life(kernel)
             if left <= LOOK_S:
                 raise
+
+
+def _demand_life(kernel) -> None:
+    if not kernel.is_alive():
+        raise LabError("the kernel died (a crash in native code, or out of memory)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -202,15 +203,18 @@ def execute(notebook, path: Path, *, metrics: Path, timeout_s: int = CELL_TIMEOU
         try:
             # The kernel's own log would run through the progress bar; it is read only when the kernel dies.
             with _told_when_stopped(client):
-                client.execute(env=_variables(metrics), stderr=log)
+                # Nor is its standard output ours: what its own processes and threads print there may never end.
+                client.execute(env=_variables(metrics), stderr=log, stdout=subprocess.DEVNULL)
         except CellExecutionError as failure:
-            error = f"{failure.ename}: {(failure.evalue.strip() or 'no message').splitlines()[0]}"
+            error = f"{failure.ename}: {_first_line(failure.evalue) or 'no message'}"
         except CellTimeoutError:
             error = f"Timeout: the cell ran longer than {timeout_s} s"
         except DeadKernelError:
             error = f"DeadKernel: the kernel died (a crash in native code, or out of memory){_last_line(log)}"
         except RuntimeError:
             error = f"NoKernel: the kernel did not start{_last_line(log)}"
+        except Exception as failure:  # what a cell displayed is no output that a notebook can hold
+            error = f"{type(failure).__name__}: {_first_line(str(failure))}"
     seconds = round(time.monotonic() - started, 2)
     slowest = tuple(sorted(took.items(), key=lambda entry: -entry[1])[:3])
     return LabRun(
@@ -244,8 +248,12 @@ def _heading(cells) -> str:
     return found[-1] if found else ""
 
 
+def _first_line(text: str) -> str:
+    return next((line[:300] for line in text[:10_000].splitlines() if line.strip()), "")
+
+
 def _last_line(log) -> str:
-    log.seek(0)
+    log.seek(max(0, log.seek(0, os.SEEK_END) - 10_000))
     lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
     lines = [line for line in lines if "without encryption" not in line]
     return f"; its last words: {lines[-1][:200]}" if lines else ""

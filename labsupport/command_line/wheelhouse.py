@@ -8,7 +8,6 @@ import re
 import shutil
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -49,8 +48,8 @@ def make(
                 f"{folder} has {free_gib:.1f} GiB free, and a wheelhouse of the {name} set takes {NEEDED_GIB[name]} "
                 "GiB; name a folder on another disk"
             )
-        with tempfile.TemporaryDirectory(prefix="labsupport-") as scratch:
-            pip = _pip(place, Path(scratch))
+        with files.scratch() as scratch:
+            pip = _pip(place, scratch)
             _torch(pip, place, name, folder, torch_index)
             _others(pip, place, name, folder, optional)
             for package in weights:

@@ -42,12 +42,12 @@ def listed(rows) -> list:
 def expanded(rows) -> list[tuple[dict, bool]]:
     """Rows with their measurements spelled out as columns, each with whether it holds a speed."""
     rows = listed(rows)
-    one_machine(
+    _one_machine(
         (position, value)
         for position, row in enumerate(rows)
         for value in (row.values() if isinstance(row, Mapping) else [row])
     )
-    one_machine(
+    _one_machine(
         (position, _Said(value))
         for position, row in enumerate(rows)
         if isinstance(row, Mapping)
@@ -64,7 +64,7 @@ class _Said:
     machine: object
 
 
-def one_machine(numbered) -> None:
+def _one_machine(numbered) -> None:
     """Refuse with BadInput numbers that were taken on different machines."""
     first = None
     for position, value in numbered:

@@ -55,7 +55,7 @@ def drive(
     """
     at_least(frames=frames)
     at_least(2, per_sign=per_sign)
-    if not isinstance(rate_hz, (int, float)) or isinstance(rate_hz, bool) or not 0 < rate_hz <= 1000:
+    if not 0 < rate_hz <= 1000:
         raise BadInput(f"rate_hz={rate_hz!r}; wanted frames a second, above 0 and at most 1000")
     rng = np.random.default_rng([seed, roadside.STREAMS["camera"], 30_000])
     scenery, faces = roadside.roadsides("camera", seed), list(drawings.values())
@@ -106,7 +106,7 @@ def _shot(scene: np.ndarray, face: Image.Image, near: float, start: float, grain
     )
 
 
-def pixels_of(frame: Frame, *, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
+def pixels_of(frame: Frame) -> np.ndarray:
     """The frame's pixels, uint8 (rows, columns, RGB). Raises CorruptFrame for a broken JPEG, BadInput for another
     size or order.
     """
@@ -126,30 +126,28 @@ def pixels_of(frame: Frame, *, shape: tuple[int, int, int] = SHAPE) -> np.ndarra
         ) from None
     if picture.mode != "RGB":
         raise BadInput(f"frame {frame.number} has the colors {picture.mode}; the camera must send RGB JPEG")
-    return ordered(np.asarray(picture), frame.order, shape=shape, number=frame.number)
+    return ordered(np.asarray(picture), frame.order, number=frame.number)
 
 
-def ordered(
-    pixels: np.ndarray, order: str = "RGB", *, shape: tuple[int, int, int] = SHAPE, number: int = 0
-) -> np.ndarray:
+def ordered(pixels: np.ndarray, order: str = "RGB", *, number: int = 0) -> np.ndarray:
     """Pixels as (rows, columns, RGB), after a check of type, size and order of the axes; "BGR" is turned round."""
     if order not in ORDERS:
         raise BadInput(f"frame {number} packs its colors as {order!r}; choose one of {list(ORDERS)}")
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
         came = f"{pixels.dtype}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
         raise BadInput(f"frame {number} holds {came}; wanted are uint8 pixels from 0 to 255")
-    if pixels.shape == (shape[2], shape[0], shape[1]):
+    if pixels.shape == (SHAPE[2], *SHAPE[:2]):
         raise BadInput(f"frame {number} has its colors first, {pixels.shape}; turn it round with .transpose(1, 2, 0)")
-    if pixels.shape != shape:
+    if pixels.shape != SHAPE:
         raise BadInput(
-            f"frame {number} is {pixels.shape}, the camera was set to {shape}; set it again, or restart with the new "
+            f"frame {number} is {pixels.shape}, the camera was set to {SHAPE}; set it again, or restart with the new "
             "shape"
         )
     return pixels if order == "RGB" else np.ascontiguousarray(pixels[..., ORDERS[order]])
 
 
-def patch_of(pixels: np.ndarray, box: Sequence[int], size: int = 48) -> np.ndarray:
-    """What the box holds, squeezed to size×size: uint8 (size, size, 3). Raises BadInput for an empty box or one
+def patch_of(pixels: np.ndarray, box: Sequence[int]) -> np.ndarray:
+    """What the box holds, squeezed to 48×48: uint8 (48, 48, 3). Raises BadInput for an empty box or one
     outside.
     """
     from PIL import Image
@@ -162,20 +160,19 @@ def patch_of(pixels: np.ndarray, box: Sequence[int], size: int = 48) -> np.ndarr
             "in pixels"
         )
     return np.array(
-        Image.fromarray(pixels[top:bottom, left:right]).resize((size, size), Image.Resampling.BILINEAR)
+        Image.fromarray(pixels[top:bottom, left:right]).resize((48, 48), Image.Resampling.BILINEAR)
     )  # a copy that may be written
 
 
 class Continuity:
     """Watches numbers and times of a stream: counts what is missing and what came late, and refuses what goes back."""
 
-    def __init__(self, rate_hz: float = 30.0, *, patience: float = 3.0) -> None:
-        self.period_s, self.patience = 1 / rate_hz, patience
+    def __init__(self) -> None:
         self.last: Frame | None = None
         self.lost = self.stalls = 0
 
     def seen(self, frame: Frame) -> str:
-        """ "steady", "jumped" (frames are missing) or "stalled" (it came more than `patience` periods late).
+        """ "steady", "jumped" (frames are missing) or "stalled" (it came more than three periods of 30 Hz late).
 
         Raises BadInput for a frame whose number or time is not after the last one's.
         """
@@ -191,7 +188,7 @@ class Continuity:
         if frame.number > last.number + 1:
             self.lost += frame.number - last.number - 1
             return "jumped"
-        if frame.time_s - last.time_s > self.patience * self.period_s:
+        if frame.time_s - last.time_s > 3 / 30:
             self.stalls += 1
             return "stalled"
         return "steady"

@@ -97,9 +97,9 @@ def mnist(*, seed: int = 0, file: str | Path = MNIST_FILE) -> Dataset:
         packed = file.read_bytes()
     except OSError as error:
         raise NotAvailable(f"the digits cannot be read from {file} ({error.strerror}); {restore}") from None
-    if (found := hashlib.sha256(packed).hexdigest()) != MNIST_SHA256:
+    if (digest := hashlib.sha256(packed).hexdigest()) != MNIST_SHA256:
         raise BadInput(
-            f"{file} is not the file it should be: {len(packed)} bytes, SHA-256 {found[:12]}…, "
+            f"{file} is not the file it should be: {len(packed)} bytes, SHA-256 {digest[:12]}…, "
             f"wanted {MNIST_SHA256[:12]}…; {restore}"
         )
     with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
@@ -184,26 +184,26 @@ def image_folder(folder: str | Path, *, size: int = 32, seed: int = 0) -> Datase
     at_least(0, seed=seed)
     folder = _existing(folder)
     # a dot begins what the system keeps for itself, such as the ._cat.png that macOS puts beside cat.png
-    found = {
+    paths = {
         sub.name: sorted(f for f in sub.iterdir() if f.suffix.lower() in IMAGE_ENDINGS and not f.name.startswith("."))
         for sub in sorted(folder.iterdir())
         if sub.is_dir() and not sub.name.startswith(".")
     }
-    if not any(found.values()):
+    if not any(paths.values()):
         raise BadInput(
             f"{folder} has no images; wanted a subfolder for each class with files ending in {', '.join(IMAGE_ENDINGS)}"
         )
-    if len(found) < 2:
-        raise BadInput(f"{folder} has one class only, {next(iter(found))!r}; a classifier needs two subfolders or more")
-    for name, files in found.items():
+    if len(paths) < 2:
+        raise BadInput(f"{folder} has one class only, {next(iter(paths))!r}; a classifier needs two subfolders or more")
+    for name, files in paths.items():
         if len(files) < 3:
             raise BadInput(
                 f"class {name!r} in {folder} has {len(files)} images; "
                 "3 are the least: one each to train, validate and test"
             )
-    images = np.stack([_picture(file, size) for files in found.values() for file in files])
-    labels = np.repeat(np.arange(len(found), dtype=np.int64), [len(files) for files in found.values()])
-    train, validation, test = _stratified(labels, images, tuple(found), seed)
+    images = np.stack([_picture(file, size) for files in paths.values() for file in files])
+    labels = np.repeat(np.arange(len(paths), dtype=np.int64), [len(files) for files in paths.values()])
+    train, validation, test = _stratified(labels, images, tuple(paths), seed)
     return Dataset(folder.name, train, validation, test, f"images in {folder}", "that of your images")
 
 

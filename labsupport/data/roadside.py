@@ -14,7 +14,7 @@ import numpy as np
 
 from labsupport.data import sign_artwork, signs
 from labsupport.data.datasets import Dataset, Split, shuffled
-from labsupport.errors import BadInput, at_least
+from labsupport.errors import BadInput, at_least, one_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -86,8 +86,7 @@ def _road(scene: np.ndarray, horizon: float, texture: np.ndarray, rng: np.random
 
 def roadsides(part: str, seed: int = 0, *, count: int | None = None) -> list[np.ndarray]:
     """The roadsides of one part ("train", "validation", "test", "camera"); no two parts share one."""
-    if part not in STREAMS:
-        raise BadInput(f"part={part!r} has no roadsides; choose one of {list(STREAMS)}")
+    one_of(STREAMS, part=part)
     count = ROADSIDES.get(part, 8) if count is None else count
     return [roadside(np.random.default_rng([seed, STREAMS[part], number])) for number in range(count)]
 
@@ -240,7 +239,7 @@ def darkness(images: np.ndarray, rng: np.random.Generator, *, light: float = 0.2
     return (dim + 4 * rng.standard_normal(images.shape)).clip(0, 255).astype(np.uint8)
 
 
-def compression(images: np.ndarray, rng: np.random.Generator, *, quality: int = 9) -> np.ndarray:
+def compression(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Saved as JPEG at a low quality and read again, as a cheap camera link does."""
     import io
 
@@ -249,7 +248,7 @@ def compression(images: np.ndarray, rng: np.random.Generator, *, quality: int = 
     read = []
     for image in images:
         packed = io.BytesIO()
-        Image.fromarray(image).save(packed, "JPEG", quality=quality + int(6 * rng.random()))
+        Image.fromarray(image).save(packed, "JPEG", quality=9 + int(6 * rng.random()))
         read.append(np.asarray(Image.open(packed).convert("RGB")))
     return np.stack(read)
 
@@ -264,7 +263,6 @@ CORRUPTIONS: Mapping[str, Callable[..., np.ndarray]] = {
 
 def corrupted(split: Split, kind: str, *, seed: int = 0) -> Split:
     """The same pictures and labels, spoiled in one way of CORRUPTIONS; the seed draws the streaks and directions."""
-    if kind not in CORRUPTIONS:
-        raise BadInput(f"kind={kind!r} is no corruption; choose one of {list(CORRUPTIONS)}")
+    one_of(CORRUPTIONS, kind=kind)
     rng = np.random.default_rng([seed, list(CORRUPTIONS).index(kind), 20_000])
     return Split(CORRUPTIONS[kind](split.images, rng), split.labels, split.classes)

@@ -20,21 +20,21 @@ Point = tuple[float, float]
 RED, BLUE, YELLOW, WHITE, BLACK = (190, 25, 35), (20, 75, 160), (250, 190, 20), (240, 240, 240), (25, 25, 25)
 
 
-def arc(x: float, y: float, rx: float, ry: float, start: float, stop: float) -> list[Point]:
+def _arc(x: float, y: float, rx: float, ry: float, start: float, stop: float) -> list[Point]:
     """Points of an elliptic arc about (x, y) from one angle to another, in degrees clockwise from three o'clock."""
     angles = [radians(start + (stop - start) * i / 16) for i in range(17)]
     return [(x + rx * cos(a), y + ry * sin(a)) for a in angles]
 
 
 GLYPHS: dict[str, Any] = {
-    "0": [arc(0.5, 0.5, 0.38, 0.5, 0, 360)],
-    "3": [arc(0.48, 0.26, 0.36, 0.26, -150, 90), arc(0.48, 0.76, 0.4, 0.24, -90, 150)],
-    "5": [[(0.85, 0), (0.2, 0), (0.14, 0.48)], arc(0.47, 0.69, 0.38, 0.31, -140, 145)],
-    "8": [arc(0.5, 0.25, 0.33, 0.25, 0, 360), arc(0.5, 0.75, 0.4, 0.25, 0, 360)],
-    "S": [arc(0.5, 0.26, 0.36, 0.26, -30, -270), arc(0.5, 0.76, 0.38, 0.24, -90, 150)],
+    "0": [_arc(0.5, 0.5, 0.38, 0.5, 0, 360)],
+    "3": [_arc(0.48, 0.26, 0.36, 0.26, -150, 90), _arc(0.48, 0.76, 0.4, 0.24, -90, 150)],
+    "5": [[(0.85, 0), (0.2, 0), (0.14, 0.48)], _arc(0.47, 0.69, 0.38, 0.31, -140, 145)],
+    "8": [_arc(0.5, 0.25, 0.33, 0.25, 0, 360), _arc(0.5, 0.75, 0.4, 0.25, 0, 360)],
+    "S": [_arc(0.5, 0.26, 0.36, 0.26, -30, -270), _arc(0.5, 0.76, 0.38, 0.24, -90, 150)],
     "T": [[(0.05, 0), (0.95, 0)], [(0.5, 0), (0.5, 1)]],
-    "O": [arc(0.5, 0.5, 0.4, 0.5, 0, 360)],
-    "P": [[(0.15, 1), (0.15, 0), (0.5, 0)], arc(0.5, 0.28, 0.38, 0.28, -90, 90), [(0.5, 0.56), (0.15, 0.56)]],
+    "O": [_arc(0.5, 0.5, 0.4, 0.5, 0, 360)],
+    "P": [[(0.15, 1), (0.15, 0), (0.5, 0)], _arc(0.5, 0.28, 0.38, 0.28, -90, 90), [(0.5, 0.56), (0.15, 0.56)]],
 }
 
 
@@ -106,7 +106,7 @@ class Face(NamedTuple):
 
 def _roundabout(pen: Pen) -> None:
     for start in (-80, 40, 160):
-        pen.arrow(arc(0.5, 0.5, 0.27, 0.27, start, start + 75), WHITE, 0.09)
+        pen.arrow(_arc(0.5, 0.5, 0.27, 0.27, start, start + 75), WHITE, 0.09)
 
 
 def _pedestrian(pen: Pen) -> None:

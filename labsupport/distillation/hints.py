@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree
 
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 
 KINDS = ("features", "attention")
 
@@ -34,8 +34,7 @@ class Hint:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise BadInput(f"kind={self.kind!r} is no kind of hint; choose one of {list(KINDS)}")
+        one_of(KINDS, kind=self.kind)
         number = isinstance(self.weight, (int, float)) and not isinstance(self.weight, bool)
         if not number or not 0 <= self.weight < math.inf:
             raise BadInput(f"weight={self.weight!r}; it multiplies the hint's loss: wanted a number of 0 or more")
@@ -78,7 +77,7 @@ def tapped(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor
 
         return hook
 
-    handles = [named_layer(model, name).register_forward_hook(keep(name)) for name in dict.fromkeys(layers)]
+    handles = [_named_layer(model, name).register_forward_hook(keep(name)) for name in dict.fromkeys(layers)]
     try:
         yield seen
     finally:
@@ -86,17 +85,17 @@ def tapped(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor
             handle.remove()
 
 
-def named_layer(model: nn.Module, name: str) -> nn.Module:
+def _named_layer(model: nn.Module, name: str) -> nn.Module:
     """The layer called `name`; for one that is not there, BadInput with the names that come close."""
-    known = dict(model.named_modules())
-    if not isinstance(name, str) or name not in known or not name:
-        names = [each for each in known if each]
+    layers = dict(model.named_modules())
+    if not isinstance(name, str) or name not in layers or not name:
+        names = [each for each in layers if each]
         close = difflib.get_close_matches(str(name), names, n=4) or names[:8]
         raise BadInput(
             f"{type(model).__name__} has no layer {name!r}; it has {', '.join(close)}, … "
             "(all of them: dict(model.named_modules()))"
         )
-    return known[name]
+    return layers[name]
 
 
 class Pupil(nn.Module):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -61,20 +60,19 @@ def distill(
     epochs: int = 60,
     batch_size: int = 50,
     learning_rate: float = 2e-2,
-    shift_pixels: int = 2,
     seed: int = 0,
     device: str = "cpu",
-    progress: bool = True,
     preprocess: Callable[[np.ndarray], np.ndarray] = data.preprocess,
-    checkpoint: str | Path | None = None,
+    **options,
 ) -> Distilled:
     """Train a copy of `student` on alpha · T² · KL(teacher ‖ student) + (1 − alpha) · cross entropy + hints.
 
     The loop is `training.fit`, so a student trained alone with the same options and seed sees the same images, moved
     alike, in the same order; with alpha=0 both give the same weights. The teacher sees each moved image too (Beyer et
-    al. 2021, arXiv:2106.05237) and must be frozen; that it is unchanged at the end is checked bit by bit. With
-    `checkpoint` an interrupted run goes on where it stood. Raises BadInput; LabError for a checkpoint of another
-    student, teacher, training set or option. Source: Hinton et al. 2015, arXiv:1503.02531.
+    al. 2021, arXiv:2106.05237) and must be frozen; that it is unchanged at the end is checked bit by bit. `options` are
+    further ones of `training.fit`: `shift_pixels`, `progress`, or `checkpoint`, with which an interrupted run goes on
+    where it stood. Raises BadInput; LabError for a checkpoint of another student, teacher, training set or option.
+    Source: Hinton et al. 2015, arXiv:1503.02531.
     """
     check_weights(temperature, alpha)
     hints = _checked_hints(hints)
@@ -84,7 +82,7 @@ def distill(
     examples = torch.from_numpy(preprocess(split.images[:2]))
     check_pair(student, teacher, examples)
     scoring.check_fits(student, split, preprocess)  # in `fit` the message would name the Pupil
-    known = checkpoints.fingerprint(teacher)
+    before = checkpoints.fingerprint(teacher)
     answering = copy.deepcopy(teacher).to(device)  # moving the teacher that came would change it
     pupil = Pupil(student, answering, hints, examples.to(device), seed)
 
@@ -94,8 +92,10 @@ def distill(
 
     facts = {
         "trained by": "distillation.distill",
-        "teacher": known,
-        **{"temperature": temperature, "alpha": alpha, "hints": [repr(hint) for hint in hints]},
+        "teacher": before,
+        "temperature": temperature,
+        "alpha": alpha,
+        "hints": [repr(hint) for hint in hints],
     }
     history = training.fit(
         pupil,
@@ -103,22 +103,20 @@ def distill(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
-        shift_pixels=shift_pixels,
         seed=seed,
         device=device,
-        progress=progress,
         preprocess=preprocess,
-        checkpoint=checkpoint,
         objective=objective,
         facts=facts,
+        **options,
     )
-    if checkpoints.fingerprint(answering) != known:
+    if checkpoints.fingerprint(answering) != before:
         raise LabError(
             "the teacher changed while it taught: its forward pass writes to a parameter or a buffer; "
             "the student learned from a moving target. Look for a layer that ignores eval()"
         )
     return Distilled(
-        history.model.student, history.losses, history.accuracies, history.seconds, known, temperature, alpha, hints
+        history.model.student, history.losses, history.accuracies, history.seconds, before, temperature, alpha, hints
     )
 
 

@@ -44,6 +44,8 @@ def _kind(notebook: bool):
     class Bar(tqdm.std.tqdm):
         """Says in one line what was done, when it closes."""
 
+        disable, _closed = True, True  # until it is made: Python closes one whose making was interrupted, too
+
         def __init__(self, things, **options):
             self._handle, self._closed, self._finished, self._since = None, False, False, time.monotonic()
             super().__init__(things, **options, **({"file": io.StringIO(), "mininterval": 0.25} if notebook else {}))

@@ -57,7 +57,7 @@ def gpus() -> GpuProbe:
     return first_problem or GpuProbe(problem=NO_DRIVER)
 
 
-def cuda_text(version: int) -> str:
+def _cuda_text(version: int) -> str:
     """13000 as the driver counts, "13.0" as people do."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
@@ -75,7 +75,7 @@ def from_nvml(nvml=None) -> GpuProbe | None:
     except nvml.NVMLError as error:
         return _nvml_problem(type(error).__name__)
     try:
-        found = []
+        gpus = []
         for index in range(nvml.nvmlDeviceGetCount()):
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             try:
@@ -83,14 +83,14 @@ def from_nvml(nvml=None) -> GpuProbe | None:
             except nvml.NVMLError:  # unified memory: Jetson, GB10
                 memory_mib = None
             capability = tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle))
-            found.append(Gpu(_text(nvml.nvmlDeviceGetName(handle)), capability, memory_mib))
+            gpus.append(Gpu(_text(nvml.nvmlDeviceGetName(handle)), capability, memory_mib))
         driver = _text(nvml.nvmlSystemGetDriverVersion())
-        cuda = cuda_text(nvml.nvmlSystemGetCudaDriverVersion())
+        cuda = _cuda_text(nvml.nvmlSystemGetCudaDriverVersion())
     except nvml.NVMLError as error:
         return GpuProbe(problem=f"the NVIDIA driver answered with an error ({error}); reboot, or reinstall it")
     finally:
         nvml.nvmlShutdown()
-    return GpuProbe(tuple(found), driver, cuda, None if found else NO_DEVICE)
+    return GpuProbe(tuple(gpus), driver, cuda, None if gpus else NO_DEVICE)
 
 
 def _nvml_problem(error: str) -> GpuProbe | None:
@@ -126,17 +126,17 @@ def from_nvidia_smi(ask=None) -> GpuProbe | None:
         if "No devices were found" in text:
             return GpuProbe(problem=NO_DEVICE)
         return GpuProbe(problem=NOT_LOADED)
-    found, driver = [], None
+    gpus, driver = [], None
     for line in text.strip().splitlines():
         cells = [cell.strip() for cell in line.split(",")]
         if len(cells) != 4:
             continue
         name, driver, memory, capability = cells
-        found.append(Gpu(name, _pair(capability), int(memory) if memory.isdigit() else None))
-    if not found:
+        gpus.append(Gpu(name, _pair(capability), int(memory) if memory.isdigit() else None))
+    if not gpus:
         return GpuProbe(problem=NO_DEVICE)
     banner = ask()[1].partition("CUDA Version:")[2].split()
-    return GpuProbe(tuple(found), driver, banner[0] if banner else None)
+    return GpuProbe(tuple(gpus), driver, banner[0] if banner else None)
 
 
 def _pair(text: str) -> tuple[int, int] | None:
@@ -153,14 +153,14 @@ def from_libcuda(library=None) -> GpuProbe | None:
             return None
     number = ctypes.c_int(0)
     version = number.value if library.cuDriverGetVersion(ctypes.byref(number)) == 0 else 0
-    cuda = cuda_text(version) if version else None
+    cuda = _cuda_text(version) if version else None
     code = library.cuInit(0)
     if code:
         why = {100: NO_DEVICE, 803: MISMATCH, 34: NOT_LOADED, 35: NOT_LOADED}.get(code)
         return GpuProbe(cuda=cuda, problem=why or f"the CUDA driver failed to start (error {code}); reboot")
     library.cuDeviceGetCount(ctypes.byref(number))
-    found = tuple(_libcuda_device(library, index) for index in range(number.value))
-    return GpuProbe(found, _kernel_driver(), cuda, None if found else NO_DEVICE)
+    gpus = tuple(_libcuda_device(library, index) for index in range(number.value))
+    return GpuProbe(gpus, _kernel_driver(), cuda, None if gpus else NO_DEVICE)
 
 
 def _libcuda_device(library, index: int) -> Gpu:

@@ -32,9 +32,9 @@ def _version_in_folder(name: str) -> str | None:
     for file in ("__init__.py", "version.py", "_version.py") if folder else ():
         path = folder / file
         if path.is_file():
-            found = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", path.read_text(errors="replace"), re.MULTILINE)
-            if found:
-                return found.group(1)
+            match = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", path.read_text(errors="replace"), re.MULTILINE)
+            if match:
+                return match.group(1)
     return None
 
 

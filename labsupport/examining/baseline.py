@@ -48,12 +48,12 @@ def _free_changes(case, row: Row) -> None:
         return
     with runtimes.OnnxRuntime(working, name="shapes fixed") as run:
         code = f"run = runtimes.OnnxRuntime({str(_kept(case.working))!r})"
-        made = case.judge(
+        candidate = case.judge(
             "shapes fixed", run, effort=2, code=f"from labsupport import runtimes\n\n{code}", lab="03",
             graph=case.working, note="; ".join(case.story),
         )  # fmt: skip
-    row.candidates.append(made)
-    row.find(f"the working copy: {'; '.join(case.story)}; error {made.error:.1e}", "measured", "03")
+    row.candidates.append(candidate)
+    row.find(f"the working copy: {'; '.join(case.story)}; error {candidate.error:.1e}", "measured", "03")
 
 
 def _floor(case, row: Row, median_ms: float) -> None:

@@ -17,13 +17,13 @@ def stage(case) -> Row:
     """INT8 by the better of two calibrations; where it errs too much, the layers one by one and a mix."""
     row, target = Row("eight bits"), "tensorrt" if environment.has("engine execution") else "onnxruntime"
     case.afford(40 * case.call_s + 2, "calibration and INT8")
-    known = quantization.calibrate(case.working, case.feeds, target=target)
+    ranges = quantization.calibrate(case.working, case.feeds, target=target)
     if not case.samples.given or len(case.feeds) < FEW:
         kind = "real" if case.samples.given else "made"
         row.find(f"calibrated on {len(case.feeds)} {kind} samples; {FEW} real ones are the least", "measured", "06")
     start, errors = case.now(), {}
     for method in METHODS:
-        graph = quantization.to_qdq(case.working, known, target=target, method=method, path=_file(case, method))
+        graph = quantization.to_qdq(case.working, ranges, target=target, method=method, path=_file(case, method))
         errors[method] = _error(case, graph)
         row.find(f"all layers in INT8, {method} calibration: relative error {errors[method]:.1e}", "measured", "06")
     each_s = (case.now() - start) / len(METHODS)
@@ -32,7 +32,7 @@ def stage(case) -> Row:
     row.find(f"{len(placed.quantized)} of {len(placed.quantized) + len(placed.wide)} layers quantized", "read", "06")
     _offer(case, row, _file(case, best), f"INT8, {best}", 4, _code(case, target, best, ()))
     if not case.keeps(row.candidates[-1]):
-        _mixed(case, row, known, target, best, each_s)
+        _mixed(case, row, ranges, target, best, each_s)
     return row
 
 
@@ -53,7 +53,7 @@ def _offer(case, row: Row, path, name: str, effort: int, code: str) -> None:
         row.candidates.append(case.judge(name, run, effort=effort, code=code, lab="06", graph=graph))
 
 
-def _mixed(case, row: Row, known, target: str, method: str, each_s: float) -> None:
+def _mixed(case, row: Row, ranges, target: str, method: str, each_s: float) -> None:
     """The most expensive layers one by one, as many as the time allows, then a greedy mix."""
 
     def evaluate(graph) -> float:
@@ -75,7 +75,7 @@ def _mixed(case, row: Row, known, target: str, method: str, each_s: float) -> No
         )
     try:
         ranking = quantization.sensitivity(
-            case.working, known, evaluate, layers=chosen, measure="error", target=target, method=method, progress=False
+            case.working, ranges, evaluate, layers=chosen, measure="error", target=target, method=method, progress=False
         )
     except LabError as error:
         row.find(f"sensitivity stopped: {error}", "measured", "06")
@@ -83,15 +83,15 @@ def _mixed(case, row: Row, known, target: str, method: str, each_s: float) -> No
     row.tables.append(ranking.table().head(8)._repr_html_())
     worst = f"{short(ranking.worst.layer)} ({ranking.worst.op}), adds {ranking.worst.cost:.1e}"
     row.find(f"most sensitive: {worst}", "measured", "06")
-    _greedy(case, row, known, target, method, [each.layer for each in ranking][: len(names) - 1])
+    _greedy(case, row, ranges, target, method, [each.layer for each in ranking][: len(names) - 1])
 
 
-def _greedy(case, row: Row, known, target: str, method: str, worst_first: list[str]) -> None:
+def _greedy(case, row: Row, ranges, target: str, method: str, worst_first: list[str]) -> None:
     """The worst layer kept FP32, the two worst, and so on, until the limit holds (lab 06)."""
     path = case.folder / "int8_mixed.onnx"
     for many in range(1, len(worst_first) + 1):
         wide = worst_first[:many]
-        graph = quantization.to_qdq(case.working, known, target=target, method=method, exclude=wide, path=path)
+        graph = quantization.to_qdq(case.working, ranges, target=target, method=method, exclude=wide, path=path)
         mixed = _error(case, graph)
         if mixed <= case.limits.error:
             row.find(f"{many} layers kept FP32: relative error {mixed:.1e}", "measured", "06")

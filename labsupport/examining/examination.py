@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labsupport import environment
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, first_line
 from labsupport.examining import (
     baseline,
     eight_bits,
@@ -23,7 +23,6 @@ from labsupport.examining import (
 from labsupport.examining.cases import Case, Limits, OutOfTime, case_of
 from labsupport.examining.decision import Verdict, decide
 from labsupport.examining.rows import Row
-from labsupport.export import onnx_graph
 
 STAGES: dict[str, Callable[[Case], Row]] = {
     "identity": identity.stage,
@@ -88,12 +87,12 @@ def examine(
         if case.samples_file is not None:
             _ = case.samples  # inputs that do not fit are the caller's mistake, and said at once
         key = journal.key_of(case.graph, case.samples_file)
-        known = journal.read(case.folder, key)
-        reused = tuple(name for name in chosen if name in known)
-        for name in _bar([name for name in chosen if name not in known], progress):
-            known[name] = _run(case, name)
-            journal.write(case.folder, key, known)
-        rows = {name: known[name] for name in chosen}
+        results = journal.read(case.folder, key)
+        reused = tuple(name for name in chosen if name in results)
+        for name in _bar([name for name in chosen if name not in results], progress):
+            results[name] = _run(case, name)
+            journal.write(case.folder, key, results)
+        rows = {name: results[name] for name in chosen}
         every = page.candidates(rows)
         verdict = decide(every, case.limits) if any(not each.effort for each in every) else None
         report = case.folder / REPORT
@@ -112,7 +111,7 @@ def _run(case: Case, name: str) -> Row:
     except LabError as error:
         row = Row(name, left_out=str(error))
     except Exception as error:  # libraries raise what they like; the row says so, and the other stages go on
-        said = f"{type(error).__name__}: {onnx_graph.first_line(error)}"
+        said = f"{type(error).__name__}: {first_line(error)}"
         row = Row(name, left_out=f"an error that this tool did not foresee, {said}; please report it", failed=True)
     row.seconds = round(case.now() - start, 2)
     return row

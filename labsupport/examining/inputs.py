@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from labsupport import export
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, first_line
 
 LABELS = "labels"
 MADE = 8  # samples that are made where none are given
@@ -79,11 +78,10 @@ def _read(path: Path, graph) -> dict:
         arrays = {name: content[name] for name in content.files} if hasattr(content, "files") else content
     except (ValueError, OSError, EOFError, KeyError) as error:
         raise BadInput(
-            f"{path.name} holds no plain arrays ({export.onnx_graph.first_line(error)}); save them with "
-            "np.savez(path, name=array, …)"
+            f"{path.name} holds no plain arrays ({first_line(error)}); save them with np.savez(path, name=array, …)"
         ) from error
     except Exception as error:  # zipfile.BadZipFile and zlib's own errors
-        raise BadInput(f"{path.name} is damaged ({export.onnx_graph.first_line(error)}); save it again") from error
+        raise BadInput(f"{path.name} is damaged ({first_line(error)}); save it again") from error
     if isinstance(arrays, np.ndarray):
         if len(graph.inputs) != 1:
             raise BadInput(

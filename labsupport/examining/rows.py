@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from labsupport.benchmarking import Latency
-from labsupport.errors import BadInput
+from labsupport.errors import one_of
 
 EVIDENCE = ("read", "measured", "estimate")  # from the file; by running it here; from numbers and a formula
 
@@ -20,8 +20,7 @@ class Finding:
     lab: str
 
     def __post_init__(self) -> None:
-        if self.evidence not in EVIDENCE:
-            raise BadInput(f"evidence={self.evidence!r} is no kind of evidence; choose one of {list(EVIDENCE)}")
+        one_of(EVIDENCE, evidence=self.evidence)
 
     def __repr__(self) -> str:
         return f"[{self.evidence}] {self.text} (lab {self.lab})"

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from labsupport import export, quiet
-from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.errors import BadInput, LabError, NotAvailable, first_line
 from labsupport.export import keras_models
 
 KINDS = (".onnx", ".pt2", ".keras", ".h5")
@@ -42,7 +42,7 @@ def _from_torch(path: Path, target: Path):
         program = torch.export.load(str(path))
     except Exception as error:  # zip, pickle and schema errors of several PyTorch releases
         raise BadInput(
-            f"{path.name} is no exported program ({export.onnx_graph.first_line(error)}); save one with "
+            f"{path.name} is no exported program ({first_line(error)}); save one with "
             "torch.export.save(torch.export.export(model, (example,)), path)"
         ) from error
     args, _ = program.example_inputs or ((), {})
@@ -53,7 +53,7 @@ def _from_torch(path: Path, target: Path):
             torch.onnx.export(program, tuple(args), str(target), dynamo=True, external_data=False, verbose=False)
     except Exception as error:  # the exporter wraps what went wrong in types of its own
         raise LabError(
-            f"PyTorch cannot export {path.name}: {export.onnx_graph.first_line(error)}; export the module itself with "
+            f"PyTorch cannot export {path.name}: {first_line(error)}; export the module itself with "
             "export.to_onnx(model, example)"
         ) from error
     graph = export.load(target, exporter="dynamo")
@@ -65,7 +65,5 @@ def _from_keras(path: Path, target: Path):
     try:
         model = keras.saving.load_model(str(path), compile=False)  # its safe mode refuses stored Python code
     except Exception as error:  # zip, HDF5 and Keras's own types
-        raise LabError(
-            f"Keras cannot load {path.name}: {export.onnx_graph.first_line(error)}; save it with model.save(path)"
-        ) from error
+        raise LabError(f"Keras cannot load {path.name}: {first_line(error)}; save it with model.save(path)") from error
     return keras_models.from_keras(model, path=target)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from labsupport import comparing, export, runtimes
-from labsupport.errors import BadInput, LabError
-from labsupport.export import onnx_graph, surgery
+from labsupport.errors import BadInput, LabError, first_line
+from labsupport.export import surgery
 
 OLDEST, LIFTED = 13, 17  # per-channel scales came with 13; every target reads 17
 SAME = 1e-3  # relative error up to which a rewritten copy counts as the same network
@@ -23,7 +23,7 @@ def fixed(graph, feed, answer, folder: Path) -> export.OnnxGraph:
         except Exception as error:  # the converter's own types, one for each operator that it does not know
             raise LabError(
                 f"{graph.path.name} is opset {graph.opset}, and ONNX's converter does not bring it to {LIFTED} "
-                f"({onnx_graph.first_line(error)}); export it again"
+                f"({first_line(error)}); export it again"
             ) from error
     for value, array in [(v, feed[v.name]) for v in model.graph.input] + [
         (v, answer[v.name]) for v in model.graph.output
@@ -36,7 +36,7 @@ def fixed(graph, feed, answer, folder: Path) -> export.OnnxGraph:
     return export.save(surgery.named(model), folder / "fixed.onnx")
 
 
-def simplified(graph, folder: Path) -> export.OnnxGraph:
+def _simplified(graph, folder: Path) -> export.OnnxGraph:
     """The same after ONNX Runtime's "basic" rewrites: constants folded, batch norms in their convolutions (lab 03)."""
     with runtimes.OnnxRuntime(graph, optimization="basic") as run:
         model = run.executed.model()
@@ -57,12 +57,12 @@ def working(graph, feed, answer, folder: Path) -> tuple[export.OnnxGraph, list[s
             "input; the stages that change the network are left out"
         )
     try:
-        less = simplified(copy, folder)
+        less = _simplified(copy, folder)
         if _same(less, feed, answer):
             return less, [*told, f"ONNX Runtime's basic rewrites: {copy.nodes} → {less.nodes} nodes"]
         told.append("ONNX Runtime's basic rewrites change the answer and were not kept")
     except BadInput as error:  # operators of ONNX Runtime's own, which the checker does not know
-        told.append(f"ONNX Runtime's basic rewrites were not kept: {onnx_graph.first_line(error)}")
+        told.append(f"ONNX Runtime's basic rewrites were not kept: {first_line(error)}")
     return copy, told
 
 

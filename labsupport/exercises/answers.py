@@ -145,7 +145,7 @@ def _fitted(value: Any, parameter: inspect.Parameter) -> Any:
     name, kind = parameter.name, parameter.annotation
     kind = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
     if kind in ("int", "float", "bool"):
-        value = _plain(value)
+        value = plain_of(value)
     if value is None and "None" not in kind:
         raise Wrong(f"{name} is None. Did a function forget its `return`, or a cell above not run?")
     if kind in ("int", "float"):
@@ -161,17 +161,17 @@ def _fitted(value: Any, parameter: inspect.Parameter) -> Any:
         return dict(value) if kind == "dict" else value
     if isinstance(value, (str, bytes, Mapping)):
         raise Wrong(f"{name} is {described(value)}; wanted is a list.")
-    found = list(itertools.islice(value, MOST + 1))
-    if len(found) > MOST:
+    items = list(itertools.islice(value, MOST + 1))
+    if len(items) > MOST:
         raise Wrong(f"{name} has more than {MOST} items; wanted is a list that ends.")
-    if any(is_untouched(item, 1) for item in found):
+    if any(is_untouched(item, 1) for item in items):
         raise NotAttempted("there is still a `...` in the list. Put your answer in its place.")
-    return found
+    return items
 
 
 def as_number(value: Any, name: str) -> float:
     """A finite float from a Python, NumPy or torch scalar, a Fraction or a Decimal."""
-    value = _plain(value)
+    value = plain_of(value)
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, decimal.Decimal)):
         raise Wrong(f"{name} is {described(value)}; a number is wanted.")
     try:
@@ -183,7 +183,7 @@ def as_number(value: Any, name: str) -> float:
     return number
 
 
-def _plain(value: Any) -> Any:
+def plain_of(value: Any) -> Any:
     """A NumPy or torch scalar as Python's own, without importing either; anything else as it came."""
     if callable(getattr(value, "item", None)) and not getattr(value, "shape", True):
         return value.item()

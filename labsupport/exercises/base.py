@@ -18,7 +18,7 @@ from labsupport.errors import LabError
 from labsupport.exercises import answers as given_answers
 from labsupport.exercises import progress, shared_machine, withheld
 from labsupport.exercises.answers import NotAttempted, Wrong
-from labsupport.exercises.calling import returned
+from labsupport.exercises.calling import needs_function, returned
 from labsupport.exercises.feedback import Text, box, lines
 
 CHECK_S = 120.0  # for one check, where a lab's module names no other
@@ -92,8 +92,8 @@ class Exercise:
     def judge(self, *answers: Any) -> str | Verdict | None:
         """Return what a right answer teaches, or raise ``Wrong("why")``.
 
-        Annotate a parameter ``int``, ``float``, ``str``, ``bool``, ``list`` or ``dict`` and other types are
-        refused with a message before the judge sees them (NumPy and torch scalars become Python numbers).
+        Annotate a parameter ``int``, ``float``, ``str``, ``bool``, ``list``, ``dict`` or ``Callable`` and other types
+        are refused with a message before the judge sees them (NumPy and torch scalars become Python numbers).
         """
         raise NotImplementedError(f"{type(self).__name__} has no judge")
 
@@ -125,6 +125,9 @@ class Exercise:
         if not given or any(given_answers.is_untouched(value) for value in given):
             raise NotAttempted(f"{self.question} Replace the `...` with your answer, then run the cell again.")
         bound = given_answers.bound(self.judge, answers, named)
+        for name, value in bound.arguments.items():
+            if bound.signature.parameters[name].annotation == "Callable":
+                needs_function(value, name)
         finding = self.judge(*bound.args, **bound.kwargs)
         if isinstance(finding, Verdict):
             return finding

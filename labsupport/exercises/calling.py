@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from labsupport.exercises.answers import Wrong, described
+from labsupport.exercises.answers import Wrong, described, plain_of
 
 STACK_BYTES = 64 * 1024**2  # a deep recursion shall end as RecursionError; a thread's own stack is small on macOS
 PATIENCE_S = 5.0
@@ -80,20 +80,47 @@ def items(value: Any, what: str, most: int = MOST_ITEMS) -> list:
         raise Wrong(f"{what} gave None. Did it forget its `return`?")
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise Wrong(f"{what} gave {described(value)}; wanted is a list.")
-    found = list(itertools.islice(iter(value), most + 1))
-    if len(found) > most:
+    listed = list(itertools.islice(iter(value), most + 1))
+    if len(listed) > most:
         raise Wrong(f"{what} gave more than {most} items, and goes on; wanted is a list that ends.")
-    return found
+    return listed
 
 
 def yes_or_no(value: Any, what: str) -> bool:
     """True or False, also NumPy's and torch's; Wrong for None, 'no' and what else Python would take for a truth."""
     if value is None:
         raise Wrong(f"{what} gave None. Did it forget its `return`?")
-    plain = value.item() if callable(getattr(value, "item", None)) and not getattr(value, "shape", True) else value
+    plain = plain_of(value)
     if not isinstance(plain, bool):
         raise Wrong(f"{what} gave {described(value)}; wanted is True or False.")
     return plain
+
+
+def on_arrays(function: Callable, *arrays: Any) -> Any:
+    """What the function answers; Wrong where it changed an array that it was given."""
+    import numpy as np
+
+    before = [np.copy(array) for array in arrays]
+    with np.errstate(all="ignore"):
+        answer = function(*arrays)
+    if not all(map(np.array_equal, arrays, before)):
+        raise Wrong("the function changed an array that it was given; make a new one.")
+    return answer
+
+
+def array_of(value: Any, shape: tuple[int, ...], what: str) -> Any:
+    """The numbers as a float64 array; Wrong for None, for what holds no numbers, and for another shape."""
+    import numpy as np
+
+    if value is None:
+        raise Wrong(f"{what} is None. Did the function forget its `return`?")
+    try:
+        array = np.asarray(value.detach() if hasattr(value, "detach") else value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise Wrong(f"{what} is {described(value)}; wanted are numbers of shape {shape}.") from None
+    if array.shape != shape:
+        raise Wrong(f"{what} has shape {array.shape}; wanted is {shape}.")
+    return array
 
 
 def comes_from(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> bool:

@@ -125,15 +125,15 @@ def learners(content: dict, name: str, *, keep_outputs: bool = False) -> dict:
     """A learner's copy of lab ``name``: outputs cleared, the kernel named as JupyterLab does; it notes what it was
     made of.
     """
-    made = copy.deepcopy(content)
-    made["metadata"] = {**made["metadata"], **_kernel(), NOTE: {"shipped": sources(content)}}
-    made["metadata"].pop("widgets", None)
-    for opening in made["cells"][:1]:
+    edition = copy.deepcopy(content)
+    edition["metadata"] = {**edition["metadata"], **_kernel(), NOTE: {"shipped": sources(content)}}
+    edition["metadata"].pop("widgets", None)
+    for opening in edition["cells"][:1]:
         opening["source"] = f"{bare(_text(opening['source']))}\n\n{YOURS.format(name=name)}"
-    for cell in made["cells"]:
+    for cell in edition["cells"]:
         if cell["cell_type"] == "code" and not keep_outputs:
             cell.update(execution_count=None, outputs=[])
-    return made
+    return edition
 
 
 def written(content: dict) -> bytes:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 
 from labsupport.exercises.answers import as_number, described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
-from labsupport.exercises.calling import needs_function
 from labsupport.exercises.lab01_stand_ins import Device, Handle, drawn_sweeps, fast_and_eager
 from labsupport.exercises.watched import Watched
 
@@ -48,7 +47,6 @@ class SpotTheClock(Exercise):
     answer = "Warm up, wait before the clock starts, and wait before it stops: benchmarking.latency does these three."
 
     def judge(self, steady_call_ms: Callable) -> str:
-        needs_function(steady_call_ms, "steady_call_ms")
         draw = random.Random()
         for first_ms in (80.0, 5e6, 16.0):  # the second builds for an hour: no number of calls hides that in a mean
             device = Device(
@@ -131,7 +129,6 @@ class BatchForBudget(Exercise):
     answer = "The budget is a promise to nearly every caller, so p99 decides what fits; after that, throughput decides."
 
     def judge(self, best_batch: Callable, sweep: list) -> str:
-        needs_function(best_batch, "best_batch")
         rows = [row for row in sweep if isinstance(row, Mapping) and hasattr(row.get("latency"), "percentile")]
         if not rows or len(rows) < len(sweep):
             raise Wrong("the second answer is the list of rows that you measured.")
@@ -168,7 +165,6 @@ class HonestRow(Exercise):
     def judge(self, honest_row: Callable) -> str:
         from labsupport import comparing
 
-        needs_function(honest_row, "honest_row")
         told = ""
         for _ in range(2):
             fast, eager, images, errors = fast_and_eager()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import re
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
-from labsupport.exercises.calling import needs_function, yes_or_no
+from labsupport.exercises.calling import yes_or_no
+from labsupport.files import scratch_folder
 
 LAB, CHECK_S = "02_build_and_run", 120.0
 TRAFFIC = {2: 40, 8: 5200, 12: 300, 20: 15}  # images in a request → requests an hour
@@ -68,7 +69,7 @@ def downloads() -> Path:
         "d": network,
         "e": network[: len(network) // 2],
     }
-    folder = Path(tempfile.mkdtemp(prefix="labsupport-downloads-"))
+    folder = scratch_folder()
     for name, content in files.items():
         (folder / f"{name}.onnx").write_bytes(content)
     return folder
@@ -77,11 +78,10 @@ def downloads() -> Path:
 def load_damaged(engine, damage: str) -> str:
     """What loading says, in short, of a copy of an engine and its sidecar that one of DAMAGES has befallen."""
     from labsupport.build import engines
-    from labsupport.errors import BadInput, EngineError
+    from labsupport.errors import EngineError, one_of
 
-    if damage not in DAMAGES:
-        raise BadInput(f"damage={damage!r} is unknown; choose one of {list(DAMAGES)}")
-    copy = Path(tempfile.mkdtemp(prefix="labsupport-damaged-")) / "copy.plan"
+    one_of(DAMAGES, damage=damage)
+    copy = scratch_folder() / "copy.plan"
     beside, facts = engines.sidecar_path(copy), dict(engine.sidecar)
     if damage == "from version 7.2":  # signed by this user, so only the version is wrong
         facts["built_for"] = {**facts["built_for"], "product": "tensorrt", "version": "7.2"}
@@ -189,8 +189,8 @@ class Probabilities(Exercise):
         layers = lab02_network.layers_by_output(network)
         output = lab02_network.only_new_output(network, layers, before)
         logits = np.random.default_rng().normal(0, 2, (4, lab02_network.CLASSES))
-        known = {network.get_layer(before - 1).get_output(0).name: logits}  # whatever it is called by now
-        lab02_network.compare_with_softmax(logits, lab02_network.evaluate(trt, layers, output, known))
+        values = {network.get_layer(before - 1).get_output(0).name: logits}  # whatever it is called by now
+        lab02_network.compare_with_softmax(logits, lab02_network.evaluate(trt, layers, output, values))
         return (
             f"{network.num_layers - before} added to the {before} layers, {len(weights)} weights as they were; "
             "one output is left, and each of its rows sums to 1."
@@ -271,13 +271,12 @@ class SilentEngine(Exercise):
     """
     answer = "An engine is silent when its counter has nothing under the precision it was asked for."
 
-    def judge(self, silent: Any) -> str:
+    def judge(self, silent: Callable) -> str:
         from labsupport.build.engines import Engine
 
         if isinstance(silent, Engine):
             raise Wrong(f"that is {described(silent)}; hand in the function itself, `silent`, without calling it.")
-        needs_function(silent, "silent")
-        cases = drawn_engines()
+        cases = _drawn_engines()
         for asked, built, meaning in cases:
             sidecar = {
                 "name": f"asked_{asked}",
@@ -295,7 +294,7 @@ class SilentEngine(Exercise):
         return f"told apart {len(cases)} engines by what was built, not by what was wished."
 
 
-def drawn_engines() -> list[tuple[str, dict[str, int], str]]:
+def _drawn_engines() -> list[tuple[str, dict[str, int], str]]:
     """(asked for, layers read back, what an error here means), counts, order and precisions drawn anew."""
     draw, kinds = random.Random(), ("fp32", "fp16", "bf16", "int8", "fp8")
     cases = []

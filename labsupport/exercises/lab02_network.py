@@ -31,8 +31,8 @@ def small_network(trt, network) -> list[np.ndarray]:
 
 def layers_by_output(network) -> dict[str, tuple[int, str, object]]:
     """(place, kind, layer) by what it makes; kinds are read here, since a downcast layer answers `type` differently."""
-    found = ((i, network.get_layer(i)) for i in range(network.num_layers))
-    return {layer.get_output(0).name: (i, layer.type.name, layer) for i, layer in found}
+    layers = ((i, network.get_layer(i)) for i in range(network.num_layers))
+    return {layer.get_output(0).name: (i, layer.type.name, layer) for i, layer in layers}
 
 
 def only_new_output(network, layers: dict, before: int) -> str:
@@ -52,14 +52,14 @@ def only_new_output(network, layers: dict, before: int) -> str:
     return outputs[0]
 
 
-def evaluate(trt, layers: dict, name: str, known: dict[str, np.ndarray]) -> np.ndarray:
+def evaluate(trt, layers: dict, name: str, cache: dict[str, np.ndarray]) -> np.ndarray:
     """The value of a tensor from the known ones, in NumPy: a network can be judged where no engine can run."""
-    if name in known:
-        return known[name]
+    if name in cache:
+        return cache[name]
     _, kind, layer = layers.get(name, (0, "NONE", None))
     if kind in ("NONE", "MATRIX_MULTIPLY", "SHUFFLE", "POOLING"):
         raise Wrong(f"the output is made of {name!r}, not of the logits: start from network.get_output(0).")
-    values = [evaluate(trt, layers, layer.get_input(i).name, known) for i in range(layer.num_inputs)]
+    values = [evaluate(trt, layers, layer.get_input(i).name, cache) for i in range(layer.num_inputs)]
     return _computed(trt, kind, layer, values)
 
 

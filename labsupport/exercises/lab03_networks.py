@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from labsupport import files
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Wrong
 
@@ -136,11 +135,11 @@ def executed_kernels(network):
     from labsupport import export, fusion, runtimes
 
     example = torch.randn(2, 64, 16, 16, generator=torch.Generator().manual_seed(0))
-    with tempfile.TemporaryDirectory(prefix="labsupport-lab03-") as folder:
+    with files.scratch() as folder:
         with torch.inference_mode():
             named = isinstance(network(example), Mapping)
         network = _in_a_row(network) if named else network
-        graph = export.to_onnx(network, example, path=Path(folder) / "yours.onnx", dynamic=False)
+        graph = export.to_onnx(network, example, path=folder / "yours.onnx", dynamic=False)
         with runtimes.OnnxRuntime(graph, optimization="extended") as run:
             return fusion.xray(run)
 

@@ -69,12 +69,12 @@ def feed_forward_module(loud: float = 12.0, seed: int = 0):
 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        made = FeedForward()
+        module = FeedForward()
         with torch.no_grad():  # biases that matter, each as loud as what it is added to
             if seed:
-                nn.init.normal_(made.up.bias, std=4 * loud)
-                nn.init.normal_(made.down.bias, std=2000)
-        return made.eval()
+                nn.init.normal_(module.up.bias, std=4 * loud)
+                nn.init.normal_(module.down.bias, std=2000)
+        return module.eval()
 
 
 @functools.cache

@@ -7,11 +7,11 @@ from __future__ import annotations
 import copy
 import functools
 import random
+from collections.abc import Callable
 from typing import Any
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
-from labsupport.exercises.calling import needs_function
 from labsupport.exercises.lab07_stand_ins import drawn_weights, judge_pattern, judge_thin
 
 LAB, CHECK_S = "07_pruning", 120.0
@@ -66,12 +66,11 @@ class AcrossFlatten(Exercise):
         "21,632 with it."
     )
 
-    def judge(self, thinner: Any) -> str:
+    def judge(self, thinner: Callable) -> str:
         import torch
 
         from labsupport import models
 
-        needs_function(thinner, "thinner")
         for size in (12, 16):
             model = models.article_cnn(size=size, seed=random.randrange(1000))
             keep = random.sample(range(32), random.randint(3, 9))
@@ -197,10 +196,9 @@ class TwoOfFour(Exercise):
     """
     answer = "`weight * pruning.mask24(weight)` is the same."
 
-    def judge(self, two_of_four: Any) -> str:
+    def judge(self, two_of_four: Callable) -> str:
         import torch
 
-        needs_function(two_of_four, "two_of_four")
         for name, weight in drawn_weights().items():
             kept = weight.clone()
             got = two_of_four(weight)

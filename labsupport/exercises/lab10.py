@@ -12,7 +12,7 @@ from typing import Any
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
-from labsupport.exercises.calling import items, needs_function, yes_or_no
+from labsupport.exercises.calling import items, yes_or_no
 from labsupport.exercises.lab10_puzzles import ALPHA, BETA, PASS, PUZZLE_COLUMNS, WHY_NOT, mystery, puzzle  # noqa: F401 - learners call lab10.puzzle()
 
 LAB, CHECK_S = "10_plugins", 120.0
@@ -70,7 +70,6 @@ class Shapes(Exercise):
     )
 
     def judge(self, y_shape: Callable) -> str:
-        needs_function(y_shape, "y_shape")
         rows = tuple(random.randint(1, 9) for _ in range(random.randint(0, 4)))
         columns = random.randint(2, 99)
         fits = [
@@ -138,7 +137,6 @@ class Types(Exercise):
     answer = "The answer may look back, never ahead: `tensors[position]` and `tensors[0]` are all it needs."
 
     def judge(self, may_be: Callable) -> str:
-        needs_function(may_be, "may_be")
         kinds, places = ("float32", "float16", "int8", "int32"), ("linear", "chw4")
         for position, first, own, layout in itertools.product(range(4), ("float32", "float16"), kinds, places):
             types = [first] * position + [own] + ["int8"] * (3 - position)

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
-from labsupport.exercises.calling import needs_function
 from labsupport.exercises.lab11_stand_ins import (  # noqa: F401 - learners call lab11.sign and read lab11.LIMITS
     LIMITS,
     about_choice,
@@ -58,17 +58,16 @@ class ChoosePhone(Exercise):
     """
     answer = "A gate is an AND over all limits; only what passes is compared by size."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, choose: Callable) -> str:
         import numpy as np
 
-        needs_function(function, "choose")
         draws = np.random.default_rng()
         for number in range(300):
             rows, limits = candidates_drawn(draws, number)
             passed = [row for row in rows if all(row[key] <= limit for key, limit in limits.items())]
             right = min(passed, key=lambda row: row["KiB"])["name"] if passed else None
             given = [dict(row) for row in rows]
-            got = function(given, dict(limits))
+            got = choose(given, dict(limits))
             if given != rows:
                 raise Wrong("the function changed the rows that it was given; the next gate would read other numbers.")
             if got != right:
@@ -167,15 +166,14 @@ class InTime(Exercise):
     """
     answer = "The oldest frame that can still be in time. Late ones waste time; a dropped one that had time is lost."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, next_frame: Callable) -> str:
         import numpy as np
 
-        needs_function(function, "next_frame")
         draws = np.random.default_rng()
         for _ in range(30):
             stream = stream_of_frames(draws)
             best, _ = counted_misses(oldest_in_time, *stream)
-            count, late = counted_misses(function, *stream)
+            count, late = counted_misses(next_frame, *stream)
             if late:
                 raise Wrong(
                     f"{late} frames were computed that could not be done in time any more; they kept others waiting."
@@ -186,7 +184,7 @@ class InTime(Exercise):
                     f"that still had time."
                 )
         best, _ = counted_misses(oldest_in_time, *exact_stream())
-        if counted_misses(function, *exact_stream())[0] < best:
+        if counted_misses(next_frame, *exact_stream())[0] < best:
             raise Wrong("a frame that is done exactly `deadline_ms` after it arrived counts, and you dropped some.")
         return "After a stall it skips what is lost and saves the rest. Computing every frame would stay late for long."
 
@@ -220,15 +218,14 @@ class Update(Exercise):
     """
     answer = "Signature, then version, then self-test; any doubt keeps what runs."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, install: Callable) -> str:
         import secrets
 
-        needs_function(function, "install")
         key = secrets.token_bytes(16)
         for name, package, result, replaced in packages_drawn(key):
             box, ran = {"version": 4, "payload": b"the engine that runs"}, []
             kept = dict(box)
-            got = function(
+            got = install(
                 box, dict(package), key, lambda payload, ran=ran, result=result: was_tested(payload, ran, result)
             )
             if box != kept:

@@ -11,7 +11,6 @@ from typing import Any
 from labsupport.errors import LabError
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
-from labsupport.exercises.calling import needs_function
 
 LAB = "11b_data_center"
 SERVICE_MS, LIMIT_MS = 8.0, 50.0
@@ -56,8 +55,7 @@ class Window(Exercise):
     """
     answer = "One deadline for the whole batch. A new delay for each request lets the first wait without end."
 
-    def judge(self, function: Any) -> str:
-        needs_function(function, "next_batch")
+    def judge(self, next_batch: Callable) -> str:
         # (what it is, waits already, comes later as (s, request), limit, delay, wanted, at least s, at most s)
         cases = [
             ("ten wait, four fit", range(10), [], 4, 1.0, [0, 1, 2, 3], 0.0, 0.5),
@@ -68,40 +66,44 @@ class Window(Exercise):
             ("the batch gets full while it waits", [0], [(0.1, 1)], 2, 1.5, "in time", 0.05, 0.8),
             ("no delay is allowed", range(3), [], 8, 0.0, None, 0.0, 0.4),
         ]
-        for name, now, later, limit, delay, wanted, least, most in cases:
-            batch, seconds, left, came_s = _collected(function, list(now), later, limit, delay, name)
-            if wanted == "in time":  # by when each really came: a busy machine is late itself
-                wanted = _in_time(batch, list(now), came_s, limit, delay)
-            if len(batch) > limit:
-                raise Wrong(f"{name}: the batch holds {len(batch)} requests, and {limit} are allowed.")
-            if wanted is not None and batch != wanted:
-                raise Wrong(f"{name} (limit {limit}, delay {delay:g} s): the batch is {batch}, and {wanted} is right.")
-            if wanted is None and (not batch or batch != list(range(len(batch)))):
-                raise Wrong(f"{name}: the batch is {batch}; at least the first request, 0, must be in it, in order.")
-            if not later and left != list(now)[len(batch) :]:
-                raise Wrong(
-                    f"{name}: {left} are left in the queue, and {list(now)[len(batch) :]} should be: requests got lost."
-                )
-            if seconds > most:
-                raise Wrong(
-                    f"{name}: it took {seconds:.2f} s. The delay counts from the first request, and a full batch "
-                    f"leaves at once."
-                )
-            if seconds < least:
-                raise Wrong(
-                    f"{name}: it took {seconds:.2f} s only, with {delay:g} s of delay; it did not wait for more "
-                    f"requests."
-                )
+        for case in cases:
+            for go in range(3):  # a busy machine may sleep through a deadline, but not each time
+                try:
+                    self._try(next_batch, *case)
+                    break
+                except Wrong:
+                    if go == 2 or not case[2]:
+                        raise
         return "The first request pays for the delay, and nobody waits longer than it."
+
+    @staticmethod
+    def _try(next_batch, name, now, later, limit, delay, wanted, least, most) -> None:
+        batch, seconds, left, came_s = _collected(next_batch, list(now), later, limit, delay, name)
+        if wanted == "in time":  # by when each really came: a busy machine is late itself
+            wanted = _in_time(batch, list(now), came_s, limit, delay)
+        if len(batch) > limit:
+            raise Wrong(f"{name}: the batch holds {len(batch)} requests, and {limit} are allowed.")
+        if wanted is not None and batch != wanted:
+            raise Wrong(f"{name} (limit {limit}, delay {delay:g} s): the batch is {batch}, and {wanted} is right.")
+        if wanted is None and (not batch or batch != list(range(len(batch)))):
+            raise Wrong(f"{name}: the batch is {batch}; at least the first request, 0, must be in it, in order.")
+        if not later and left != list(now)[len(batch) :]:
+            raise Wrong(
+                f"{name}: {left} are left in the queue, and {list(now)[len(batch) :]} should be: requests got lost."
+            )
+        if seconds > most:
+            why = "The delay counts from the first request, and a full batch leaves at once."
+            raise Wrong(f"{name}: it took {seconds:.2f} s. {why}")
+        if seconds < least:
+            said = f"{name}: it took {seconds:.2f} s only, with {delay:g} s of delay"
+            raise Wrong(f"{said}; it did not wait for more requests.")
 
 
 class Retry(Exercise):
     question = (
         "Write `send(request, replicas)`: the answer of the first replica that gives one. A replica is a function of "
-        "the "
-        "request. ConnectionError means that it died: go on to the next. Any other error is the request's own fault: "
-        "let it "
-        "through. When all are dead, raise ConnectionError."
+        "the request. ConnectionError means that it died: go on to the next. Any other error is the request's own "
+        "fault: let it through. When all are dead, raise ConnectionError."
     )
     hints = (
         "A loop over the replicas with `try: return replica(request)`. Which error may go round the loop once more?",
@@ -120,16 +122,15 @@ class Retry(Exercise):
     """
     answer = "An inference changes nothing, so it may be repeated. A bad request may not: it would kill every replica."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, send: Callable) -> str:
         import random
 
-        needs_function(function, "send")
         for dead in (0, 1, 2, 4):
             asked, replicas = _replicas(dead, 5)
             request = random.randrange(1, 1000) if dead != 2 else 0  # an answer may be 0, too
             there = list(replicas)
             try:
-                got = function(request, replicas)
+                got = send(request, replicas)
             except ConnectionError as error:
                 raise Wrong(
                     f"replica {dead} lives, and {type(error).__name__} came out. Each kind of ConnectionError means "
@@ -145,9 +146,9 @@ class Retry(Exercise):
                 raise Wrong(
                     f"with {dead} dead replicas in front it asked {asked}; each dead one once, then one that lives."
                 )
-        self._bad_request(function)
+        self._bad_request(send)
         asked, replicas = _replicas(3, 3)
-        raised = _raised(function, 1, replicas)
+        raised = _raised(send, 1, replicas)
         if not isinstance(raised, ConnectionError):
             said = f"it raised {type(raised).__name__}" if raised else "nothing was raised"
             raise Wrong(f"all three replicas were dead, and {said}; the client must hear a ConnectionError.")
@@ -196,15 +197,14 @@ class Admit(Exercise):
         "A request that will be late anyway costs others their time. Say no at once, and the client can go elsewhere."
     )
 
-    def judge(self, function: Any) -> str:
+    def judge(self, admit: Callable) -> str:
         import numpy as np
 
-        needs_function(function, "admit")
         draws = np.random.default_rng()
         for load in (0.3, 0.9, 2.0, 4.0):
             for _ in range(6):
                 case = _overload(draws, load)
-                late, answered, refused = _served(function, *case)
+                late, answered, refused = _served(admit, *case)
                 _, possible, needless = _served(_admit, *case)
                 if late:
                     raise Wrong(
@@ -220,7 +220,7 @@ class Admit(Exercise):
                     )
         for replicas in (1, 2, 3, 4):
             for ahead in range(10):
-                _place_fault(function, ahead, replicas)
+                _place_fault(admit, ahead, replicas)
         return "Under twice the load the server answers as many as ever, all of them in time, and says no to the rest."
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from labsupport.exercises.answers import described
+from labsupport.exercises.answers import described, plain_of
 from labsupport.exercises.base import Wrong
 
 SIZES = (12, 9)  # pictures in train and in test
@@ -59,19 +59,19 @@ def with_copies(rng: Any, count: int) -> tuple:
     return train, test, places
 
 
-def numbers(found: Any, count: int) -> set[int]:
+def numbers(answer: Any, count: int) -> set[int]:
     """What the function gave, as a set of whole numbers: a list, an array, a set, or one truth value a picture."""
     import numpy as np
 
-    if found is None or isinstance(found, (str, bool, int, float)):
-        raise Wrong(f"the function gave {described(found)}; wanted is a list of numbers, empty if nothing is shared.")
-    values = np.asarray(sorted(found) if isinstance(found, (set, frozenset)) else list(found))
+    if answer is None or isinstance(answer, (str, bool, int, float)):
+        raise Wrong(f"the function gave {described(answer)}; wanted is a list of numbers, empty if nothing is shared.")
+    values = np.asarray(sorted(answer) if isinstance(answer, (set, frozenset)) else list(answer))
     if values.dtype == bool and values.shape == (count,):
         values = np.flatnonzero(values)
     if values.size == 0:
         return set()
     if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise Wrong(f"the function gave {described(found)}; wanted are whole numbers, the places in test.")
+        raise Wrong(f"the function gave {described(answer)}; wanted are whole numbers, the places in test.")
     return {int(value) for value in values}
 
 
@@ -102,7 +102,7 @@ def finished(arrivals: Any, service: Any) -> Any:
 
 def whole_count(value: Any) -> int:
     """A whole number of frames from a Python, NumPy or torch number."""
-    plain = value.item() if callable(getattr(value, "item", None)) and not getattr(value, "shape", True) else value
+    plain = plain_of(value)
     if isinstance(plain, bool) or not isinstance(plain, (int, float)) or plain != int(plain):
         raise Wrong(f"the function gave {described(value)}; wanted is how many frames are late, a whole number.")
     return int(plain)
@@ -110,7 +110,7 @@ def whole_count(value: Any) -> int:
 
 def class_of(value: Any) -> int:
     """The number of a class from a Python, NumPy or torch number."""
-    plain = value.item() if callable(getattr(value, "item", None)) and not getattr(value, "shape", True) else value
+    plain = plain_of(value)
     if isinstance(plain, bool) or not isinstance(plain, int):
         raise Wrong(f"the function gave {described(value)}; wanted is the number of a class, from 0 to 19, or None.")
     return plain
@@ -174,7 +174,7 @@ def classifier(rng: Any, wrong: int, swapped: bool) -> Any:
     import numpy as np
 
     pictures, labels = golden()
-    known = pictures.reshape(len(pictures), -1).astype(np.float32)
+    originals = pictures.reshape(len(pictures), -1).astype(np.float32)
     answers = labels.copy()
     places = rng.permutation(len(labels))[:wrong]
     answers[places] = (answers[places] + 1 + rng.integers(0, 18)) % len(labels)
@@ -186,7 +186,7 @@ def classifier(rng: Any, wrong: int, swapped: bool) -> Any:
         if swapped:
             shown = shown[..., ::-1]
         flat = shown.reshape(len(shown), -1).astype(np.float32)
-        distance = ((flat[:, None] - known) ** 2).mean(axis=2)
+        distance = ((flat[:, None] - originals) ** 2).mean(axis=2)
         nearest = answers[distance.argmin(axis=1)]
         return np.where(distance.min(axis=1) < 400, nearest, -1)  # a picture in other colors is none of those it knows
 

@@ -71,7 +71,7 @@ def _checked(graph: Any) -> Any:
 
     if not isinstance(graph, (export.OnnxGraph, str, Path)):
         raise Wrong(f"the first answer is {described(graph)}; hand in the graph, an export.OnnxGraph, or its path.")
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise Wrong(
             f"the graph takes {list(graph.inputs)} and gives {list(graph.outputs)}; wanted are one input and one "

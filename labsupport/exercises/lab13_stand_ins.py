@@ -12,8 +12,8 @@ from labsupport.exercises.base import Wrong
 
 def chains(draw) -> list[tuple[list[str], set[str], int]]:
     """(operators in running order, those supported, the smallest block): four fixed, and 40 drawn anew."""
-    known = {"conv", "relu", "abs"}
-    fixed = [(["conv", "relu", "fft", "abs"], known, 2), (["fft"], set(), 1), (["conv"], {"conv"}, 1), ([], set(), 5)]
+    ops = {"conv", "relu", "abs"}
+    fixed = [(["conv", "relu", "fft", "abs"], ops, 2), (["fft"], set(), 1), (["conv"], {"conv"}, 1), ([], set(), 5)]
     return fixed + [_chain(draw) for _ in range(40)]
 
 
@@ -128,7 +128,7 @@ def opset_cases(draw) -> list[tuple[tuple[int, int], dict[str, int]]]:
     return cases
 
 
-def provider_cases(draw, known: list[str], built_in: list[str]) -> list[tuple[list[str], list]]:
+def provider_cases(draw, names: list[str], built_in: list[str]) -> list[tuple[list[str], list]]:
     """(what a session loaded, what was wanted of it): six that people meet, and 20 drawn anew."""
     cpu = "CPUExecutionProvider"
     gpu = ["TensorrtExecutionProvider", "CUDAExecutionProvider", cpu]
@@ -143,8 +143,8 @@ def provider_cases(draw, known: list[str], built_in: list[str]) -> list[tuple[li
     misspelled = "TensorRTExecutionProvider"  # the right one has a small rt, and a session tells them apart
     cases.append((gpu, [misspelled, cpu]))
     for _ in range(20):
-        loaded = [*draw.sample([name for name in known if name != cpu], draw.randint(0, 3)), cpu]
-        wanted = draw.sample(known, draw.randint(1, 5))
+        loaded = [*draw.sample([name for name in names if name != cpu], draw.randint(0, 3)), cpu]
+        wanted = draw.sample(names, draw.randint(1, 5))
         cases.append((loaded, [(name, {}) if draw.random() < 0.3 else name for name in wanted]))
     return cases
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from labsupport.exercises import lab14_workpieces as pieces
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
-from labsupport.exercises.calling import needs_function
+from labsupport.exercises.calling import on_arrays
 from labsupport.exercises.lab14_workpieces import small_decoder
 
 LAB = "14_large_models"
@@ -44,16 +45,15 @@ class Grouped(Exercise):
     """
     answer = "Nine heads over three keys: a third of the cache, and a third of what every token reads."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, grouped: Callable) -> str:
         import torch
 
-        needs_function(function, "grouped")
         dice = torch.Generator().manual_seed(pieces.seed())
         for batch, new, rows, heads, groups in ((2, 3, 7, 6, 2), (1, 1, 9, 9, 3), (1, 5, 5, 4, 4), (2, 2, 4, 4, 1)):
             query = torch.randn(batch, new, heads, 8, generator=dice)
             key, value = torch.randn(2, batch, rows, groups, 8, generator=dice)
             before = query.clone(), key.clone(), value.clone()
-            got = pieces.as_tensor(function(query, key, value))
+            got = pieces.as_tensor(grouped(query, key, value))
             pieces.unchanged(before, (query, key, value))
             where = f"{new} new of {rows} rows, {heads} heads over {groups}"
             if got.shape != query.shape:
@@ -87,13 +87,12 @@ class CacheBytes(Exercise):
     """
     answer = "Weights are read by all sequences together; a cache belongs to one, and many caches outgrow the weights."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, cache_bytes: Callable) -> str:
         import numpy as np
 
         from labsupport.exercises.answers import as_number
         from labsupport.language.networks import Shape
 
-        needs_function(function, "cache_bytes")
         dice = np.random.default_rng(pieces.seed())
         for number in range(12):
             groups, times, width = (int(dice.integers(1, high)) for high in (5, 5, 90))
@@ -104,7 +103,7 @@ class CacheBytes(Exercise):
             heads = groups * (times + 1)
             shape = Shape(layers, heads * width, heads, groups, 4 * heads * width, 1000, 4096)
             right = shape.cache_bytes(sequences, tokens, value_bytes)
-            got = as_number(function(shape, sequences, tokens, value_bytes), "the size")
+            got = as_number(cache_bytes(shape, sequences, tokens, value_bytes), "the size")
             if got == right:
                 continue
             ratio = got / right
@@ -145,13 +144,12 @@ class Loop(Exercise):
     """
     answer = "A prompt of P tokens and an answer of N need P + N − 1 positions; without a cache about N (P + N / 2)."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, answer: Callable) -> str:
         import numpy as np
         import torch
 
         from labsupport.language import cached, generation
 
-        needs_function(function, "answer")
         dice = np.random.default_rng(pieces.seed())
         for most in (9, 1, 14):
             network = pieces.small_network()
@@ -159,7 +157,7 @@ class Loop(Exercise):
             right = generation.generate(cached.TorchCached(network, capacity=64), prompt, most).tokens
             watched, asked = pieces.Watched(network), list(prompt)
             with torch.inference_mode():
-                got = function(watched, asked, most)
+                got = answer(watched, asked, most)
             if asked != prompt:
                 raise Wrong("the function changed the prompt that it was given; work on a list of its own.")
             if isinstance(got, torch.Tensor) or hasattr(got, "tolist"):
@@ -211,17 +209,13 @@ class TopP(Exercise):
     """
     answer = "The cut moves with the distribution: one token where the network is sure, hundreds where it is not."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, top_p: Callable) -> str:
         import numpy as np
 
-        needs_function(function, "top_p")
         dice = np.random.default_rng(pieces.seed())
         for size, p in ((6, 0.5), (40, 0.9), (40, 0.05), (300, 0.99), (12, 1.0), (4, 0.75), (8, 0.5)):
             chances = pieces.chances(dice, size)
-            given = chances.copy()
-            got = np.asarray(function(given, p), np.float64)
-            if not np.array_equal(given, chances):
-                raise Wrong("the function changed the array that it was given; work on a copy.")
+            got = np.asarray(on_arrays(top_p, chances, p), np.float64)
             if got.shape != chances.shape:
                 raise Wrong(f"{size} probabilities came and {got.shape} left; keep the order and set the others to 0.")
             if not np.isfinite(got).all():
@@ -279,10 +273,9 @@ class FourBits(Exercise):
     """
     answer = "Half a step is the most that rounding costs. One large value makes the steps large: hence small blocks."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, four_bits: Callable) -> str:
         import numpy as np
 
-        needs_function(function, "four_bits")
         dice = np.random.default_rng(pieces.seed())
         plain = dice.standard_normal((5, 3 * pieces.BLOCK))
         cases = {
@@ -294,10 +287,7 @@ class FourBits(Exercise):
         }
         for name, weight in cases.items():
             weight = weight.astype(np.float32)
-            given = weight.copy()
-            parts = function(given)
-            if not np.array_equal(given, weight):
-                raise Wrong("the function changed the array that it was given; work on a copy.")
+            parts = on_arrays(four_bits, weight)
             if not isinstance(parts, (tuple, list)) or len(parts) != 3:
                 raise Wrong(f"the function gave {described(parts)}; wanted are levels, step and least.")
             pieces.check_blocks(name, weight, *(np.asarray(part) for part in parts))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
-from labsupport.exercises.calling import needs_function
 from labsupport.exercises.lab14_workpieces import as_tensor, plain, seed
 
 LAB = "14b_serving_large_models"
@@ -42,10 +41,9 @@ class Gained(Exercise):
     """
     answer = "So the answer is the one without drafts, token for token, and the worst case is one token a step."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, gained: Callable) -> str:
         import numpy as np
 
-        needs_function(function, "gained")
         dice = np.random.default_rng(seed())
         fixed = [
             ([7, 8, 9], [7, 8, 9, 4]),
@@ -58,7 +56,7 @@ class Gained(Exercise):
             (dice.integers(2, size=n).tolist(), dice.integers(2, size=n + 1).tolist()) for n in dice.integers(1, 7, 60)
         ]
         for guesses, chosen in fixed + drawn:
-            got = function(list(guesses), list(chosen))
+            got = gained(list(guesses), list(chosen))
             right = next((i for i, guess in enumerate(guesses) if guess != chosen[i]), len(guesses))
             wanted = chosen[: right + 1]
             if isinstance(got, (int, np.integer)) or not hasattr(got, "__len__") or isinstance(got, (str, dict)):
@@ -100,13 +98,12 @@ class SharedBlocks(Exercise):
     """
     answer = "A system prompt that every request begins with is computed and stored once."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, blocks_needed: Callable) -> str:
         import numpy as np
 
         from labsupport.exercises.answers import as_number
         from labsupport.language.serving import Blocks
 
-        needs_function(function, "blocks_needed")
         dice = np.random.default_rng(seed())
         for number in range(12):
             size, shared = int(dice.integers(2, 6)), dice.integers(3, size=int(dice.integers(4, 24))).tolist()
@@ -120,7 +117,7 @@ class SharedBlocks(Exercise):
             blocks = Blocks(200, size)
             for i, prompt in enumerate(prompts):
                 blocks.start(str(i), prompt)
-            got = as_number(function([list(prompt) for prompt in prompts], size), "the number of blocks")
+            got = as_number(blocks_needed([list(prompt) for prompt in prompts], size), "the number of blocks")
             if got == blocks.used:
                 continue
             say = f"prompts {prompts} in blocks of {size} take {blocks.used}, and your function says {got:g}."
@@ -159,11 +156,10 @@ class Split(Exercise):
     """
     answer = "Columns first, rows second: one sum over the link for two products, and none between them."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, split: Callable) -> str:
         import torch
         from torch.nn import functional as F
 
-        needs_function(function, "split")
         dice = torch.Generator().manual_seed(seed())
         for hidden, inner, world in ((6, 12, 2), (5, 12, 3), (4, 8, 4), (8, 8, 1), (8, 8, 2)):
             x, up, down = (
@@ -171,7 +167,7 @@ class Split(Exercise):
             )
             whole, held, most, total = F.gelu(x @ up) @ down, 0, 0, torch.zeros(3, hidden)
             for rank in range(world):
-                parts = function(up.clone(), down.clone(), rank, world)
+                parts = split(up.clone(), down.clone(), rank, world)
                 if not isinstance(parts, (tuple, list)) or len(parts) != 2:
                     raise Wrong(
                         f"the function gave {described(parts)}; wanted are two tensors, parts of up and of down."

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 from labsupport.exercises.answers import NotAttempted, as_number, described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
-from labsupport.exercises.calling import needs_function
+from labsupport.exercises.calling import array_of, on_arrays
 
 LAB = "15_outlook"
 # ran up to TensorRT 8.x; the first line is given by the checker where a machine needs it
@@ -73,10 +73,9 @@ class Forecast(Exercise):
     """
     answer = "Two floors, one quotient. Dividing term by term is wrong as soon as the bound changes sides."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, speedup: Callable) -> str:
         import random
 
-        needs_function(function, "speedup")
         chips = [(1e12, 1e11), (2e13, 3e11), (1e15, 3e12), (9e15, 8e12)]
         cases: list[tuple[float, float, tuple[float, float], tuple[float, float]]] = [
             (random.uniform(1e8, 1e12), random.uniform(1e6, 1e10), random.choice(chips), random.choice(chips))
@@ -88,7 +87,7 @@ class Forecast(Exercise):
             (1e11, 1e10, (1e12, 2e11), (1e14, 1e11)),
         ]
         for operations, size, before, after in cases:
-            given = as_number(function(operations, size, before, after), "the speedup")
+            given = as_number(speedup(operations, size, before, after), "the speedup")
             floors = [(operations / rate, size / memory) for rate, memory in (before, after)]
             wanted = max(floors[0]) / max(floors[1])
             if math.isclose(given, wanted, rel_tol=1e-9):
@@ -139,10 +138,9 @@ class Nvfp4(Exercise):
     """
     answer = "Two levels: the block scale follows the block, the tensor scale keeps block scales inside E4M3."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, to_nvfp4: Callable) -> str:
         import numpy as np
 
-        needs_function(function, "to_nvfp4")
         draw = np.random.default_rng()
         plain, zeros = draw.standard_normal((4, 32)), draw.standard_normal((3, 32))
         zeros[1] = 0
@@ -151,12 +149,7 @@ class Nvfp4(Exercise):
                  "numbers around 1e-6": 1e-6 * plain, "blocks of different size": spread,
                  "one block": draw.standard_normal(16), "nothing but zeros": np.zeros((2, 16))}  # fmt: skip
         for name, x in cases.items():
-            kept = x.copy()
-            with np.errstate(all="ignore"):
-                given = function(x)
-            if not np.array_equal(x, kept):
-                raise Wrong(f"{name}: the function changed the array that it was given; make a new one.")
-            self._judge_one(name, x, _array(given, x.shape, name))
+            self._judge_one(name, x, array_of(on_arrays(to_nvfp4, x), x.shape, f"{name}: the answer"))
         return "Four and a half bits a number, and each block has its own ruler."
 
     @staticmethod
@@ -211,16 +204,15 @@ class Gone(Exercise):
     """
     answer = "Two levels of sets; a class that is gone is one line, not fifty."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, went: Callable) -> str:
         import copy
 
         from labsupport.listings import releases
 
-        needs_function(function, "went")
         listings = [releases.listing(release) for release in releases.RELEASES]
         cases = [*_invented(), ("8.6.0 and 10.16.1.11", *listings[:2]), ("11.0.0.114 and 11.4.0.106", *listings[2:4])]
         for name, before, after in cases:
-            given = function(copy.deepcopy(before), copy.deepcopy(after))
+            given = went(copy.deepcopy(before), copy.deepcopy(after))
             if isinstance(given, str) or not hasattr(given, "__iter__"):
                 raise Wrong(f"{name}: the function gave {described(given)}; wanted is a sorted list of names.")
             given, wanted = list(given), _went(before, after)
@@ -322,18 +314,6 @@ def _went(before: dict, after: dict) -> list[str]:
         old, new = ({*each.get("members", ()), *each.get("enum", ())} for each in (before[name], after[name]))
         lost += [f"{name}.{member}" for member in old - new]
     return sorted(lost)
-
-
-def _array(value: Any, shape: tuple, name: str):
-    import numpy as np
-
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise Wrong(f"{name}: the function gave {described(value)}; wanted are numbers of shape {shape}.") from None
-    if array.shape != shape:
-        raise Wrong(f"{name}: the answer has shape {array.shape}; wanted is {shape}.")
-    return array
 
 
 growth = Growth()

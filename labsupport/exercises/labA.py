@@ -9,7 +9,7 @@ from typing import Any
 
 from labsupport.exercises.answers import described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
-from labsupport.exercises.calling import needs_function
+from labsupport.exercises.calling import array_of, on_arrays
 
 LAB = "A_mathematics"
 CLOSE = 1e-6
@@ -51,10 +51,9 @@ class CrossEntropy(Exercise):
     """
     answer = "In log space nothing overflows, and the logarithm's 1/p never appears."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, cross_entropy: Callable) -> str:
         import numpy as np
 
-        needs_function(function, "cross_entropy")
         draw = np.random.default_rng()
         for name, z, labels in (
             ("an everyday batch", draw.standard_normal((6, 5)), draw.integers(0, 5, 6)),
@@ -64,8 +63,8 @@ class CrossEntropy(Exercise):
             ("logits around -1,000", draw.standard_normal((4, 3)) - 1000, draw.integers(0, 3, 4)),
         ):
             want_loss, want_slope = _cross_entropy(z, labels)
-            loss, slope = _two(_called(function, z, labels), "the loss and its gradient")
-            loss, slope = _numbers(loss, (), f"{name}: the loss"), _numbers(slope, z.shape, f"{name}: the gradient")
+            loss, slope = _two(on_arrays(cross_entropy, z, labels), "the loss and its gradient")
+            loss, slope = array_of(loss, (), f"{name}: the loss"), array_of(slope, z.shape, f"{name}: the gradient")
             if not (np.isfinite(loss).all() and np.isfinite(slope).all()):
                 raise Wrong(
                     f"{name}: the answer holds NaN or infinity. Is the largest logit of each row subtracted first?"
@@ -113,24 +112,20 @@ class Repaired(Exercise):
     """
     answer = "Each step is a product with what stood on the other side of the forward product, turned."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, backward: Callable) -> str:
         import numpy as np
 
-        needs_function(function, "backward")
         draw = np.random.default_rng()
         for n, d, h, k in ((7, 5, 4, 3), (1, 2, 6, 2), (4, 4, 4, 4)):
             x, y = draw.standard_normal((n, d)), draw.standard_normal((n, k))
             weights = [draw.standard_normal(shape) for shape in ((d, h), (h,), (h, k), (k,))]
-            kept = [array.copy() for array in (x, y, *weights)]
             wanted = _two_layers(x, y, *weights)
-            given = function(x, y, *weights)
-            if any((now != before).any() for now, before in zip((x, y, *weights), kept)):
-                raise Wrong("the function changed an array that it was given; make new ones.")
+            given = on_arrays(backward, x, y, *weights)
             if not isinstance(given, (tuple, list)) or len(given) != 4:
                 raise Wrong(f"the function gave {described(given)}; wanted are four gradients: of W1, b1, W2, b2.")
             where = f"{n} rows, {d} inputs, {h} hidden, {k} outputs"
             for name, got, right in zip(("W1", "b1", "W2", "b2"), given, wanted):
-                got = _numbers(got, right.shape, f"{where}: the gradient of {name}")
+                got = array_of(got, right.shape, f"{where}: the gradient of {name}")
                 self._compare(f"{where}: {name}", got, right, n, k)
         return "Four gradients, three sets of sizes; the article's listing fails the first of them."
 
@@ -141,11 +136,11 @@ class Repaired(Exercise):
         size = max(float(np.abs(right).max()), 1e-9)
         if np.abs(got - right).max() <= CLOSE * size:
             return
-        known = {-1.0: "its sign is turned round: it is prediction minus truth",
+        mistakes = {-1.0: "its sign is turned round: it is prediction minus truth",
                  n * k / 2: "the factor 2 / y.size is missing", 0.5: "the factor 2 of the square is missing",
                  float(k): "it is divided by the rows only; the mean is over y.size numbers",
                  n * k: "the mean's division by y.size is missing"}  # fmt: skip
-        for factor, why in known.items():
+        for factor, why in mistakes.items():
             if factor != 1 and np.abs(got - factor * right).max() <= CLOSE * size * abs(factor):
                 raise Wrong(f"{where}: {why}.")
         raise Wrong(
@@ -182,17 +177,16 @@ class LayerNorm(Exercise):
         "axis, so it stays inside the means."
     )
 
-    def judge(self, function: Any) -> str:
+    def judge(self, layer_norm_back: Callable) -> str:
         import numpy as np
 
-        needs_function(function, "layer_norm_back")
         draw = np.random.default_rng()
         for n, d, epsilon in ((5, 8, 1e-5), (1, 3, 1e-3), (6, 4, 0.5)):
             g, x, weight = draw.standard_normal((n, d)), 3 + 2 * draw.standard_normal((n, d)), draw.random(d) + 0.5
             want_x, want_weight = _layer_norm(g, x, weight, epsilon)
-            dx, dweight = _two(_called(function, g, x, weight, epsilon), "the gradients by x and by weight")
+            dx, dweight = _two(on_arrays(layer_norm_back, g, x, weight, epsilon), "the gradients by x and by weight")
             where = f"{n} rows of {d}, epsilon {epsilon:g}"
-            dx, dweight = _numbers(dx, x.shape, f"{where}: dx"), _numbers(dweight, weight.shape, f"{where}: dweight")
+            dx, dweight = array_of(dx, x.shape, f"{where}: dx"), array_of(dweight, weight.shape, f"{where}: dweight")
             if not np.isfinite(dx).all():
                 raise Wrong(f"{where}: dx holds NaN or infinity. What is divided by 0?")
             size = np.abs(want_x).max()
@@ -202,7 +196,8 @@ class LayerNorm(Exercise):
                     raise Wrong(
                         f"{where}: that takes mean and spread as constants; they depend on x, and give two more terms."
                     )
-                if epsilon == 0.5 or np.abs(dx - want_x).max() < 0.01 * size:
+                usual = _layer_norm(g, x, weight, 1e-5)[0]  # one row of three may vary so little that this is far off
+                if epsilon == 0.5 or np.abs(dx - usual).max() < 0.01 * size:
                     raise Wrong(
                         f"{where}: dx is nearly right. Is epsilon in the spread, added to the variance under the root?"
                     )
@@ -233,18 +228,17 @@ class SafeLength(Exercise):
     """
     answer = "k u / (1 - k u) <= t is k <= t / (1 + t) / u, and n numbers need k = n - 1 additions."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, safe_length: Callable) -> str:
         import random
         from fractions import Fraction
 
         from labsupport.exercises.answers import as_number
 
-        needs_function(function, "safe_length")
         cases = [(2.0**-11, 0.01), (2.0**-8, 0.05), (2.0**-24, 1e-3), (2.0**-11, 2.0**-12)]
         cases += [(2.0 ** -random.randint(6, 20), random.uniform(0.001, 0.3)) for _ in range(20)]
         for u, tolerance in cases:
             k = _most_additions(u, tolerance)
-            answer = function(u, tolerance)
+            answer = safe_length(u, tolerance)
             answer = int(answer) if isinstance(answer, Fraction) and answer.denominator == 1 else answer
             got = as_number(answer, f"safe_length({u:g}, {tolerance:.4g})")
             if got == k + 1:
@@ -297,36 +291,10 @@ def _layer_norm(g, x, weight, epsilon):
     return (gw - gw.mean(-1, keepdims=True) - x_hat * (gw * x_hat).mean(-1, keepdims=True)) / spread, (g * x_hat).sum(0)
 
 
-def _called(function: Callable, *arrays):
-    """The function's answer; Wrong where it changed what it was given."""
-    import numpy as np
-
-    kept = [np.copy(array) for array in arrays]
-    with np.errstate(all="ignore"):
-        given = function(*arrays)
-    if any(not np.array_equal(now, before) for now, before in zip(arrays, kept)):
-        raise Wrong("the function changed an array that it was given; make a new one.")
-    return given
-
-
 def _two(given: Any, what: str):
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         raise Wrong(f"the function gave {described(given)}; wanted are two: {what}.")
     return given
-
-
-def _numbers(value: Any, shape: tuple, what: str):
-    import numpy as np
-
-    if value is None:
-        raise Wrong(f"{what} is None. Did the function forget its `return`?")
-    try:
-        array = np.asarray(value.detach() if hasattr(value, "detach") else value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise Wrong(f"{what} is {described(value)}; wanted are numbers of shape {shape}.") from None
-    if array.shape != shape:
-        raise Wrong(f"{what} has shape {array.shape}; wanted is {shape}.")
-    return array
 
 
 signs = WrongSigns()

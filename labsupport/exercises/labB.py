@@ -6,11 +6,11 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from labsupport import files
+from labsupport.errors import first_line
 from labsupport.exercises.answers import as_number, described
 from labsupport.exercises.base import Exercise, Prediction, Wrong
-from labsupport.exercises.calling import needs_function
 from labsupport.exercises.labB_sources import KNOWN, LOOP, SOURCES, STUBBORN
 
 LAB = "B_article_map"
@@ -42,17 +42,16 @@ class Converted(Exercise):
     """
     answer = "The softmax goes over the classes, the last axis; the exporter keeps the batch free."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, convert: Callable) -> str:
         import numpy as np
         import torch
 
         from labsupport import export, runtimes
 
-        needs_function(function, "convert")
         model, example, batches = _network()
         kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         layers, training = str(model), model.training
-        graph = function(model, example)
+        graph = convert(model, example)
         if str(model) != layers or model.training != training:
             raise Wrong("the function changed the model itself (its layers or its mode); build a new one around it.")
         graph = export.load(graph) if isinstance(graph, (str, Path)) else graph
@@ -71,8 +70,9 @@ class Converted(Exercise):
                 try:
                     given = np.asarray(next(iter(run(batch.numpy()).values())))
                 except Exception as error:
-                    said = str(error).splitlines()[0][:160]
-                    raise Wrong(f"it refuses {len(batch)} images: {said}. Is the batch axis free?") from None
+                    raise Wrong(
+                        f"it refuses {len(batch)} images: {first_line(error)}. Is the batch axis free?"
+                    ) from None
                 self._compare(given, wanted, len(batch))
         return "One file, any batch, probabilities: that is what the article's converter and server were for."
 
@@ -126,17 +126,16 @@ class MissingNames(Exercise):
     """
     answer = "A syntax tree sees aliases and ignores comments; a search for text does neither."
 
-    def judge(self, function: Any) -> str:
+    def judge(self, missing: Callable) -> str:
         import random
 
-        needs_function(function, "missing")
         for name, template, wanted in random.sample(SOURCES, len(SOURCES)):
             words = {
                 key: f"{key.upper()}{random.choice(('Graph', 'Server', 'Core'))}{random.randint(10, 99)}"
                 for key in "xy"
             }
             code = template.format(a=random.choice(("trt", "t", "engine_room")), **words)
-            given = function(code, set(KNOWN))
+            given = missing(code, set(KNOWN))
             if isinstance(given, str) or not hasattr(given, "__iter__"):
                 raise Wrong(f"{name}: the function gave {described(given)}; wanted is a set of names.")
             if odd := next((each for each in given if not isinstance(each, str)), None):
@@ -180,13 +179,10 @@ class Contained(Exercise):
         "refuses other places."
     )
 
-    def judge(self, function: Any) -> str:
-        import tempfile
-
-        needs_function(function, "contained")
+    def judge(self, contained: Callable) -> str:
         word = f"left_{os.urandom(4).hex()}"
-        with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
-            mark = Path(folder) / "mark"
+        with files.scratch() as folder:
+            mark = folder / "mark"
             cases = (
                 ("code that ends", "x = 1 + 1", "ok"), ("code that prints a lot", "print('x' * 10**6)", "ok"),
                 ("code that raises", "1 / 0", "raised"), ("code that does not compile", "x = (", "raised"),
@@ -199,7 +195,7 @@ class Contained(Exercise):
                 ("code that catches all", STUBBORN.format(mark=str(mark) + "_stubborn"), "hung"),
             )  # fmt: skip
             for name, code, wanted in cases:
-                self._one(function, name, code, wanted, word)
+                self._one(contained, name, code, wanted, word)
             for name, file in (("code that loops", mark), ("code that catches all", Path(f"{mark}_stubborn"))):
                 self._still(name, file)
         return "Eleven programs, three endings, nothing left."
@@ -260,15 +256,14 @@ class Faster(Exercise):
     """
     answer = '"30 % faster" is a rate of 1.3 and saves 23 % of the time; "30 % less time" is a rate of 1.43.'
 
-    def judge(self, function: Any) -> str:
+    def judge(self, percent_faster: Callable) -> str:
         import random
 
-        needs_function(function, "percent_faster")
         cases = [(10.0, 5.0), (13.0, 10.0), (5.0, 8.0), (7.0, 7.0)] + [
             (random.uniform(0.1, 50), random.uniform(0.1, 50)) for _ in range(10)
         ]
         for before, after in cases:
-            given = as_number(function(before, after), f"percent_faster({before:g}, {after:g})")
+            given = as_number(percent_faster(before, after), f"percent_faster({before:g}, {after:g})")
             wanted = 100 * (before / after - 1)
             if math.isclose(given, wanted, rel_tol=1e-6, abs_tol=1e-6):
                 continue

@@ -12,6 +12,7 @@ from typing import Any
 from labsupport import files
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 10.0  # for another notebook that writes; one that is stopped must not stop this one
 _told: set[str] = set()  # each trouble with the file is told once, not at every check
 
 
@@ -37,7 +38,7 @@ def record(lab: str, exercise: str, outcome: str, **facts: Any) -> str:
         return ""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with files.locked(file, patience_s=2):  # two notebooks may check at once; better an entry lost than a hang
+        with files.locked(file, patience_s=PATIENCE_S):  # two notebooks may check at once
             labs, note = _read_or_move_aside(file)
             entry = labs.setdefault(lab, {}).setdefault(exercise, {})
             before = entry.get("outcome", "not attempted")

@@ -29,7 +29,7 @@ def rows(kept: dict, notebooks: Path | None = None) -> list[Row]:
     """Every lab's exercises, with what a progress file has of them; a lab without exercises has one row without."""
     folder = progress.ROOT / "notebooks" if notebooks is None else notebooks
     labs = sorted({file.stem for file in folder.glob("*.ipynb")} | set(kept), key=_lab_order)
-    found = []
+    table = []
     for lab in labs:
         done = kept.get(lab, {})
         names = list(dict.fromkeys([*_exercise_names(lab), *done]))
@@ -40,10 +40,10 @@ def rows(kept: dict, notebooks: Path | None = None) -> list[Row]:
                 outcome = "not attempted"
             noted = outcome == "not attempted" and isinstance(entry.get("prediction"), (int, float))
             when = str(entry.get("when", ""))[:16].replace("T", " ") if outcome != "not attempted" or noted else ""
-            found.append(Row(lab, name, outcome, when, noted))
+            table.append(Row(lab, name, outcome, when, noted))
         if not names:
-            found.append(Row(lab, "", "", ""))
-    return found
+            table.append(Row(lab, "", "", ""))
+    return table
 
 
 def report(notebooks: Path | None = None) -> str:

@@ -21,8 +21,8 @@ def reset(name: str, *, root: Path = ROOT) -> str:
 
     Raises BadInput for an unknown lab, and LabError, with nothing changed, where no shipped version can be found.
     """
-    known = shipped.manifest(root)
-    lab = shipped.lab_called(name, known, root)
+    hashes = shipped.manifest(root)
+    lab = shipped.lab_called(name, hashes, root)
     target = root / "notebooks" / f"{lab}.ipynb"
     pristine = shipped.shipped_version(lab, root=root)
     if pristine is None:
@@ -69,10 +69,10 @@ def write_manifest(*, root: Path = ROOT) -> dict[str, str]:
             renewed = editions.with_origin(renewed, day=f"{date.today()}", first_day=day)
         if editions.written(renewed) != editions.written(content):
             files.replace(file, editions.written(renewed))
-    known = {file.name: shipped.content_hash(file.read_bytes()) for file in sorted(folder.glob("*.ipynb"))}
-    text = json.dumps(files.sealed(known), indent=1) + "\n"
+    hashes = {file.name: shipped.content_hash(file.read_bytes()) for file in sorted(folder.glob("*.ipynb"))}
+    text = json.dumps(files.sealed(hashes), indent=1) + "\n"
     files.replace(folder / shipped.MANIFEST, text.encode(), mode=shipped.SHARED)
-    return known
+    return hashes
 
 
 def _first_day(file: Path, content: dict, root: Path) -> str | None:

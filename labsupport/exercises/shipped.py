@@ -91,11 +91,11 @@ def lab_called(name: str, shipped: dict[str, str], root: Path) -> str:
     labs = [Path(notebook).stem for notebook in shipped]
     labs = labs or sorted(file.stem for file in (root / "notebooks").glob("*.ipynb"))  # the manifest is lost
     wanted = Path(str(name).strip().replace("\\", "/")).name.removesuffix(".ipynb").lower()
-    found = [lab for lab in labs if wanted in (lab.lower(), lab.lower().partition("_")[0])]
-    found = found or [lab for lab in labs if wanted.isdigit() and lab.partition("_")[0] == wanted.zfill(2)]
-    if len(found) != 1:
+    matches = [lab for lab in labs if wanted in (lab.lower(), lab.lower().partition("_")[0])]
+    matches = matches or [lab for lab in labs if wanted.isdigit() and lab.partition("_")[0] == wanted.zfill(2)]
+    if len(matches) != 1:
         raise BadInput(f"{name!r} is not the name of a lab; choose one of {labs}.")
-    return found[0]
+    return matches[0]
 
 
 def _shipped_versions(lab: str, expected: str | None, root: Path) -> Iterator[bytes]:
@@ -115,10 +115,10 @@ def _shipped_versions(lab: str, expected: str | None, root: Path) -> Iterator[by
 
 def _is_version(content: bytes, expected: str | None) -> bool:
     try:
-        found = content_hash(content)
+        digest = content_hash(content)
     except (ValueError, RecursionError):
         return False
-    return expected in (None, found)
+    return expected in (None, digest)
 
 
 def git(root: Path, *arguments: str) -> bytes:

@@ -1,9 +1,9 @@
 """PyTorch to ONNX, the one interchange format, and what every room does to a graph: read, check, write, cast.
 
 The parts: ``exporters`` (torch's two roads), ``keras_models`` (Keras's), ``frozen_values`` (what tracing froze),
-``onnx_graph`` (a checked file), ``surgery`` (names, shapes, inner tensors, batch), ``cast_graph`` and ``casting``
-(narrow types), ``constant_folding`` (weights behind nodes), ``qdq_nodes`` (Quantize and Dequantize), ``foreign_nodes``
-(operators that ONNX does not know).
+``onnx_graph`` (a checked file), ``node_walks``, ``surgery`` (names, shapes, inner tensors, batch), ``cast_graph`` and
+``casting`` (narrow types), ``constant_folding`` (weights behind nodes), ``qdq_nodes`` (Quantize and Dequantize),
+``foreign_nodes`` (operators that ONNX does not know).
 """
 
 from __future__ import annotations

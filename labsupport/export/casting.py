@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Iterable
 
 from labsupport import errors
-from labsupport.errors import BadInput, LabError
-from labsupport.export import large_constants, onnx_graph, surgery
-from labsupport.export.qdq_nodes import QDQ
+from labsupport.errors import BadInput, LabError, first_line, one_of
+from labsupport.export import constant_folding, large_constants, onnx_graph, surgery
+from labsupport.export.qdq_nodes import LAYERS, QDQ
 
 LOW = ("fp16", "bf16")
 OLDEST_OPSET = 13  # the first in which every common operator takes BF16 as well as FP16
@@ -24,8 +24,10 @@ def model_of(graph):
 
     Raises BadInput for a graph that is narrow already, too old, or that holds branches or loops.
     """
-    graph = graph if isinstance(graph, onnx_graph.OnnxGraph) else onnx_graph.load(graph)
+    graph = onnx_graph.load(graph)
     kind = onnx_graph.float_type(graph)
+    if kind != "fp32":  # weights kept narrow and widened by a Cast are FP32 for their layer
+        kind = onnx_graph.weight_type(constant_folding.with_plain_weights(graph.model(), LAYERS), graph.inputs)
     if kind != "fp32":
         said = "computes in FP64" if kind == "fp64" else f"is {kind} already"
         raise BadInput(f"{graph.path.name} {said}; hand in the FP32 graph, from which every other precision is made")
@@ -49,10 +51,10 @@ def known(names: Iterable[str], graph, model) -> frozenset[str]:
     """The node names to keep wide, after a check that each is there. Raises BadInput with the nearest names."""
     if isinstance(names, str):
         raise BadInput(f"keep_wide={names!r} is one text; give a list of node names, such as [{names!r}]")
-    there = [node.name for node in model.graph.node]
+    nodes = [node.name for node in model.graph.node]
     for name in (names := list(names)):
-        if name not in there:
-            near = difflib.get_close_matches(str(name), there, 3, 0.4) or there[:3]
+        if name not in nodes:
+            near = difflib.get_close_matches(str(name), nodes, 3, 0.4) or nodes[:3]
             raise BadInput(
                 f"keep_wide names {name!r}, and {graph.path.name} has no such node; did you mean one of {near}?"
             )
@@ -63,8 +65,7 @@ def low_type(to: str):
     """(ONNX type number, NumPy dtype) of a low precision. Raises BadInput."""
     import numpy as np
 
-    if to not in LOW:
-        raise BadInput(f"to={to!r} is not a precision a graph can be cast to; choose one of {list(LOW)}")
+    one_of(LOW, to=to)
     import ml_dtypes
     import onnx
 
@@ -80,10 +81,9 @@ def _at_opset(model, opset: int, name: str):
     try:
         return onnx.version_converter.convert_version(model, opset)
     except Exception as error:  # the converter's own types
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise LabError(
-            f"{name} cannot be rewritten for opset {opset}, in which Q/DQ nodes take narrow scales: {said}; export "
-            "it at that opset"
+            f"{name} cannot be rewritten for opset {opset}, in which Q/DQ nodes take narrow scales: "
+            f"{first_line(error)}; export it at that opset"
         ) from error
 
 
@@ -97,7 +97,7 @@ class Walk:
 
     scales: Iterable[str] = ()
 
-    def __init__(self, graph, to: str, keep_wide: Iterable[str] = ()):
+    def __init__(self, graph, to: str, keep_wide: Iterable[str]):
         import onnx
 
         self.low, self.dtype = low_type(to)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from labsupport.export import onnx_graph, surgery
+from labsupport.export.qdq_nodes import QDQ
 
-# Deterministic operators that move a weight, or change its type or its scale.
-FOLDABLE = (
-    "Add", "Cast", "Concat", "Constant", "Div", "Expand", "Flatten", "Gather", "Identity", "Mul", "Neg", "Pad", "Pow",
-    "Reciprocal", "Reshape", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze",
-)  # fmt: skip
+# What draws is not the same twice, and codes are there to be seen; everything else of constants is a constant.
+NEVER = ("Bernoulli", "Dropout", "DynamicQuantizeLinear", "Multinomial", *QDQ)
 
 
 def with_plain_weights(model, layers: tuple[str, ...]):
@@ -16,39 +14,50 @@ def with_plain_weights(model, layers: tuple[str, ...]):
 
     onnx's reference evaluator computes them. A weight that needs the network's inputs stays as it is.
     """
+    import numpy as np
     from onnx import numpy_helper
 
     model = surgery.plain(model)
     constant = {weight.name: weight for weight in model.graph.initializer}
-    maker = {name: node for node in model.graph.node for name in node.output if name}
-    for node in list(model.graph.node):
-        for name in node.input if node.op_type in layers else ():
-            if (
-                name in maker
-                and name not in constant
-                and (values := _value(name, maker, constant, model.opset_import)) is not None
-            ):
-                constant[name] = numpy_helper.from_array(values, name)
-                model.graph.initializer.append(constant[name])
+    known, maker = set(constant), {}
+    for node in model.graph.node:
+        if _is_foldable(node) and all(name in known for name in node.input if name):
+            known |= set(node.output)
+            maker |= {name: node for name in node.output if name}
+    values: dict = {}
+    wanted = [name for node in model.graph.node if node.op_type in layers for name in node.input if name in maker]
+    for name in dict.fromkeys(wanted):
+        value = _value(name, maker, constant, values, model.opset_import)
+        if isinstance(value, np.ndarray):  # a sequence is a list
+            constant[name] = numpy_helper.from_array(value, name)
+            model.graph.initializer.append(constant[name])
     _drop_unread(model, constant)
     return model
 
 
-def _value(name: str, maker: dict, constant: dict, opsets):
-    """The value of a tensor that constants make, or None."""
+def _value(name: str, maker: dict, constant: dict, values: dict, opsets):
+    """The value of a tensor that constants make, kept in ``values``; None where the evaluator lacks an operator."""
     from onnx import ValueInfoProto, helper, numpy_helper
     from onnx.reference import ReferenceEvaluator
 
     if name in constant:
         return numpy_helper.to_array(constant[name])
-    node = maker.get(name)
-    if node is None or node.op_type not in FOLDABLE or node.domain not in ("", "ai.onnx"):
-        return None
-    feed = {read: _value(read, maker, constant, opsets) for read in node.input if read}
-    if any(value is None for value in feed.values()):
-        return None
-    alone = helper.make_graph([node], "weight", [ValueInfoProto(name=n) for n in feed], [ValueInfoProto(name=name)])
-    return ReferenceEvaluator(helper.make_model(alone, opset_imports=opsets)).run(None, feed)[0]
+    if name not in values:
+        node = maker[name]
+        feed = {read: _value(read, maker, constant, values, opsets) for read in node.input if read}
+        ends = [[ValueInfoProto(name=n) for n in side if n] for side in (dict.fromkeys(node.input), node.output)]
+        alone = helper.make_model(helper.make_graph([node], "weight", *ends), opset_imports=opsets)
+        try:
+            made = ReferenceEvaluator(alone).run(None, feed)
+        except Exception:  # the evaluator's own, of any type
+            made = [None] * len(ends[1])
+        values |= dict(zip([n for n in node.output if n], made))
+    return values[name]
+
+
+def _is_foldable(node) -> bool:
+    known = node.domain in ("", "ai.onnx") and not onnx_graph.bodies(node)
+    return known and node.op_type not in NEVER and not node.op_type.startswith("Random")
 
 
 def _drop_unread(model, constant: dict) -> None:
@@ -62,6 +71,9 @@ def _drop_unread(model, constant: dict) -> None:
             break
         for node in idle:
             model.graph.node.remove(node)
+    free = surgery.Names(model).free
+    for node in model.graph.node:  # a Split, say, of which one part is a weight and another is read by somebody else
+        node.output[:] = [free(f"{name}_made") if name in constant else name for name in node.output]
     used = [weight for weight in model.graph.initializer if weight.name in read]
     del model.graph.initializer[:]
     model.graph.initializer.extend(used)

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, one_of
 from labsupport.export import frozen_values
-from labsupport.export.onnx_graph import OnnxGraph, _staged, fresh_folder, load, write
+from labsupport.export.onnx_graph import OnnxGraph, fresh_folder, load, staging, write
+from labsupport.quiet import natively, quietly
 
 EXPORTERS = ("torchscript", "dynamo")
 
@@ -48,8 +49,7 @@ def to_onnx(
     """
     import torch
 
-    if exporter not in EXPORTERS:
-        raise BadInput(f"exporter={exporter!r} is not an exporter; choose one of {list(EXPORTERS)}")
+    one_of(EXPORTERS, exporter=exporter)
     opset = _opset_for(target, exporter, opset)
     examples = example if isinstance(example, tuple) else (example,)
     if not all(isinstance(e, torch.Tensor) for e in examples):
@@ -59,16 +59,17 @@ def to_onnx(
         )
     names_in, names_out = _names(model, "input_name", "input", len(examples)), _names(model, "output_name", "output", 1)
     axes = _axes(dynamic, names_in, names_out)
+    common = {"opset_version": opset, "input_names": names_in, "output_names": names_out}
     path = Path(path) if path else _scratch_file(model)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         into = _export_torchscript if exporter == "torchscript" else _export_dynamo
-        with _staged(path) as staged, torch.inference_mode(False), torch.no_grad():
-            with warnings.catch_warnings(record=True) as heard:
+        with staging(path) as staged, torch.inference_mode(False), torch.no_grad():
+            with warnings.catch_warnings(record=True) as heard, _plain_attention():
                 warnings.simplefilter("ignore")  # deprecation notes about the exporter this function chose on purpose
                 warnings.simplefilter("always", torch.jit.TracerWarning)
-                into(model, examples, staged, opset, names_in, names_out, axes, fold_batchnorm)
+                into(model, examples, staged, axes, fold_batchnorm, common)
             _drop_identities(staged)
             frozen_values.demand_live(model, examples, load(staged), axes, heard)
             declared = frozen_values.declare(load(staged), axes)
@@ -109,54 +110,57 @@ def _cause(error: BaseException) -> str:
 # --- how the two exporters are called ------------------------------------------------------------------------
 
 
-def _export_torchscript(model, examples, path, opset, names_in, names_out, axes, fold):
+@contextlib.contextmanager
+def _plain_attention():
+    """PyTorch's fused attention off: it is an operator of its own that no exporter knows."""
+    import torch
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _export_torchscript(model, examples, path, axes, fold, common):
     import torch
     from torch.onnx import TrainingMode
 
     # Folding happens because the model is exported for inference; PRESERVE keeps the graph as it was written.
     mode = TrainingMode.EVAL if fold else TrainingMode.PRESERVE
-    torch.onnx.export(
-        model,
-        examples,
-        str(path),
-        dynamo=False,
-        opset_version=opset,
-        training=mode,
-        do_constant_folding=fold,
-        input_names=names_in,
-        output_names=names_out,
-        dynamic_axes=axes,
-    )
+    with natively(1):  # its native code prints pages of its own graph where it fails
+        torch.onnx.export(
+            model,
+            examples,
+            str(path),
+            dynamo=False,
+            training=mode,
+            do_constant_folding=fold,
+            dynamic_axes=axes,
+            **common,
+        )
 
 
-def _export_dynamo(model, examples, path, opset, names_in, names_out, axes, fold):
-    import logging
-
+def _export_dynamo(model, examples, path, axes, fold, common):
     import torch
 
-    shapes: tuple = tuple({axis: torch.export.Dim.DYNAMIC for axis in axes.get(name, {})} or None for name in names_in)
+    free = [axes.get(name, {}) for name in common["input_names"]]
+    shapes: tuple = tuple({axis: torch.export.Dim.DYNAMIC for axis in each} or None for each in free)
     kinds = [each.kind for each in inspect.signature(model.forward).parameters.values()]
     named = kinds.index(inspect.Parameter.VAR_POSITIONAL) if inspect.Parameter.VAR_POSITIONAL in kinds else None
     given = shapes if named is None else (*shapes[:named], tuple(shapes[named:]))  # *args are one argument of many
-    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registry.level
-    registry.setLevel(logging.ERROR)  # it warns that torchvision, which no lab needs, is missing
-    try:
-        with contextlib.redirect_stdout(None):
-            program = torch.onnx.export(
-                model,
-                examples,
-                dynamo=True,
-                opset_version=opset,
-                input_names=names_in,
-                output_names=names_out,
-                dynamic_shapes=given if any(shapes) else None,
-                optimize=fold,
-                verbose=False,
-            )
-        program.save(str(path), external_data=False)
-    finally:
-        registry.setLevel(level)
+    with quietly():  # it warns that torchvision, which no lab needs, is missing
+        program = torch.onnx.export(
+            model,
+            examples,
+            dynamo=True,
+            dynamic_shapes=given if any(shapes) else None,
+            optimize=fold,
+            verbose=False,
+            **common,
+        )
+    program.save(str(path), external_data=False)
 
 
 def _drop_identities(path: Path) -> None:
@@ -170,8 +174,8 @@ def _drop_identities(path: Path) -> None:
 
 
 def _opset_for(target: str | None, exporter: str, opset: int | None) -> int:
-    if target is not None and target not in NEWEST_OPSET:
-        raise BadInput(f"target={target!r} is not a known parser; choose one of {list(NEWEST_OPSET)}")
+    if target is not None:
+        one_of(NEWEST_OPSET, target=target)
     newest = NEWEST_OPSET.get(target, 99)
     if exporter == "dynamo" and newest < DEFAULT_OPSET["dynamo"]:
         raise BadInput(

@@ -33,15 +33,15 @@ def unknown_operators(graph) -> tuple[Unknown, ...]:
 
     The bodies of If, Loop and Scan are looked into as well, and those of the functions that the graph brings and calls.
     """
-    model = (graph if isinstance(graph, onnx_graph.OnnxGraph) else onnx_graph.load(graph)).model()
+    model = onnx_graph.load(graph).model()
     functions = {(function.domain, function.name): function for function in model.functions}
-    found, called = [], set()
+    operators, called = [], set()
 
     def look(nodes, opsets, inside):
         for node in nodes:
             where, function = node.name or node.output[0], functions.get((node.domain, node.op_type))
             if not _standard(node, opsets):
-                found.append(Unknown(where, node.op_type, node.domain, function is not None, inside))
+                operators.append(Unknown(where, node.op_type, node.domain, function is not None, inside))
             if function is not None and (node.domain, node.op_type) not in called:
                 called.add((node.domain, node.op_type))  # once, however often it is called
                 look(function.node, _opsets(function), f"function {node.op_type}")
@@ -49,7 +49,7 @@ def unknown_operators(graph) -> tuple[Unknown, ...]:
                 look(body.node, opsets, where)
 
     look(model.graph.node, _opsets(model), "")
-    return tuple(found)
+    return tuple(operators)
 
 
 def _standard(node, opsets) -> bool:

@@ -6,8 +6,8 @@ import linecache
 import warnings
 from pathlib import Path
 
-from labsupport.errors import BadInput
-from labsupport.export import onnx_graph, surgery
+from labsupport.errors import BadInput, first_line
+from labsupport.export import surgery
 
 
 def demand_live(model, examples, graph, axes, heard) -> None:
@@ -104,7 +104,7 @@ def _flat(model, inputs) -> list:
             answer = model(*inputs)
     except Exception as error:
         raise BadInput(
-            f"{type(model).__name__} takes no other batch than the example's ({onnx_graph.first_line(error)}), so its "
+            f"{type(model).__name__} takes no other batch than the example's ({first_line(error)}), so its "
             "batch cannot be free; export it with dynamic=False"
         ) from error
     return [y.detach().cpu() for y in _pytree.tree_leaves(answer) if isinstance(y, torch.Tensor)]

@@ -8,7 +8,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.errors import BadInput, NotAvailable, first_line
 from labsupport.export.onnx_graph import OnnxGraph, fresh_folder, load
 from labsupport.quiet import natively, quietly
 
@@ -29,7 +29,7 @@ def missing() -> str:
 def keras_here():
     """(keras, its backend): TensorFlow where it is installed, else PyTorch; KERAS_BACKEND decides if it is set.
 
-    Raises NotAvailable where Keras, or the backend that KERAS_BACKEND names, is missing.
+    Raises NotAvailable where Keras, or the backend that KERAS_BACKEND names, is missing or does not load.
     """
     if missing():
         raise NotAvailable(missing())
@@ -42,20 +42,27 @@ def keras_here():
         )
     os.environ["KERAS_BACKEND"] = wanted
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with quietly(), natively(2):
-        import keras
+    with quietly(), natively(1, 2):
+        try:
+            import keras
 
-        if keras.backend.backend() == "tensorflow":
-            import tensorflow
+            if keras.backend.backend() == "tensorflow":
+                import tensorflow
 
-            # TensorFlow takes all memory of every GPU that it sees, and TensorRT would find none
-            tensorflow.config.set_visible_devices([], "GPU")
+                # TensorFlow takes all memory of every GPU that it sees, and TensorRT would find none
+                tensorflow.config.set_visible_devices([], "GPU")
+        except Exception as error:  # native libraries raise whatever they like
+            raise NotAvailable(
+                f"Keras is installed and does not load with {wanted} ({type(error).__name__}: {error}); find out why "
+                "with: python3 -m labsupport doctor"
+            ) from error
     return keras, keras.backend.backend()
 
 
 def from_keras(model, *, path: str | Path | None = None) -> OnnxGraph:
-    """Keras's own export, checked like any other graph. Raises BadInput for no Keras model, LabError naming the layer.
+    """Keras's own export, checked like any other graph: the converter only warns of an operation that ONNX lacks.
 
+    Raises BadInput for what is no built Keras model, and for a layer that ONNX cannot express, by its name.
     Source: https://keras.io/api/models/model_saving_apis/export/
     """
     keras, backend = keras_here()
@@ -72,16 +79,16 @@ def from_keras(model, *, path: str | Path | None = None) -> OnnxGraph:
     except Exception as error:  # tf2onnx and torch.onnx raise types of their own, and some write a graph that is none
         guilty = next((layer for layer in model.layers if _fails(keras, layer)), None)
         name = f"layer {guilty.name!r} ({type(guilty).__name__})" if guilty is not None else f"model {model.name!r}"
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
-        raise LabError(
-            f"ONNX lacks what {name} computes, so Keras ({backend}) could not export it: {said}. "
+        raise BadInput(
+            f"ONNX lacks what {name} computes, so Keras ({backend}) could not export it: {first_line(error)}. "
             "Write that layer with other operations, or keep it outside of the network"
         ) from error
 
 
 def _exported(keras, model, path: Path) -> OnnxGraph:
-    with quietly():
-        model(keras.ops.zeros((1, *model.input_shape[1:])))  # the exporters refuse a model that was never called
+    with quietly(), natively(1, 2):
+        # the exporters refuse a model that was never called; an axis that is free gets 1
+        model([keras.ops.zeros([axis or 1 for axis in each.shape], each.dtype) for each in model.inputs])
         model.export(str(path), format="onnx", opset_version=OPSET, verbose=False)
     return load(path, exporter="keras")
 

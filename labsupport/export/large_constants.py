@@ -32,7 +32,7 @@ class Readers:
 
     def to_softmax(self, tensor: str) -> list:
         """The nodes from a tensor to the softmaxes that it ends in; none where it also goes elsewhere."""
-        found, todo = [], [tensor]
+        nodes, todo = [], [tensor]
         while todo:
             name = todo.pop()
             if name in self.outputs or name in self.inner or not self.of.get(name):
@@ -40,19 +40,19 @@ class Readers:
             for node in self.of[name]:
                 if node.op_type not in PASSES and node.op_type not in ENDS:
                     return []
-                if node not in found:
-                    found.append(node)
+                if node not in nodes:
+                    nodes.append(node)
                     todo += list(node.output) if node.op_type in PASSES else []
-        return found if any(node.op_type in ENDS for node in found) else []
+        return nodes if any(node.op_type in ENDS for node in nodes) else []
 
     def through_moves(self, tensor: str) -> list:
         """The nodes that read a tensor's values, moved or as they are, and those that move them."""
-        found, todo = [], [tensor]
+        nodes, todo = [], [tensor]
         while todo:
-            new = [node for node in self.of.get(todo.pop(), ()) if node not in found]
-            found += new
+            new = [node for node in self.of.get(todo.pop(), ()) if node not in nodes]
+            nodes += new
             todo += [name for node in new if node.op_type in MOVES for name in node.output]
-        return found
+        return nodes
 
     def joins(self, tensor: str, weights) -> bool:
         """Whether a tensor is a mask that the caller gives: it only goes to softmaxes, and meets scores on its way."""

@@ -10,12 +10,13 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from labsupport import files
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, first_line
+from labsupport.export.node_walks import bodies, everywhere, external, tensors_of
 from labsupport.export.sparse_weights import written_out
 
 LARGEST_INSIDE = 2**30  # bytes of weights that a file of at most 2 GB takes in
@@ -73,19 +74,24 @@ class OnnxGraph:
         return f"OnnxGraph({self.nodes} node{'s' * (self.nodes != 1)}: {ops}; opset {self.opset}{folded})"
 
 
-def load(path: str | os.PathLike, *, exporter: str = "unknown", folded: Mapping[str, int] | None = None) -> OnnxGraph:
+def load(
+    source: OnnxGraph | str | os.PathLike, *, exporter: str = "unknown", folded: Mapping[str, int] | None = None
+) -> OnnxGraph:
     """Read an ONNX file and check it: missing, empty, not ONNX and inconsistent files are told apart.
+
+    A graph that was read already comes back as it is.
 
     TensorRT's own parser accepts an empty file, an HTML page or a PNG as a network with no layers, so the
     check stands here, before any parser sees the file. Raises BadInput.
     """
-
-    if not isinstance(path, (str, os.PathLike)):
+    if isinstance(source, OnnxGraph):
+        return source
+    if not isinstance(source, (str, os.PathLike)):
         raise BadInput(
-            f"a graph is wanted, or the name of its file, and a {type(path).__name__} came; export one with "
+            f"a graph is wanted, or the name of its file, and a {type(source).__name__} came; export one with "
             "export.to_onnx(model, example)"
         )
-    path = Path(path)
+    path = Path(source)
     if not path.exists():
         raise BadInput(
             f"{path.name}: no such file (looked in {path.parent}); export one with export.to_onnx(model, example)"
@@ -154,7 +160,17 @@ def _check(model, path: Path) -> None:
                 f"{path.name}: {value.name!r} has element type {value.type.tensor_type.elem_type}, which ONNX does not "
                 "know; export it again"
             )
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            raise BadInput(
+                f"{path.name}: {value.name!r} declares no shape, not even how many axes it has, and ONNX asks for that "
+                "at the border of a network; onnx.shape_inference.infer_shapes may know it, else export it again"
+            )
     _check_names(model, path)
+    if any(node.domain == "ai.onnx" for node in everywhere(model.graph.node)):
+        raise BadInput(
+            f"{path.name} spells the domain of ONNX's own operators 'ai.onnx' at its nodes, which onnx's checker does "
+            "not take; write '' there: for node in model.graph.node: node.domain = ''"
+        )
     try:
         onnx.checker.check_model(str(path))
     except Exception as error:
@@ -197,7 +213,7 @@ def save(model, path: str | os.PathLike) -> OnnxGraph:
             f"a {type(model).__name__} and a {type(path).__name__} came; wanted are an onnx.ModelProto and a name"
         )
     path = Path(path)
-    with _staged(path) as staged:
+    with staging(path) as staged:
         write(model, staged)
         graph = load(staged)
     return replace(graph, path=path)
@@ -225,7 +241,7 @@ def another_file(path: str | os.PathLike, graph: OnnxGraph) -> Path:
 
 
 @contextlib.contextmanager
-def _staged(path: Path):
+def staging(path: Path):
     """A file of the same name in a folder of its own, which takes the place of ``path`` if the block succeeds."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -238,41 +254,6 @@ def _staged(path: Path):
             f"{path} cannot be written ({error.strerror or error}); name another file, or free some space. What was "
             "there is unchanged"
         ) from error
-
-
-def bodies(node) -> list:
-    """The graphs that a node holds: the branches of an If, the body of a Loop or Scan."""
-    return [
-        graph
-        for attribute in node.attribute
-        for graph in ([attribute.g] if attribute.HasField("g") else attribute.graphs)
-    ]
-
-
-def everywhere(nodes) -> Iterator:
-    """The nodes, and those in the bodies that they hold."""
-    for node in nodes:
-        yield node
-        for body in bodies(node):
-            yield from everywhere(body.node)
-
-
-def tensors_of(model) -> Iterator:
-    """Every tensor that a model holds: weights, also those of branches, and the values of Constant nodes."""
-    yield from model.graph.initializer
-    for node in everywhere([*model.graph.node, *(node for function in model.functions for node in function.node)]):
-        for attribute in node.attribute:
-            yield from ([attribute.t] if attribute.HasField("t") else attribute.tensors)
-        for body in bodies(node):
-            yield from body.initializer
-
-
-def external(tensor) -> dict:
-    """Where a tensor's values lie beside the graph: its file as "location", and the byte where they "end"; or {}."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    if tensor.data_location != tensor.EXTERNAL or "location" not in entries:
-        return {}
-    return {"location": entries["location"], "end": int(entries.get("offset", 0)) + int(entries.get("length", 0))}
 
 
 def float_type(graph: OnnxGraph) -> str:
@@ -296,6 +277,22 @@ def weight_type(model, inputs: Mapping[str, tuple]) -> str:
         kinds = read or kinds or {"fp32"}
     kinds = kinds - {"fp64"} or kinds
     return kinds.pop() if len(kinds) == 1 else "mixed"
+
+
+def bits(kind: int, *, of_floats: int) -> int:
+    """Bits of one value of an element type, ``of_floats`` for the usual floating-point ones.
+
+    0 for what has no size of its own: text, a sequence, a map.
+    """
+    import onnx
+
+    name = onnx.TensorProto.DataType.Name(kind)
+    if name in ("UNDEFINED", "STRING"):
+        return 0
+    if name in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"):
+        return of_floats
+    packed = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # several to a byte
+    return packed.get(name) or 8 * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
 
 
 def spec_of(value) -> tuple:
@@ -327,12 +324,6 @@ def _what_is(head: bytes) -> str:
     }
     stripped = head.lstrip()
     return next((what for magic, what in signatures.items() if stripped[: len(magic)].lower() == magic.lower()), "")
-
-
-def first_line(error: Exception) -> str:
-    """What an error says in its first line that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
 
 
 @functools.lru_cache(maxsize=None)

@@ -32,17 +32,17 @@ def shortcuts(model, kept: set[str], residual: str = "convolutions") -> list[tup
     convolutions the deeper one takes it. After a matrix product ``residual`` decides: "shortcut" takes the other side
     alone, "both" the product's side as well, so that the product writes one byte instead of four.
     """
-    found = []
+    pairs = []
     for node, makers in _residual_adds(model):
         main = next(((name, layer) for name, layer in makers if layer is not None and layer.name not in kept), None)
         if main is None or node.name in kept or (main[1].op_type in PRODUCTS and residual == "convolutions"):
             continue
         others = [name for name, _ in makers if name != main[0]]
         if len(others) == 1:
-            found.append((node.name, others[0]))
+            pairs.append((node.name, others[0]))
             if main[1].op_type in PRODUCTS and residual == "both":
-                found.append((node.name, main[0]))
-    return found
+                pairs.append((node.name, main[0]))
+    return pairs
 
 
 def _residual_adds(model):
@@ -96,16 +96,16 @@ def stays_wide(model) -> set[str]:
     inner = onnx_graph.everywhere(node for each in model.graph.node for g in onnx_graph.bodies(each) for node in g.node)
     read = {name for node in inner for name in node.input}
     weights = {weight.name: weight for weight in model.graph.initializer}
-    found = {node.name for node in model.graph.node if node.op_type in ("Relu", "Clip") and node.input[0] in read}
+    wide = {node.name for node in model.graph.node if node.op_type in ("Relu", "Clip") and node.input[0] in read}
     for node in model.graph.node:
         if node.op_type == "Clip":
             for name, side in zip(node.input[1:], (-1, 1)):
                 if name and (name not in weights or side * numpy_helper.to_array(weights[name]).item() < 0):
-                    found.add(node.name)
+                    wide.add(node.name)
         elif node.op_type == "Gemm" and len(node.input) > 2 and node.input[2] in weights:
             rows = list(weights[node.input[2]].dims)[:-1]
-            found |= {node.name} if math.prod(rows) > 1 else set()
-    return found
+            wide |= {node.name} if math.prod(rows) > 1 else set()
+    return wide
 
 
 def plain_biases(model) -> None:

@@ -6,9 +6,10 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from labsupport.errors import BadInput, at_least
+from labsupport.errors import BadInput, at_least, first_line
 from labsupport.export import onnx_graph
 from labsupport.export.onnx_graph import OnnxGraph, bodies, everywhere
+from labsupport.quiet import quietly
 
 SMALL = 1024  # weights up to this many values may be shapes, which shape inference reads
 
@@ -95,10 +96,35 @@ def plain(model):
     passes = [common.RemoveInitializersFromInputsPass(), common.LiftConstantsToInitializersPass(True, 0)]
     if model.functions:
         passes.insert(0, common.InlinePass())
-    for change in passes:
-        model = change(model).model
+    with quietly():  # each pass logs what it did
+        for change in passes:
+            model = change(model).model
     model.ir_version = max(model.ir_version, 4)  # the first in which a weight need not be an input
     return named(ir.to_proto(model))
+
+
+def apart(model):
+    """Give the tensors of branches and bodies names that no other graph around or before them has, in place.
+
+    ONNX Runtime invents the same ones for a branch and for the graph around it, and does not load what it wrote.
+    """
+    free, seen = Names(model).free, set()
+
+    def walk(graph, outer) -> None:
+        made = [value.name for value in (*graph.input, *graph.initializer)]
+        made += [name for node in graph.node for name in node.output if name]
+        own = outer | {name: free(name) if name in seen else name for name in dict.fromkeys(made)}
+        seen.update(own.values())
+        for node in graph.node:
+            for field in (node.input, node.output):
+                field[:] = [own.get(name, name) for name in field]
+            for body in bodies(node):
+                walk(body, own)
+        for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+            value.name = own.get(value.name, value.name)
+
+    walk(model.graph, {})
+    return model
 
 
 def sort_nodes(model):
@@ -129,7 +155,7 @@ def inferred(model, *, data_prop: bool = False):
         return onnx.shape_inference.infer_shapes(_light(model), data_prop=data_prop)
     except Exception as error:  # the checker's own types
         raise BadInput(
-            f"the shapes of this network do not follow from its inputs: {str(error).splitlines()[0]}; export it again, "
+            f"the shapes of this network do not follow from its inputs: {first_line(error)}; export it again, "
             "or pass sizes_of=<the graph before fusion>"
         ) from error
 
@@ -141,6 +167,10 @@ def _light(model):
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     for field in ("node", "input", "output", "value_info"):
         getattr(light.graph, field).extend(getattr(model.graph, field))
+    for value in (*light.graph.input, *light.graph.output, *light.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_value < 0:  # as some exporters write a free axis
+                axis.Clear()
     for weight in model.graph.initializer:
         small = math.prod(weight.dims) <= SMALL and weight.data_location != onnx.TensorProto.EXTERNAL
         hollow = onnx.TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
@@ -148,7 +178,7 @@ def _light(model):
     return light
 
 
-def contradictions(model) -> set[str]:
+def _contradictions(model) -> set[str]:
     """What ONNX finds wrong with a model's shapes: one line each, which names the operator and the node."""
     import onnx
 
@@ -173,11 +203,11 @@ def expose(model, tensors: Iterable[str]):
     """
     import onnx
 
-    known = values_of(model)
-    there = {value.name for value in (*model.graph.output, *model.graph.input)}
+    values = values_of(model)
+    ends = {value.name for value in (*model.graph.output, *model.graph.input)}
     for name in dict.fromkeys(tensors):
-        if name not in there:
-            model.graph.output.append(known.get(name) or onnx.ValueInfoProto(name=name))
+        if name not in ends:
+            model.graph.output.append(values.get(name) or onnx.ValueInfoProto(name=name))
     return model
 
 
@@ -187,12 +217,12 @@ def exposed(graph, tensors: Iterable[str], *, path=None) -> OnnxGraph:
     For an engine, too: what must be written to memory cannot stay inside a fused kernel, so such an engine is slower
     and may round where the plain one does not. Raises BadInput for a tensor that is not there.
     """
-    graph = graph if isinstance(graph, OnnxGraph) else onnx_graph.load(graph)
+    graph = onnx_graph.load(graph)
     tensors = [tensors] if isinstance(tensors, str) else tensors
     model, tensors = graph.model(), list(dict.fromkeys(tensors))
-    known = values_of(model)
+    values = values_of(model)
     for tensor in tensors:
-        if tensor not in known:
+        if tensor not in values:
             raise BadInput(
                 f"{graph.path.name} has no tensor {tensor!r} whose shape ONNX can tell, so it cannot become an output"
             )
@@ -206,7 +236,7 @@ def at_batch(graph, batch: int, *, path=None) -> OnnxGraph:
     TensorRT 8.6 tells the types of an engine's layers for fixed shapes only. Raises BadInput for a batch that is fixed
     at another number.
     """
-    graph = graph if isinstance(graph, OnnxGraph) else onnx_graph.load(graph)
+    graph = onnx_graph.load(graph)
     model = graph.model()
     free, fixed = fix_batch(model, batch)
     if not free and fixed and batch not in fixed:
@@ -226,9 +256,9 @@ def fix_batch(model, batch: int) -> tuple[list[str], list[int]]:
     weights = {weight.name for weight in model.graph.initializer}
     values = [value for value in model.graph.input if value.name not in weights]
     first = {v.name: v.type.tensor_type.shape.dim[0] for v in values if v.type.tensor_type.shape.dim}
-    free = {name: axis.dim_param for name, axis in first.items() if not axis.dim_value}
-    fixed = [axis.dim_value for axis in first.values() if axis.dim_value]
-    before = contradictions(model) if free else set()
+    free = {name: axis.dim_param for name, axis in first.items() if axis.dim_value < 1}  # some exporters write -1
+    fixed = [axis.dim_value for axis in first.values() if axis.dim_value > 0]
+    before = _contradictions(model) if free else set()
     for name in free:
         first[name].dim_value = batch
     symbols = {symbol for symbol in free.values() if symbol}
@@ -239,7 +269,7 @@ def fix_batch(model, batch: int) -> tuple[list[str], list[int]]:
     if free:
         _redeclare(model)
         _check_reshapes(model, batch)
-        if new := sorted(contradictions(model) - before):
+        if new := sorted(_contradictions(model) - before):
             raise BadInput(
                 f"the network does not run with a batch of {batch}: {new[0][:240]}; another number stands fixed in "
                 "that node or before it: export it with dynamic=True"
@@ -251,9 +281,9 @@ def _check_reshapes(model, batch: int) -> None:
     """Refuse a network in which a constant froze another batch, where ONNX itself overlooks it. Raises BadInput naming
     the Reshape or Gemm.
     """
-    known = inferred(model, data_prop=True).graph
+    inference = inferred(model, data_prop=True).graph
     shapes = {weight.name: list(weight.dims) for weight in model.graph.initializer}
-    for value in (*known.value_info, *known.input, *known.output):
+    for value in (*inference.value_info, *inference.input, *inference.output):
         axes = value.type.tensor_type.shape.dim
         if value.type.tensor_type.HasField("shape") and all(axis.HasField("dim_value") for axis in axes):
             shapes.setdefault(value.name, [axis.dim_value for axis in axes])
@@ -289,6 +319,6 @@ def _redeclare(model) -> None:
     follows = {value.name: value.type.tensor_type for value in inferred(bare, data_prop=True).graph.output}
     for value in model.graph.output:
         declared, now = value.type.tensor_type.shape.dim, follows[value.name].shape.dim
-        for axis, known in zip(declared, now if len(now) == len(declared) else ()):
-            if known.HasField("dim_value"):
-                axis.dim_value = known.dim_value
+        for axis, size in zip(declared, now if len(now) == len(declared) else ()):
+            if size.HasField("dim_value"):
+                axis.dim_value = size.dim_value

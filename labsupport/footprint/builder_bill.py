@@ -44,12 +44,12 @@ def bill(engine) -> Bill:
         texts = [
             line.partition(" ")[2].strip() for line in kept.read_text(encoding="utf-8", errors="replace").splitlines()
         ]
-    found = {match[1]: int(match[2]) / MIB for match in map(LINE.match, texts) if match}
-    if not found:
+    entries = {match[1]: int(match[2]) / MIB for match in map(LINE.match, texts) if match}
+    if not entries:
         what = (
             f"{kept.name} has none of the builder's sums, such as 'Total Activation Memory'"
             if texts
             else f"the builder's log, {kept.name}, is gone"
         )
         raise BadInput(f"{engine.name}: {what}; build the engine again with rebuild=True")
-    return Bill(engine.name, found.get("Weights"), found.get("Activation"), found.get("Scratch"))
+    return Bill(engine.name, entries.get("Weights"), entries.get("Activation"), entries.get("Scratch"))

@@ -45,8 +45,8 @@ class Ledger:
     @property
     def gpu_mib(self) -> float | None:
         """All stages together, GPU memory; None where no GPU took part."""
-        known = [gpu for _, _, gpu in self.lines if gpu is not None]
-        return sum(known) if known else None
+        values = [gpu for _, _, gpu in self.lines if gpu is not None]
+        return sum(values) if values else None
 
     def rows(self) -> list[dict]:
         """For `comparing.table`: one row per stage, and the sum."""

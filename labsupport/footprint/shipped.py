@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from labsupport import export
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 from labsupport.export import onnx_graph
 from labsupport.export.qdq_nodes import QDQ
 from labsupport.footprint.tensor_lifetimes import VALUE_BYTES, lifetimes
@@ -34,11 +34,16 @@ def shipped(graph, precision: str | None = None, *, batch: int = 1) -> Shipped:
     nodes, else the type of the weights. A graph of FP32 weights that the builder will cast ("fp16") counts them as
     narrow. Q/DQ nodes fuse into their layers and hold nothing.
     """
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     stored = export.float_type(graph)
     kind = precision or ("int8" if graph.ops.get("QuantizeLinear") else stored)
+    if precision:
+        one_of(VALUE_BYTES, precision=precision)
     if kind not in VALUE_BYTES:
-        raise BadInput(f"precision={kind!r} is not a type to count in; choose one of {list(VALUE_BYTES)}")
+        choices = list(VALUE_BYTES)
+        raise BadInput(
+            f"{graph.path.name} has {kind} weights, which nothing counts in; give precision=, one of {choices}"
+        )
     model = graph.model()
     from onnx import numpy_helper
 
@@ -71,16 +76,17 @@ def _without_qdq(model) -> export.OnnxGraph:
         else:
             source[node.output[0]] = source.get(node.input[0], node.input[0])
     outputs = {output.name for output in model.graph.output}
-    for node in kept:
+    everywhere = list(onnx_graph.everywhere(kept))  # branches and bodies read tensors of the graph around them
+    for node in everywhere:
         for place, name in enumerate(node.input):
             node.input[place] = source.get(name, name)
     for name in outputs & source.keys():  # the network's output was quantized and back: its writer gets that name
-        for node in kept:
+        for node in everywhere:
             node.output[:] = [name if written == source[name] else written for written in node.output]
             node.input[:] = [name if read == source[name] else read for read in node.input]
     del model.graph.node[:], model.graph.value_info[:]
     model.graph.node.extend(kept)
-    read = {name for node in kept for name in node.input}
+    read = outputs.union(*(node.input for node in everywhere))
     used = [weight for weight in model.graph.initializer if weight.name in read]
     del model.graph.initializer[:]
     model.graph.initializer.extend(used)

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from labsupport import export
-from labsupport.errors import BadInput
-from labsupport.export import surgery
+from labsupport.errors import BadInput, one_of
+from labsupport.export import onnx_graph, surgery
 
 MIB = 2**20
 VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
@@ -82,10 +82,9 @@ def lifetimes(graph, *, batch: int = 1, precision: str = "fp32", sizes_of=None) 
     tensors count as ``precision``. ``sizes_of`` names the graph to look shapes up in, where ``graph`` has a runtime's
     fused operators that ONNX itself does not know.
     """
-    if precision not in VALUE_BYTES:
-        raise BadInput(f"precision={precision!r} is not a type to count in; choose one of {list(VALUE_BYTES)}")
-    model = _graph(graph).model()
-    sizes = _sizes_mib(_graph(sizes_of).model() if sizes_of is not None else model, batch, VALUE_BYTES[precision])
+    one_of(VALUE_BYTES, precision=precision)
+    model = export.load(graph).model()
+    sizes = _sizes_mib(export.load(sizes_of).model() if sizes_of is not None else model, batch, VALUE_BYTES[precision])
     outputs = {value.name for value in model.graph.output}
     nodes = [node for node in model.graph.node if node.op_type != "Constant"]
     last = {name: step for step, node in enumerate(nodes) for name in _reads(node)}
@@ -137,56 +136,43 @@ def of_engine(engine) -> Lifetimes:
             "can open the engine"
         )
     last = {tensor["Name"]: step for step, record in enumerate(records) for tensor in record.get("Inputs") or []}
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for step, record in enumerate(records):
         for tensor in record.get("Outputs") or []:
             name = tensor["Name"]
-            if name in last and name not in found:  # what nobody reads is an output of the network
-                found[name] = Tensor(name, _record_mib(tensor), step, last[name], record.get("LayerType", ""))
-    return Lifetimes(tuple(record.get("Name", "") for record in records), tuple(found.values()))
+            if name in last and name not in tensors:  # what nobody reads is an output of the network
+                tensors[name] = Tensor(name, _record_mib(tensor), step, last[name], record.get("LayerType", ""))
+    return Lifetimes(tuple(record.get("Name", "") for record in records), tuple(tensors.values()))
 
 
 # --- sizes and names, read from a graph -------------------------------------------------------------------------
 
 
-def _graph(graph) -> export.OnnxGraph:
-    return graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
-
-
 def _sizes_mib(model, batch: int, value_bytes: int) -> dict[str, float | None]:
-    import onnx
-
     surgery.fix_batch(model, batch)
     model = surgery.inferred(model, data_prop=True)
-    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
     sizes: dict[str, float | None] = {}
     for value in [*model.graph.value_info, *model.graph.output]:
         kind = value.type.tensor_type
-        bits = 8 * value_bytes if kind.elem_type in floats else _bits(kind.elem_type)
-        known = kind.HasField("shape") and all(axis.HasField("dim_value") for axis in kind.shape.dim) and bits
+        bits = onnx_graph.bits(kind.elem_type, of_floats=8 * value_bytes)
+        complete = kind.HasField("shape") and all(axis.HasField("dim_value") for axis in kind.shape.dim) and bits
         count = math.prod(axis.dim_value for axis in kind.shape.dim)
-        sizes[value.name] = math.ceil(count * bits / 8) / MIB if known else None
+        sizes[value.name] = math.ceil(count * bits / 8) / MIB if complete else None
     return sizes
-
-
-def _bits(kind: int) -> int:
-    """Bits of one value; 0 for what has no size of its own: text, a sequence, a map."""
-    import onnx
-
-    name = onnx.TensorProto.DataType.Name(kind)
-    if name in ("UNDEFINED", "STRING"):
-        return 0
-    packed = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # several to a byte
-    return packed.get(name) or 8 * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
 
 
 def _size_of(name: str, node, sizes: Mapping) -> float:
     if sizes.get(name) is None:
+        foreign = (
+            f"{node.domain}::{node.op_type} is an operator that ONNX does not define, so nobody tells its results; "
+        )
+        known = (
+            "its shape is not known, or it is text, a sequence or a map; export it with dynamic=False, for an example "
+            "of the batch you mean, or "
+        )
         raise BadInput(
-            f"the size of {name!r}, written by {node.name or node.op_type}, does not follow from the graph: its shape "
-            "is not known, or it is text, a sequence or a map; "
-            "export it with dynamic=False, for an example of the batch you mean, or pass sizes_of=<the graph before "
-            "fusion>"
+            f"the size of {name!r}, written by {node.name or node.op_type}, does not follow from the graph: "
+            f"{known if node.domain in ('', 'ai.onnx') else foreign}pass sizes_of=<the graph before fusion>"
         )
     return sizes[name]
 

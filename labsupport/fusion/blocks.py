@@ -173,20 +173,20 @@ def unfused(graph) -> export.OnnxGraph:
     from labsupport.fusion.onnx_nodes import nodes_of
     from labsupport.fusion.roofline import FREE
 
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     nodes, model = nodes_of(graph), graph.model()
-    known = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
-    there = {value.name for value in model.graph.output}
+    values = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    outputs = {value.name for value in model.graph.output}
     for node in nodes.nodes:
         if node.name in nodes.constant_nodes or node.name in nodes.shape_nodes or node.op in FREE:
             continue
         for tensor in node.outputs:
-            if tensor in there or not tensor:
+            if tensor in outputs or not tensor:
                 continue
-            if tensor not in known:
+            if tensor not in values:
                 raise BadInput(
                     f"ONNX cannot tell type and shape of {tensor!r}, which {node.name} writes, so it cannot "
                     "become an output; use operators that ONNX's shape inference knows"
                 )
-            model.graph.output.append(known[tensor])
+            model.graph.output.append(values[tensor])
     return export.save(model, graph.path.with_name(f"{graph.path.stem}.unfused.onnx"))

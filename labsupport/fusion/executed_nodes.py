@@ -43,9 +43,9 @@ def placement(original: NodeGraph, executed: NodeGraph, values=None) -> Placemen
         search.by_value(values)
     nodes, doubtful = {}, set()
     for cluster in search.clusters():
-        for name, found in search.divided(cluster).items():
-            nodes[name] = tuple(n.name for n in original.nodes if n.name in (found or ()))
-            doubtful |= {name} if found is None else set()
+        for name, work in search.divided(cluster).items():
+            nodes[name] = tuple(n.name for n in original.nodes if n.name in (work or ()))
+            doubtful |= {name} if work is None else set()
     return Placement(nodes, search.ends, frozenset(doubtful))
 
 
@@ -56,11 +56,11 @@ def through(upper: Placement, lower: Placement, direct: Placement, original: Nod
     """
     nodes, doubtful = {}, set()
     for kernel, inner in lower.nodes.items():
-        found = {node for name in inner for node in upper.nodes[name]}
+        names = {node for name in inner for node in upper.nodes[name]}
         if kernel in lower.doubtful or any(name in upper.doubtful for name in inner):
-            found, doubt = set(direct.nodes[kernel]), kernel in direct.doubtful
+            names, doubt = set(direct.nodes[kernel]), kernel in direct.doubtful
             doubtful |= {kernel} if doubt else set()
-        nodes[kernel] = tuple(n.name for n in original.nodes if n.name in found)
+        nodes[kernel] = tuple(n.name for n in original.nodes if n.name in names)
     ends = {tensor: upper.ends[end] for tensor, end in lower.ends.items() if end in upper.ends}
     return Placement(nodes, {**direct.ends, **ends}, frozenset(doubtful))
 
@@ -69,8 +69,8 @@ def passes_through(original: NodeGraph, node: Node) -> bool:
     """Whether a node hands its input on unchanged: Identity, Dropout out of training, a Cast to the type it has."""
     if node.op == "Identity" or node.op == "Dropout" and not any(node.inputs[2:]):
         return True
-    known = [original.types.get(tensor, (None,))[0] for tensor in (node.inputs[:1] + node.outputs[:1])]
-    return node.op in ("Cast", "CastLike") and len(known) == 2 and known[0] is not None and known[0] == known[1]
+    types = [original.types.get(tensor, (None,))[0] for tensor in (node.inputs[:1] + node.outputs[:1])]
+    return node.op in ("Cast", "CastLike") and len(types) == 2 and types[0] is not None and types[0] == types[1]
 
 
 def _inserted(node: Node) -> bool:
@@ -97,15 +97,15 @@ class _Search:
 
     def by_name(self) -> None:
         """Tensors that kept their names, the same operators on the same inputs, and copies of known tensors."""
-        known = self.original.producer
-        made = {self._key(node, node.inputs): node for node in reversed(self.original.nodes) if not node.random}
+        producers = self.original.producer
+        twins = {self._key(node, node.inputs): node for node in reversed(self.original.nodes) if not node.random}
         for node in self.executed.nodes:
-            plain = {tensor: tensor.removeprefix(WIDENED) for tensor in node.outputs}
-            self.ends |= {tensor: end for tensor, end in plain.items() if end in known}
+            plain = {t: t if t in producers else t.removeprefix(WIDENED) for t in node.outputs}
+            self.ends |= {tensor: end for tensor, end in plain.items() if end in producers}
         for node in self.executed.nodes:
             if all(tensor in self.ends for tensor in node.outputs if tensor):
                 continue
-            if twin := made.get(self._key(node, [self.ends.get(tensor, "?") for tensor in node.inputs])):
+            if twin := twins.get(self._key(node, [self.ends.get(tensor, "?") for tensor in node.inputs])):
                 self.ends |= {new: old for new, old in zip(node.outputs, twin.outputs, strict=True) if new}
             elif node.op in INSERTED and node.inputs[0] in self.ends and self._lossless(node):
                 self.ends[node.outputs[0]] = self.ends[node.inputs[0]]
@@ -181,7 +181,7 @@ class _Search:
         start = graph.producer.get(end)
         if start is None:
             return None
-        found, seen, todo = {start.name}, {start.name}, list(start.inputs)
+        names, seen, todo = {start.name}, {start.name}, list(start.inputs)
         while todo:
             tensor = todo.pop()
             node = graph.producer.get(tensor)
@@ -192,9 +192,9 @@ class _Search:
             if node.name in seen or node.name in graph.constant_nodes or node.name in graph.shape_nodes:
                 continue
             seen.add(node.name)
-            found |= set() if passes_through(graph, node) else {node.name}
+            names |= set() if passes_through(graph, node) else {node.name}
             todo += node.inputs[:1] if passes_through(graph, node) else node.inputs
-        return found
+        return names
 
     def _work(self, end: str, reads: set[str]) -> set[str]:
         """Nodes of a kernel that ends in a tensor.
@@ -202,11 +202,11 @@ class _Search:
         The runtime may have found that an input does not matter, such as the condition of a branch that is always
         taken: the way back then ends at what other kernels write.
         """
-        found = self.behind(end, reads)
-        if found is None:
-            others = {self.root(known) for known in (*self.ends.values(), *self.original.inputs)}
-            found = self.behind(end, reads | others)
-        return found or set()
+        names = self.behind(end, reads)
+        if names is None:
+            others = {self.root(tensor) for tensor in (*self.ends.values(), *self.original.inputs)}
+            names = self.behind(end, reads | others)
+        return names or set()
 
     def clusters(self) -> list[list[Node]]:
         """Kernels that tensors of unknown content hold together, in execution order; most stand alone."""
@@ -223,38 +223,38 @@ class _Search:
 
     def divided(self, cluster: list[Node]) -> dict[str, set[str] | None]:
         """Nodes of each kernel of a cluster: set() for a copy, None where nobody can say."""
-        made = {tensor for node in cluster for tensor in node.outputs}
-        reads = {self.root(self.ends[t]) for n in cluster for t in n.inputs if t in self.ends and t not in made}
-        inner = {self.root(self.ends[t]) for n in cluster for t in n.inputs if t in self.ends and t in made}
-        found: set[str] = set()
+        outputs = {tensor for node in cluster for tensor in node.outputs}
+        reads = {self.root(self.ends[t]) for n in cluster for t in n.inputs if t in self.ends and t not in outputs}
+        inner = {self.root(self.ends[t]) for n in cluster for t in n.inputs if t in self.ends and t in outputs}
+        work: set[str] = set()
         for node in cluster:
             for tensor in node.outputs:
                 if tensor in self.ends and not self._copied(node, self.ends[tensor], reads):
-                    found |= self._work(self.ends[tensor], reads | inner)
+                    work |= self._work(self.ends[tensor], reads | inner)
         if len(cluster) == 1:
             only = cluster[0]
-            known = found or any(t in self.ends for t in only.outputs)
-            return {only.name: found if known else None}
-        return self._shared(cluster, found)
+            certain = work or any(t in self.ends for t in only.outputs)
+            return {only.name: work if certain else None}
+        return self._shared(cluster, work)
 
-    def _shared(self, cluster: list[Node], found: set[str]) -> dict[str, set[str] | None]:
+    def _shared(self, cluster: list[Node], work: set[str]) -> dict[str, set[str] | None]:
         """One node in several kernels, or several kernels of which one works and the others move data for it."""
         shapes = self.executed.shape_nodes | self.executed.constant_nodes
         insertions = [n.name for n in cluster if _inserted(n) or n.op in MOVERS and n.name in shapes]
-        workers = [n.name for n in cluster if (n.name not in insertions if len(found) == 1 else n.op not in MOVERS)]
-        if not found and not workers:
+        workers = [n.name for n in cluster if (n.name not in insertions if len(work) == 1 else n.op not in MOVERS)]
+        if not work and not workers:
             return {node.name: set() for node in cluster}
-        if len(found) == 1 and not workers:
-            return {node.name: found for node in cluster}
-        if not found or len(found) > 1 and len(workers) != 1:
+        if len(work) == 1 and not workers:
+            return {node.name: work for node in cluster}
+        if not work or len(work) > 1 and len(workers) != 1:
             return {n.name: set() if n.name in insertions else None for n in cluster}
         if len(workers) == 1:
             for node in (*cluster, *reversed(cluster)):
-                known = [tensor for tensor in (node.inputs[0], node.outputs[0]) if tensor in self.ends]
-                if node.name not in workers and known:
-                    self.ends.setdefault(node.inputs[0], self.ends[known[0]])
-                    self.ends.setdefault(node.outputs[0], self.ends[known[0]])
-        return {node.name: found if node.name in workers else set() for node in cluster}
+                ends = [tensor for tensor in (node.inputs[0], node.outputs[0]) if tensor in self.ends]
+                if node.name not in workers and ends:
+                    self.ends.setdefault(node.inputs[0], self.ends[ends[0]])
+                    self.ends.setdefault(node.outputs[0], self.ends[ends[0]])
+        return {node.name: work if node.name in workers else set() for node in cluster}
 
     def _copied(self, node: Node, end: str, reads: set[str]) -> bool:
         """Whether a kernel only hands on what it reads, and is not itself a node that does so."""

@@ -100,7 +100,7 @@ def _by_way_of_plain(graph, original: NodeGraph, executed, optimized: NodeGraph,
 
     In that one functions are opened and types cast as in the optimized graph, and both run, so values can be compared.
     """
-    loadable = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    loadable = export.load(graph)
     plain = runtimes.OnnxRuntime(loadable, optimization="off").executed
     between = nodes_of(plain)
     upper = executed_nodes.placement(original, between)

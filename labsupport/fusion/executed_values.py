@@ -51,13 +51,13 @@ class Values:
 
     def like(self, tensor: str) -> dict[str, bool]:
         """Tensors of the reference with the values of an executed tensor → whether they stand in another order."""
-        found: dict[str, tuple[bool, float]] = {}
+        distances: dict[str, tuple[bool, float]] = {}
         for digest in self.executed.get(tensor, ()):
             for name in self.by_size.get(digest.size, ()):
                 if (distance := _distance(digest, self.reference[name])) is not None:
-                    found[name] = distance
-        least = min((distance for _, distance in found.values()), default=0.0)
-        return {name: differs for name, (differs, distance) in found.items() if distance <= max(1e-3, 2 * least)}
+                    distances[name] = distance
+        least = min((distance for _, distance in distances.values()), default=0.0)
+        return {name: differs for name, (differs, distance) in distances.items() if distance <= max(1e-3, 2 * least)}
 
     def weak(self, tensor: str) -> bool:
         """Whether the values of an executed tensor say little about which it is."""
@@ -71,19 +71,19 @@ def values_of(reference: tuple, executed: tuple, unknown: Sequence[str], folder:
     """
     graph = reference[1]
     names = [tensor for node in graph.nodes for tensor in node.outputs if tensor]
-    known, sizes = {}, set()
+    digests, sizes = {}, set()
     try:
         feed, arrays = _arrays(reference[0], graph, names, folder, None)
         for name, array in (*feed.items(), *arrays):
-            known[name] = _digest(array)
+            digests[name] = _digest(array)
             sizes.add(array.size)
-        blocked, found = _blocked(executed[1]), {}
+        blocked, candidates = _blocked(executed[1]), {}
         for name, array in _arrays(executed[0], executed[1], unknown, folder, feed)[1] if unknown else ():
             views = _unblocked(array, sizes) if name in blocked else [array]
-            found[name] = [digest for digest in map(_digest, views) if digest]
+            candidates[name] = [digest for digest in map(_digest, views) if digest]
     except _NoData:
         return None
-    return Values({name: digest for name, digest in known.items() if digest}, found)
+    return Values({name: digest for name, digest in digests.items() if digest}, candidates)
 
 
 class _NoData(Exception):
@@ -197,11 +197,11 @@ def _standard(numbers: np.ndarray) -> np.ndarray:
 
 def _blocked(graph: NodeGraph) -> set[str]:
     """Tensors whose channels lie in blocks: what the NCHWc operators write, up to where it is put in order again."""
-    found: set[str] = set()
+    tensors: set[str] = set()
     for node in graph.nodes:
-        if node.op != "ReorderOutput" and (node.domain.endswith(".nchwc") or found & set(node.inputs)):
-            found.update(node.outputs)
-    return found
+        if node.op != "ReorderOutput" and (node.domain.endswith(".nchwc") or tensors & set(node.inputs)):
+            tensors.update(node.outputs)
+    return tensors
 
 
 def _unblocked(array: np.ndarray, sizes: set[int]) -> list[np.ndarray]:

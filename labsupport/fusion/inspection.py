@@ -195,12 +195,12 @@ def _claimed(kernels: list[Kernel]) -> list[Kernel]:
 
 def _check_fits(name, layers, kernels, graph: NodeGraph) -> None:
     named = [n for layer in layers for n in layer.metadata]
-    found = [n for n in named if n in graph.by_name]
+    matches = [n for n in named if n in graph.by_name]
     placed = [n for kernel in kernels for n in (*kernel.nodes, *kernel.parts)]
-    if len(found) * 2 < len(named) or not placed and not any(region_ends(k.name) for k in kernels):
+    if len(matches) * 2 < len(named) or not placed and not any(region_ends(k.name) for k in kernels):
         theirs = named or [k.name for k in kernels]
         raise BadInput(
             f"{name} was not built from this graph: it names {theirs[0]!r}, "
             f"and the graph has nodes such as {graph.nodes[0].name!r} "
-            f"({len(found)} of {len(named)} names match); pass the ONNX file the engine was built from"
+            f"({len(matches)} of {len(named)} names match); pass the ONNX file the engine was built from"
         )

@@ -173,11 +173,11 @@ def with_times(plan: Plan, times: Mapping[str, float]) -> Plan:
 
 
 def _borders(kernels, side: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    borders: dict[str, list[str]] = {}
     for kernel in kernels:
         for tensor in getattr(kernel, side):
-            found.setdefault(tensor.name, []).append(kernel.name)
-    return found
+            borders.setdefault(tensor.name, []).append(kernel.name)
+    return borders
 
 
 def _types(tensors) -> str:

@@ -28,11 +28,11 @@ def of_profile(names: list[tuple[str, ...]]) -> list[int]:
     marks = [next((int(m[1]) for m in map(PROFILE.search, texts) if m), None) for texts in names]
     regions = [next((m[1] for m in map(MYELIN.search, texts[:1]) if m), None) for texts in names]
     by_region = {region: mark for region, mark in zip(regions, marks, strict=True) if region and mark is not None}
-    found, current = [], 0
+    profiles, current = [], 0
     for mark, region in zip(marks, regions, strict=True):
         current = mark if mark is not None else by_region.get(region, current)
-        found.append(current)
-    return found
+        profiles.append(current)
+    return profiles
 
 
 def name_parts(name: str) -> tuple[str, ...]:

@@ -74,33 +74,33 @@ class NodeGraph:
     @functools.cached_property
     def readers(self) -> dict[str, list[Node]]:
         """The nodes that read a tensor."""
-        found: dict[str, list[Node]] = {}
+        readers: dict[str, list[Node]] = {}
         for node in self.nodes:
             for tensor in dict.fromkeys(node.inputs):
-                found.setdefault(tensor, []).append(node)
-        return found
+                readers.setdefault(tensor, []).append(node)
+        return readers
 
     @functools.cached_property
     def constant_nodes(self) -> frozenset[str]:
         """Nodes that hang on constants alone; random generators, which read nothing, are not among them."""
-        known, found = set(self.constants) | {""}, set()
+        tensors, names = set(self.constants) | {""}, set()
         for node in self.nodes:
-            if not node.random and all(tensor in known for tensor in node.inputs):
-                found.add(node.name)
-                known.update(node.outputs)
-        return frozenset(found)
+            if not node.random and all(tensor in tensors for tensor in node.inputs):
+                names.add(node.name)
+                tensors.update(node.outputs)
+        return frozenset(names)
 
     @functools.cached_property
     def shape_nodes(self) -> frozenset[str]:
         """Nodes that hang on tensors' shapes (and constants) but on no tensor's values."""
-        known, found = set(self.constants) | {""}, set()
+        tensors, names = set(self.constants) | {""}, set()
         for node in self.nodes:
             if node.name in self.constant_nodes:
-                known.update(node.outputs)
-            elif node.op in SHAPE_READERS or all(tensor in known for tensor in node.inputs) and node.inputs:
-                found.add(node.name)
-                known.update(node.outputs)
-        return frozenset(found)
+                tensors.update(node.outputs)
+            elif node.op in SHAPE_READERS or all(tensor in tensors for tensor in node.inputs) and node.inputs:
+                names.add(node.name)
+                tensors.update(node.outputs)
+        return frozenset(names)
 
     @functools.cached_property
     def dead_nodes(self) -> frozenset[str]:
@@ -139,24 +139,24 @@ class NodeGraph:
 
         ``over(node)`` says whether to take a node and look behind it.
         """
-        stop, found, todo = set(until), set(), list(tensors)
+        stop, names, todo = set(until), set(), list(tensors)
         while todo:
             node = self.producer.get(todo.pop())
-            if node is None or node.name in found or not over(node):
+            if node is None or node.name in names or not over(node):
                 continue
-            found.add(node.name)
+            names.add(node.name)
             todo += [tensor for tensor in node.inputs if tensor and tensor not in stop]
-        return found
+        return names
 
     def descendants(self, tensors: Iterable[str]) -> set[str]:
         """Names of the nodes that ``tensors`` flow into."""
-        found, todo = set(), list(tensors)
+        names, todo = set(), list(tensors)
         while todo:
             for node in self.readers.get(todo.pop(), []):
-                if node.name not in found:
-                    found.add(node.name)
+                if node.name not in names:
+                    names.add(node.name)
                     todo += node.outputs
-        return found
+        return names
 
     def as_dict(self) -> dict:
         """Plain values for JSON; ``nodes_of`` reads them back."""
@@ -225,9 +225,9 @@ def _told(proto, opset: int) -> list:
 
     if not proto.attribute or not onnx.defs.has(proto.op_type, opset, proto.domain):
         return list(proto.attribute)
-    known = onnx.defs.get_schema(proto.op_type, opset, proto.domain).attributes
+    attributes = onnx.defs.get_schema(proto.op_type, opset, proto.domain).attributes
     value = onnx.helper.get_attribute_value
-    usual = {name: value(each.default_value) for name, each in known.items() if each.default_value.name}
+    usual = {name: value(each.default_value) for name, each in attributes.items() if each.default_value.name}
     return [each for each in proto.attribute if each.name not in usual or value(each) != usual[each.name]]
 
 
@@ -250,9 +250,9 @@ def _small_attributes(proto) -> dict:
     import onnx
 
     kinds = (onnx.AttributeProto.STRING, onnx.AttributeProto.INT, onnx.AttributeProto.FLOAT)
-    found = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute if a.type in kinds}
+    values = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute if a.type in kinds}
     return {
-        name: value.decode(errors="replace") if isinstance(value, bytes) else value for name, value in found.items()
+        name: value.decode(errors="replace") if isinstance(value, bytes) else value for name, value in values.items()
     }
 
 

@@ -170,9 +170,9 @@ def _layer(record, place: int, what: str) -> Layer:
             else _names_only(record)
         )
     if not isinstance(record, Mapping) or not isinstance(record.get("Name"), str):
-        found = sorted(map(str, record))[:6] if isinstance(record, Mapping) else repr(record)[:60]
+        content = sorted(map(str, record))[:6] if isinstance(record, Mapping) else repr(record)[:60]
         raise BadInput(
-            f"{what}: layer {place} is {found}; "
+            f"{what}: layer {place} is {content}; "
             'expected a layer\'s name, or its record with "Name", as TensorRT 8.6, 10 and 11 write it'
         )
     if len(record) > 1 and not LAYER_KEYS & set(record):
@@ -208,13 +208,13 @@ def _names_only(record: str) -> Layer:
 
 
 def _tensors(record, key, place, what) -> list:
-    found = record.get(key, [])
-    if not isinstance(found, (list, tuple)):
+    entries = record.get(key, [])
+    if not isinstance(entries, (list, tuple)):
         raise BadInput(
-            f'{what}: "{key}" of layer {place} ({record["Name"]!r}) is a {type(found).__name__}; '
+            f'{what}: "{key}" of layer {place} ({record["Name"]!r}) is a {type(entries).__name__}; '
             "expected a list of tensors"
         )
-    return list(found)
+    return list(entries)
 
 
 def _tensor(record, place, what) -> Tensor:

@@ -25,9 +25,9 @@ def read_text(path) -> str:
         b"\x89PNG": "a PNG picture",
         b"<": "an HTML or XML page (a failed download?)",
     }
-    found = next((what for magic, what in kinds.items() if data.lstrip()[: len(magic)] == magic), "")
-    if found:
-        raise BadInput(f"{path.name} is not the inspector's JSON, it is {found}")
+    format = next((what for magic, what in kinds.items() if data.lstrip()[: len(magic)] == magic), "")
+    if format:
+        raise BadInput(f"{path.name} is not the inspector's JSON, it is {format}")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:

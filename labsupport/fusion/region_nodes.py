@@ -24,10 +24,10 @@ def inside(kernels: Sequence[Kernel], graph: NodeGraph) -> list[Kernel]:
     filled = []
     for kernel in kernels:
         if kernel.kind == "region":
-            found = _between(kernel, kernels, graph, taken, written)
-            taken |= found
-            nodes = tuple(n.name for n in graph.nodes if n.name in found or n.name in kernel.nodes)
-            kernel = replace(kernel, nodes=nodes, inferred={name: WHY for name in nodes if name in found})
+            between = _between(kernel, kernels, graph, taken, written)
+            taken |= between
+            nodes = tuple(n.name for n in graph.nodes if n.name in between or n.name in kernel.nodes)
+            kernel = replace(kernel, nodes=nodes, inferred={name: WHY for name in nodes if name in between})
         filled.append(kernel)
     return filled
 
@@ -52,8 +52,8 @@ def _between(
 
     # tensors that other layers write are borders too, whether or not the region lists them
     own = {t.name for t in kernel.outputs}
-    found = graph.ancestors(sinks, until={*sources, *(written - own)}, over=over)
+    nodes = graph.ancestors(sinks, until={*sources, *(written - own)}, over=over)
     if not sources and firsts:
         starts = [tensor for node in firsts for tensor in graph.by_name[node].outputs]
-        found &= graph.descendants(starts) | set(firsts)
-    return {name for name in found if name not in kernel.nodes and not passes_through(graph, graph.by_name[name])}
+        nodes &= graph.descendants(starts) | set(firsts)
+    return {name for name in nodes if name not in kernel.nodes and not passes_through(graph, graph.by_name[name])}

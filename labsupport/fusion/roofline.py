@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass
 
 from labsupport import export
-from labsupport.errors import BadInput
-from labsupport.export import surgery
+from labsupport.errors import BadInput, one_of
+from labsupport.export import onnx_graph, surgery
 from labsupport.runtimes.torch_runtime import fp32_math
 
 # They hand on the same bytes under another shape: nothing to compute, nothing to move.
@@ -93,16 +93,21 @@ class Ceiling:
 
 def work(graph, *, batch: int = 1, precision: str = "fp32") -> Work:
     """Count operations and bytes of an ONNX graph for one batch size; floating-point values count as ``precision``."""
-    if precision not in VALUE_BYTES:
-        raise BadInput(f"precision={precision!r} is not a type to count in; choose one of {list(VALUE_BYTES)}")
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    one_of(VALUE_BYTES, precision=precision)
+    graph = export.load(graph)
     model = graph.model()
-    model = surgery.inferred(surgery.plain(model) if model.functions else model)
+    model = surgery.plain(model) if model.functions else model
+    surgery.fix_batch(model, batch)
+    model = surgery.inferred(model, data_prop=True)
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     named = (*model.graph.input, *model.graph.value_info, *model.graph.output)
-    shapes = {**{value.name: _shape(value, batch) for value in named}, **weights}
+    shapes = {**{value.name: shape for value in named if (shape := _shape(value)) is not None}, **weights}
+    kinds = {value.name: value.type.tensor_type.elem_type for value in named}
+    kinds |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    bits = {name: onnx_graph.bits(kind, of_floats=8 * VALUE_BYTES[precision]) for name, kind in kinds.items()}
+    size = lambda name: math.ceil(math.prod(shapes[name]) * bits[name] / 8)  # noqa: E731
     constants = {name for node in model.graph.node if node.op_type == "Constant" for name in node.output}
-    width, steps = VALUE_BYTES[precision], []
+    steps = []
     for node in model.graph.node:
         if node.op_type in FREE:
             continue
@@ -112,16 +117,11 @@ def work(graph, *, batch: int = 1, precision: str = "fp32") -> Work:
                 "shapes; write it with MatMul or Conv, or count the network without it"
             )
         touched = [name for name in dict.fromkeys((*node.input, *node.output)) if name and name not in constants]
-        lacking = [name for name in touched if name not in shapes]
-        if lacking:
-            raise BadInput(
-                f"ONNX cannot tell the shape of {lacking[0]!r} at {node.name or node.op_type}, so its bytes cannot be "
-                "counted"
-            )
-        moved = width * sum(math.prod(shapes[name]) for name in touched)
-        steps.append(Step(node.name, node.op_type, _flops(node, shapes), moved))
+        _demand_shapes(touched, shapes, f" at {node.name or node.op_type}")
+        steps.append(Step(node.name, node.op_type, _flops(node, shapes), sum(map(size, touched))))
     ends = [value.name for value in (*model.graph.input, *model.graph.output)]
-    return Work(tuple(steps), width * sum(math.prod(shapes[name]) for name in dict.fromkeys((*ends, *weights))))
+    _demand_shapes(ends, shapes)
+    return Work(tuple(steps), sum(map(size, dict.fromkeys((*ends, *weights)))))
 
 
 def measure(device: str = "cpu", *, mib: int | None = None, rounds: int = 5, now=time.perf_counter_ns) -> Ceiling:
@@ -150,16 +150,16 @@ def measure(device: str = "cpu", *, mib: int | None = None, rounds: int = 5, now
     return Ceiling(device, 2 * mib * 2**20 / copy_ns, max(rates))
 
 
-def _best(call, wait, rounds: int, now, calls: int = 4) -> float:
+def _best(call, wait, rounds: int, now) -> float:
     """ns of one call in the best round; the first round warms up and is not counted."""
     taken = []
     for _ in range(rounds + 1):
         wait()
         start = now()
-        for _ in range(calls):
+        for _ in range(4):
             call()
         wait()
-        taken.append((now() - start) / calls)
+        taken.append((now() - start) / 4)
     return max(min(taken[1:]), 1e-3)
 
 
@@ -174,6 +174,16 @@ def _flops(node, shapes) -> int:
     return values
 
 
-def _shape(value, batch: int) -> tuple[int, ...]:
-    """The shape of a tensor, free axes taken as the batch."""
-    return tuple(axis.dim_value if axis.HasField("dim_value") else batch for axis in value.type.tensor_type.shape.dim)
+def _demand_shapes(names, shapes, place: str = "") -> None:
+    if lacking := [name for name in names if name not in shapes]:
+        raise BadInput(
+            f"ONNX cannot tell the shape of {lacking[0]!r}{place}, so its bytes cannot be counted; of the free axes "
+            "only the first of each input, the batch, is known here: export the network with dynamic=False"
+        )
+
+
+def _shape(value) -> tuple[int, ...] | None:
+    """The shape of a tensor; None where an axis is free, or nothing is known of it."""
+    kind = value.type.tensor_type
+    known = kind.HasField("shape") and all(axis.HasField("dim_value") for axis in kind.shape.dim)
+    return tuple(axis.dim_value for axis in kind.shape.dim) if known else None

@@ -19,10 +19,10 @@ from labsupport.fusion.onnx_nodes import NodeGraph
 def with_unnamed(kernels: Sequence[Kernel], graph: NodeGraph) -> list[Kernel]:
     """The kernels with those unnamed nodes that exactly one of them can hold; the others stay unplaced."""
     taken = {node for kernel in kernels for node in kernel.nodes}
-    found = [_inside(kernel, kernels, graph, taken) for kernel in kernels]
-    once = [name for evidence in found for name in evidence]
+    evidences = [_inside(kernel, kernels, graph, taken) for kernel in kernels]
+    once = [name for evidence in evidences for name in evidence]
     filled = []
-    for kernel, evidence in zip(kernels, found, strict=True):
+    for kernel, evidence in zip(kernels, evidences, strict=True):
         mine = {name: why for name, why in evidence.items() if once.count(name) == 1}
         if mine:
             nodes = tuple(n.name for n in graph.nodes if n.name in mine or n.name in kernel.nodes)
@@ -43,16 +43,16 @@ def _inside(kernel: Kernel, kernels: Sequence[Kernel], graph: NodeGraph, taken: 
     sinks = {t: f"its result {t} is made of what this kernel writes" for t in delivers - products}
     between = "its input comes from nodes of this kernel or from what it reads, and its result goes into them"
     sinks |= {t: between for node in own for t in node.inputs if t and t not in products}
-    found: dict[str, str] = {}
+    evidence: dict[str, str] = {}
     for sink, why in sinks.items():
         for name in _closed(sink, reads - delivers, products, others, graph, taken):
-            found.setdefault(name, why)
-    return found
+            evidence.setdefault(name, why)
+    return evidence
 
 
 def _closed(sink: str, reads, products, others, graph: NodeGraph, taken) -> set[str]:
     """Unnamed nodes from the kernel's own tensors to the sink; none where the way leads anywhere else."""
-    found, todo, seen = set(), [sink], set()
+    names, todo, seen = set(), [sink], set()
     while todo:
         tensor = todo.pop()
         node = graph.producer.get(tensor)
@@ -64,21 +64,21 @@ def _closed(sink: str, reads, products, others, graph: NodeGraph, taken) -> set[
         if node is None or node.name in taken or tensor in others or node.op in JOINS:
             return set()
         if node.op not in (*VIEWS, *QDQ) and not passes_through(graph, node):
-            found.add(node.name)
+            names.add(node.name)
         todo += node.inputs
-    return found
+    return names
 
 
 def reached(kernel: Kernel, kernels: Sequence[Kernel], *, backwards: bool) -> set[str]:
     """Tensors that a kernel reads (or writes), also through copies and no-ops, which pass values on unchanged."""
-    found: set[str] = set()
+    tensors: set[str] = set()
     todo = [kernel]
     while todo:
         one = todo.pop()
-        new = {t.name for t in (one.inputs if backwards else one.outputs)} - found
-        found |= new
+        new = {t.name for t in (one.inputs if backwards else one.outputs)} - tensors
+        tensors |= new
         for other in kernels:
             edge = {t.name for t in (other.outputs if backwards else other.inputs)}
             if other.kind in NO_WORK and not other.nodes and edge & new:
                 todo.append(other)
-    return found
+    return tensors

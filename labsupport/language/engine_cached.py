@@ -146,7 +146,7 @@ class TrtCached(Cached):
         self.runtime.close()
 
 
-def torch_on_device(session, token, length, index):
+def _torch_on_device(session, token, length, index):
     """The same for a `cached.TorchCached`, its whole cache in view as the engine sees it."""
     logits = token.new_empty((1, 1, session.shape.vocabulary), dtype=session.dtype)
 
@@ -184,7 +184,7 @@ class GreedyLoop:
         """Bind the static tensors; anew before every run, because a prompt's step binds its own."""
         static = self.token, self.length, self.index
         own = getattr(self.session, "on_device", None)
-        self.step, self.logits = own(*static) if own else torch_on_device(self.session, *static)
+        self.step, self.logits = own(*static) if own else _torch_on_device(self.session, *static)
 
     def _one(self) -> None:
         self.step()

@@ -53,7 +53,7 @@ def generate(
     session.cut(0)
     pick, start = pick or greedy, time.perf_counter()
     tokens = [pick(session.step([list(prompt)])[0, -1])]
-    found = Generation(tokens, 0, first_ms=1e3 * (time.perf_counter() - start))
+    generation = Generation(tokens, 0, first_ms=1e3 * (time.perf_counter() - start))
     steps = drafted = accepted = 0
     while len(tokens) < most and tokens[-1] != end:
         guesses = list(draft([*prompt, *tokens], ahead))[: most - len(tokens) - 1] if draft else []
@@ -63,9 +63,9 @@ def generate(
         right = agreeing(guesses, chosen)
         session.cut(length + 1 + right)  # rows of refused guesses are forgotten
         tokens += until(chosen[: right + 1], end)
-        found.step_ms.append(1e3 * (time.perf_counter() - start))
+        generation.step_ms.append(1e3 * (time.perf_counter() - start))
         steps, drafted, accepted = steps + 1, drafted + len(guesses), accepted + right
-    return Generation(tokens, steps, drafted, accepted, found.first_ms, found.step_ms)
+    return Generation(tokens, steps, drafted, accepted, generation.first_ms, generation.step_ms)
 
 
 def agreeing(guesses: Sequence[int], chosen: Sequence[int]) -> int:
@@ -86,12 +86,12 @@ def greedy(logits: np.ndarray) -> int:
     return int(np.argmax(logits))
 
 
-def sampler(temperature: float = 1.0, top_p: float = 1.0, seed: int = 0) -> Callable:
+def sampler(temperature: float = 1.0, seed: int = 0) -> Callable:
     """A ``pick`` that draws from `probabilities`; the same seed draws the same tokens."""
     dice = np.random.default_rng(seed)
 
     def pick(logits):
-        chances = probabilities(logits, temperature, top_p)
+        chances = probabilities(logits, temperature)
         return int(dice.choice(len(chances), p=chances))
 
     return pick

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from labsupport import files
-from labsupport.errors import BadInput, LabError, at_least
+from labsupport.errors import BadInput, LabError, at_least, one_of
 
 WAYS = ("tensor", "pipeline", "generate")
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,8 +29,7 @@ def run(way: str, network, inputs, *, world: int = 2, options: dict | None = Non
     """
     import torch
 
-    if way not in WAYS:
-        raise BadInput(f"way={way!r} is none; choose one of {list(WAYS)}")
+    one_of(WAYS, way=way)
     check_split(way, network.shape, world)
     with files.scratch() as folder:
         job = {"way": way, "world": world, "kind": type(network).__name__, **(options or {})}

@@ -88,8 +88,6 @@ def from_gguf(reader) -> Tokenizer:
 
 
 def _checked(text: str) -> str:
-    if not isinstance(text, str):
-        raise BadInput(f"a text is wanted, and a {type(text).__name__} came; hand in a string")
     if not text.strip():
         raise BadInput("the prompt is empty: there is nothing to go on from; give it a word at least")
     return text

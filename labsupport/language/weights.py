@@ -99,25 +99,12 @@ class Checkpoint:
 
 def encoder(path: str | os.PathLike | None = None) -> Checkpoint:
     """MiniLM-L6, or a BERT in a Hugging Face folder of your own; a seeded one of its shape without weights."""
-    from labsupport.language import networks, tokenizer, weight_files
+    from labsupport.language import networks, tokenizer
 
     if path is None and (reason := why_not("minilm")):
         shape = networks.Shape(6, 384, 12, 12, 1536, 30522, 512, 1e-12)
         return Checkpoint(networks.seeded(networks.Encoder(shape)), tokenizer.Bytes(), False, _without(reason))
-    place = Path(path) if path is not None else folder("minilm")
-    config, tensors = weight_files.config_of(place, "bert"), weight_files.safetensors_of(place)
-    shape = networks.Shape(
-        config["num_hidden_layers"],
-        config["hidden_size"],
-        config["num_attention_heads"],
-        config["num_attention_heads"],
-        config["intermediate_size"],
-        config["vocab_size"],
-        config["max_position_embeddings"],
-        config["layer_norm_eps"],
-    )
-    network = _filled(networks.Encoder(shape), weight_files.bert_names(tensors), place)
-    return Checkpoint(network, tokenizer.from_json(place / "tokenizer.json"), True, f"weights from {_title(place)}")
+    return _of_folder(Path(path) if path is not None else folder("minilm"), "bert")
 
 
 def decoder(path: str | os.PathLike | None = None) -> Checkpoint:
@@ -128,32 +115,36 @@ def decoder(path: str | os.PathLike | None = None) -> Checkpoint:
         shape = networks.Shape(30, 576, 9, 3, 1536, 49152, 2048)
         return Checkpoint(networks.seeded(networks.Decoder(shape)), tokenizer.Bytes(), False, _without(reason))
     place = Path(path) if path is not None else PACKAGES["smollm2"].paths(folder("smollm2"))[0]
-    return _of_llama_folder(place) if place.is_dir() else _of_gguf(place)
+    return _of_folder(place, "llama") if place.is_dir() else _of_gguf(place)
 
 
-def _of_llama_folder(place: Path) -> Checkpoint:
-    """A decoder from a Hugging Face folder."""
+def _of_folder(place: Path, kind: str) -> Checkpoint:
+    """A network from a Hugging Face folder: an encoder of a BERT, a decoder of a Llama."""
     from labsupport.language import networks, tokenizer, weight_files
 
-    config, tensors = weight_files.config_of(place, "llama"), weight_files.safetensors_of(place)
-    shape = networks.Shape(
-        config["num_hidden_layers"],
-        config["hidden_size"],
-        config["num_attention_heads"],
-        config["num_key_value_heads"],
-        config["intermediate_size"],
-        config["vocab_size"],
-        min(config["max_position_embeddings"], 2048),
-        config["rms_norm_eps"],
-        config["rope_theta"],
-    )
+    config, tensors = weight_files.config_of(place, kind), weight_files.safetensors_of(place)
+    same = {
+        "layers": config["num_hidden_layers"],
+        "hidden": config["hidden_size"],
+        "heads": config["num_attention_heads"],
+        "inner": config["intermediate_size"],
+        "vocabulary": config["vocab_size"],
+    }
+    most = config["max_position_embeddings"]
+    if kind == "bert":
+        shape = networks.Shape(**same, kv_heads=same["heads"], positions=most, epsilon=config["layer_norm_eps"])
+        network, names = networks.Encoder(shape), weight_files.bert_names
+    else:
+        shape = networks.Shape(
+            **same,
+            kv_heads=config["num_key_value_heads"],
+            positions=min(most, 2048),
+            epsilon=config["rms_norm_eps"],
+            rope_base=config["rope_theta"],
+        )
+        network, names = networks.Decoder(shape), weight_files.llama_names
     words = tokenizer.from_json(place / "tokenizer.json")
-    return Checkpoint(
-        _filled(networks.Decoder(shape), weight_files.llama_names(tensors), place),
-        words,
-        True,
-        f"weights from {_title(place)}",
-    )
+    return Checkpoint(_filled(network, names(tensors), place), words, True, f"weights from {_title(place)}")
 
 
 LLAMA_FIELDS = (

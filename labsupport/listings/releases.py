@@ -25,11 +25,11 @@ def listing(release: str) -> dict[str, dict]:
 @functools.cache
 def names(release: str) -> frozenset[str]:
     """All names of a release: "Builder" and "Builder.create_network"."""
-    found = set()
+    paths = set()
     for name, entry in listing(release).items():
-        found.add(name)
-        found |= {f"{name}.{member}" for member in (*(entry.get("members") or ()), *(entry.get("enum") or ()))}
-    return frozenset(found)
+        paths.add(name)
+        paths |= {f"{name}.{member}" for member in (*(entry.get("members") or ()), *(entry.get("enum") or ()))}
+    return frozenset(paths)
 
 
 def having(name: str) -> tuple[str, ...]:

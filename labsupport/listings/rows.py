@@ -99,8 +99,8 @@ def unlisted(article: str) -> list[str]:
     import hashlib
     import re
 
-    known = {listing.sha256 for listing in every().values()}
+    digests = {listing.sha256 for listing in every().values()}
     blocks = re.findall(r"(?ms)^[ \t]*```\w+[ \t]*\n(.*?)\n[ \t]*```[ \t]*$", article)
     blocks += [formula.strip() for formula in re.findall(r"(?s)\$\$(.*?)\$\$", article)]
-    lacking = [block for block in blocks if hashlib.sha256(block.encode()).hexdigest() not in known]
+    lacking = [block for block in blocks if hashlib.sha256(block.encode()).hexdigest() not in digests]
     return [next((line.strip() for line in block.splitlines() if line.strip()), "") for block in lacking]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from labsupport.errors import BadInput, NotAvailable
 
 MOST_TEXT = 20_000  # characters kept of what a program prints
 MOST_FILE_BYTES = 64 * 2**20
+BUILDER_ERROR = re.compile(r"\[TRT\] \[[EF]\] *(.*\S)")  # as TensorRT's own logger writes to stderr, behind the time
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Outcome:
     """How a program ended: "ok", "raised", "refused" (the guard stopped it), "hung" (the limit did) or "died".
 
     ``error`` and ``message`` say what it raised, ``line`` (from 1) where; ``files`` are those it wrote, removed since.
+    What was raised without a text, such as a bare assert, has the last error of TensorRT's logger as its message.
     """
 
     kind: str
@@ -61,7 +64,6 @@ def python(
     stand_ins: name of a module → dotted names that it lacks; everything else of it is there and does nothing.
     Writing outside the folder, starting a process and reaching the network are refused and end as "refused".
     """  # fmt: skip
-    _check(code, seconds)
     job = {"code": code, "modules": dict(modules or {}), "given": dict(given or {}),
            "stand_ins": {name: list(lacks) for name, lacks in (stand_ins or {}).items()},
            "seconds": seconds, "most_bytes": MOST_FILE_BYTES, "folders": _package_folders()}  # fmt: skip
@@ -72,7 +74,6 @@ def shell(code: str, *, seconds: float = 20) -> Outcome:
     """Run Bash lines, `python` and `pip` being those of this environment, without network and without installing."""
     import shutil
 
-    _check(code, seconds)
     bash = shutil.which("bash")
     if bash is None:
         raise NotAvailable("there is no bash on this machine; read the lines instead, or run this on Linux or macOS")
@@ -80,14 +81,9 @@ def shell(code: str, *, seconds: float = 20) -> Outcome:
     return _run([bash, "--noprofile", "--norc", "-c", words + code], None, seconds)
 
 
-def _check(code, seconds) -> None:
-    if not isinstance(code, str):
-        raise BadInput(f"the program is a {type(code).__name__}; wanted is its text")
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= 600:
-        raise BadInput(f"seconds={seconds!r}; wanted is a limit above 0 and at most 600")
-
-
 def _run(command: list[str], job: dict | None, seconds: float) -> Outcome:
+    if not 0 < seconds <= 600:
+        raise BadInput(f"seconds={seconds!r}; wanted is a limit above 0 and at most 600")
     with files.scratch() as folder:
         scratch = folder / "scratch"
         scratch.mkdir()
@@ -115,28 +111,30 @@ def _run(command: list[str], job: dict | None, seconds: float) -> Outcome:
             output.seek(0)
             printed = output.read(4 * MOST_TEXT).decode(errors="replace")[:MOST_TEXT]
             printed = printed.replace(str(folder), "…").replace(sys.executable, "python")
-        made = tuple(sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if not path.is_dir()))
+        paths = tuple(sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if not path.is_dir()))
         if hung:
             return Outcome(
-                "hung", message="it did not end within its limit, so it was stopped", printed=printed, files=made
+                "hung", message="it did not end within its limit, so it was stopped", printed=printed, files=paths
             )
-        return _read(report, child.returncode, printed, made, job is not None)
+        return _read(report, child.returncode, printed, paths, job is not None)
 
 
-def _read(report: Path, code: int, printed: str, made: tuple[str, ...], from_python: bool) -> Outcome:
+def _read(report: Path, code: int, printed: str, files: tuple[str, ...], from_python: bool) -> Outcome:
     try:
         said = json.loads(report.read_text(encoding="utf-8"))
-        return Outcome(said["kind"], said["error"], said["message"], said["line"], printed, made)
+        if said["kind"] == "raised" and not said["message"]:
+            said["message"] = "".join(BUILDER_ERROR.findall(printed)[-1:])[:400]
+        return Outcome(said["kind"], said["error"], said["message"], said["line"], printed, files)
     except (OSError, ValueError, KeyError):
         pass
     if code == 0 and not from_python:
-        return Outcome("ok", printed=printed, files=made)
+        return Outcome("ok", printed=printed, files=files)
     last = next((line.strip() for line in reversed(printed.splitlines()) if line.strip()), "")
     if from_python:
         return Outcome(
-            "died", message=f"exit code {code}; its last words: {last[:200] or 'none'}", printed=printed, files=made
+            "died", message=f"exit code {code}; its last words: {last[:200] or 'none'}", printed=printed, files=files
         )
-    return Outcome("raised", f"exit code {code}", last[:200], None, printed, made)
+    return Outcome("raised", f"exit code {code}", last[:200], None, printed, files)
 
 
 def _package_folders() -> list[str]:

@@ -30,26 +30,24 @@ def article_cnn(classes: int = 10, *, channels: int = 1, size: int = 28, seed: i
     return _seeded(seed, lambda: ArticleCnn(classes, channels, size))
 
 
-def resnet18(classes: int = 1000, *, width: int = 64, channels: int = 3, size: int = 224, seed: int = 0) -> ResNet:
+def resnet18(classes: int = 1000, *, width: int = 64, size: int = 224, seed: int = 0) -> ResNet:
     """ResNet-18, 11,689,512 weights as published; `width` is the channel count of stage 1. arXiv:1512.03385."""
-    return _resnet(BasicBlock, (2, 2, 2, 2), classes, width, channels, size, seed)
+    return _resnet(BasicBlock, (2, 2, 2, 2), classes, width, size, seed)
 
 
-def resnet50(classes: int = 1000, *, width: int = 64, channels: int = 3, size: int = 224, seed: int = 0) -> ResNet:
+def resnet50(classes: int = 1000, *, width: int = 64, size: int = 224, seed: int = 0) -> ResNet:
     """ResNet-50, 25,557,032 weights as published; `width` is the channel count of stage 1. arXiv:1512.03385."""
-    return _resnet(Bottleneck, (3, 4, 6, 3), classes, width, channels, size, seed)
+    return _resnet(Bottleneck, (3, 4, 6, 3), classes, width, size, seed)
 
 
-def mobilenet_v2(
-    classes: int = 1000, *, width: float = 1.0, channels: int = 3, size: int = 224, seed: int = 0
-) -> MobileNetV2:
+def mobilenet_v2(classes: int = 1000, *, width: float = 1.0, size: int = 224, seed: int = 0) -> MobileNetV2:
     """MobileNetV2, 3,504,872 weights as published; `width` multiplies every channel count. arXiv:1801.04381."""
-    at_least(classes=classes, channels=channels, size=size)
+    at_least(classes=classes, size=size)
     if not 0 < width <= 8:
         raise BadInput(f"width={width!r}; for MobileNetV2 it is a factor on the channel counts, above 0 and at most 8")
 
     def build() -> MobileNetV2:
-        return _initialize_convolutions(MobileNetV2(classes, width, channels, size))
+        return _initialize_convolutions(MobileNetV2(classes, width, 3, size))
 
     return _seeded(seed, build)
 
@@ -117,11 +115,9 @@ def _seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
         return build().eval()
 
 
-def _resnet(
-    block: type, depths: Sequence[int], classes: int, width: int, channels: int, size: int, seed: int
-) -> ResNet:
-    at_least(classes=classes, width=width, channels=channels, size=size)
-    return _seeded(seed, lambda: _initialize_convolutions(ResNet(block, depths, classes, width, channels, size)))
+def _resnet(block: type, depths: Sequence[int], classes: int, width: int, size: int, seed: int) -> ResNet:
+    at_least(classes=classes, width=width, size=size)
+    return _seeded(seed, lambda: _initialize_convolutions(ResNet(block, depths, classes, width, 3, size)))
 
 
 def _initialize_convolutions(model: nn.Module) -> nn.Module:

@@ -62,7 +62,7 @@ def network(
     """
     at_least(classes=classes, channels=channels, size=size)
     at_least(0, seed=seed)
-    if isinstance(spread, bool) or not isinstance(spread, (int, float)) or not 0 <= spread <= 3:
+    if not 0 <= spread <= 3:
         raise BadInput(f"spread={spread!r}; give the deviation of the logarithm of the channels' scales, 0 to 3")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from labsupport import environment, export
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, first_line
 from labsupport.phone.silence import silently
 from labsupport.runtimes.protocol import Base, TensorSpec
 
 
-def to_executorch(model, example, *, calibration=None, path: str | Path | None = None) -> Path:
+def to_executorch(model, example, *, calibration=None) -> Path:
     """Write a `.pte` file for XNNPACK: FP32, or INT8 with ``calibration``, images (N, …) that settle the ranges.
 
     ``example`` (1, …) fixes the shape. INT8 goes the PT2E way of torchao: signed, weights per channel. Raises
@@ -21,16 +21,15 @@ def to_executorch(model, example, *, calibration=None, path: str | Path | None =
     Source: https://docs.pytorch.org/executorch/stable/backends-xnnpack.html
     """
     environment.require("executorch")
-    path = (
-        Path(path) if path else export.fresh_folder() / ("model_int8.pte" if calibration is not None else "model.pte")
-    )
+    path = export.fresh_folder() / ("model_int8.pte" if calibration is not None else "model.pte")
     images = None if calibration is None else _images(calibration, example)
     try:
         with silently():
             program = _lowered(_quantized(model, example, images) if images is not None else model, example)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:300]
-        raise LabError(f"ExecuTorch could not lower the network: {type(error).__name__}: {reason}") from error
+        raise LabError(
+            f"ExecuTorch could not lower the network: {type(error).__name__}: {first_line(error)}"
+        ) from error
     path.write_bytes(program.buffer)
     return path
 

@@ -8,29 +8,28 @@ from pathlib import Path
 import numpy as np
 
 from labsupport import environment, export
-from labsupport.errors import BadInput, LabError, at_least
+from labsupport.errors import BadInput, LabError, at_least, first_line, one_of
 from labsupport.phone.silence import silently
 from labsupport.runtimes.protocol import Base, TensorSpec
 
 RECIPES = ("dynamic_wi8_afp32", "static_wi8_ai8")
 
 
-def to_litert(model, example, *, path: str | Path | None = None) -> Path:
+def to_litert(model, example) -> Path:
     """Write a `.tflite` file in FP32; ``example`` (1, …) fixes the shape. No TensorFlow takes part.
 
     Raises NotAvailable; LabError with the reason when the network cannot be converted.
     Source: https://github.com/google-ai-edge/litert-torch
     """
     environment.require("litert")
-    path = Path(path) if path else export.fresh_folder() / "model.tflite"
+    path = export.fresh_folder() / "model.tflite"
     try:
         with silently():
             import litert_torch
 
             litert_torch.convert(model, (example,)).export(str(path))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:300]
-        raise LabError(f"LiteRT could not convert the network: {type(error).__name__}: {reason}") from error
+        raise LabError(f"LiteRT could not convert the network: {type(error).__name__}: {first_line(error)}") from error
     return path
 
 
@@ -47,10 +46,10 @@ def true_ranges(path: str | Path, images) -> dict:
         for image in images:
             one = tool.calibrate(_feeds(path, image[None]))
             for tensor, seen in one.items():
-                known = ranges.setdefault(tensor, dict(seen))
-                known["min"], known["max"] = (
-                    np.minimum(known["min"], seen["min"]),
-                    np.maximum(known["max"], seen["max"]),
+                span = ranges.setdefault(tensor, dict(seen))
+                span["min"], span["max"] = (
+                    np.minimum(span["min"], seen["min"]),
+                    np.maximum(span["max"], seen["max"]),
                 )
     return ranges
 
@@ -63,8 +62,7 @@ def quantize_litert(path: str | Path, *, recipe: str = "dynamic_wi8_afp32", cali
     Raises NotAvailable, BadInput. Source: https://github.com/google-ai-edge/ai-edge-quantizer
     """
     environment.require("litert")
-    if recipe not in RECIPES:
-        raise BadInput(f"recipe={recipe!r}; choose one of {list(RECIPES)}")
+    one_of(RECIPES, recipe=recipe)
     static = recipe.startswith("static")
     if static != (calibration is not None):
         wish = "needs calibration: images (n, …)" if static else "takes no calibration"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from labsupport import environment
-from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.errors import BadInput, LabError, NotAvailable, one_of
 from labsupport.placement.workers import leave_interrupts_to_the_parent
 
 FEEDS = ("host", "device")
@@ -80,7 +80,7 @@ class GpuWorkers:
     NotAvailable, LabError when a worker cannot start.
     """
 
-    def __init__(self, engine, wanted=None, *, batch: int, seed: int = 0):
+    def __init__(self, engine, wanted=None, *, batch: int):
         self.names = choose(wanted)
         environment.require("engine execution")
         context = multiprocessing.get_context("spawn")
@@ -88,9 +88,7 @@ class GpuWorkers:
         try:
             for name in self.names:
                 ours, theirs = context.Pipe()
-                process = context.Process(
-                    target=_gpu_worker, args=(theirs, name, str(engine.path), batch, seed), daemon=True
-                )
+                process = context.Process(target=_gpu_worker, args=(theirs, name, str(engine.path), batch), daemon=True)
                 process.start()
                 theirs.close()
                 self._workers.append((process, ours))
@@ -103,9 +101,8 @@ class GpuWorkers:
 
     def rate(self, gpus: int | None = None, *, feed: str = "host", seconds: float = 1.0) -> GpuRate:
         """Throughput of the first ``gpus`` workers running at once; "host" copies every batch in and its answer out."""
-        if feed not in FEEDS:
-            raise BadInput(f"feed={feed!r} is not known; choose one of {list(FEEDS)}")
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= LONGEST_S:
+        one_of(FEEDS, feed=feed)
+        if not 0 < seconds <= LONGEST_S:
             raise BadInput(f"seconds={seconds!r}; give a time above 0 and up to {LONGEST_S} s")
         gpus = len(self._workers) if gpus is None else gpus
         if type(gpus) is not int or not 1 <= gpus <= len(self._workers):
@@ -160,12 +157,12 @@ class GpuWorkers:
         self.close()
 
 
-def _gpu_worker(pipe, device: str, engine_path: str, batch: int, seed: int) -> None:
+def _gpu_worker(pipe, device: str, engine_path: str, batch: int) -> None:
     """What runs in each process: choose the GPU before anything is created, load, then answer until the pipe closes."""
     leave_interrupts_to_the_parent()
     os.environ["CUDA_VISIBLE_DEVICES"] = device
     try:
-        lanes = _lanes(engine_path, batch, seed)
+        lanes = _lanes(engine_path, batch)
         for lane in lanes:
             lane.infer()
         pipe.send(next(iter(lanes[0].result().values())).astype("float32"))
@@ -180,14 +177,14 @@ def _gpu_worker(pipe, device: str, engine_path: str, batch: int, seed: int) -> N
         pipe.send(_run_for(lanes, feed, begin, seconds))
 
 
-def _lanes(engine_path: str, batch: int, seed: int) -> list:
+def _lanes(engine_path: str, batch: int) -> list:
     from labsupport import runtimes
     from labsupport.build import engines
     from labsupport.placement import streams
 
     run = runtimes.TensorRt(engines.load(engine_path))
     name, spec = next(iter(run.inputs.items()))
-    images = np.random.default_rng(seed).standard_normal((batch, *spec.shape[1:])).astype(spec.dtype)
+    images = np.random.default_rng(0).standard_normal((batch, *spec.shape[1:])).astype(spec.dtype)
     return [streams.Lane(run, {name: images}) for _ in range(2)]
 
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from labsupport import benchmarking, build, export, fusion
-from labsupport.benchmarking.measurements import one_of
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 from labsupport.placement.cut_places import Cut, natural, short, steps
 
 OBJECTIVES = ("latency", "interval")
@@ -78,7 +77,7 @@ class CostModel:
 
     def choose(self, objective: str = "latency") -> Cut:
         """The cut with the least predicted "latency", or the least "interval" between answers."""
-        one_of("objective", objective, OBJECTIVES)
+        one_of(OBJECTIVES, objective=objective)
         cost = self.latency_ms if objective == "latency" else self.interval_ms
         return min(self.cuts, key=cost)
 
@@ -128,7 +127,7 @@ def cost_model(
     besides, ``fixed_ms``, is measured with a network of next to nothing; for TensorRT that is one more engine, built in
     a moment.
     """
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     _check_runs({"first": first, "second": second}, graph)
     if not callable(cross_ms):
         raise BadInput(
@@ -140,16 +139,16 @@ def cost_model(
             f"the cuts run from {cuts[0].name!r} to {cuts[-1].name!r}; begin with {ends[0]!r} and end with "
             f"{ends[-1]!r}, so that every layer lies between two of them"
         )
-    here = benchmarking.latency(first, feed, runs=runs).median_ms
+    first_ms = benchmarking.latency(first, feed, runs=runs).median_ms
     fixed = _fixed_ms(second, cross_ms, runs)
     if second.device == "cuda":
-        there = benchmarking.device_latency(second, feed, runs=runs).median_ms
+        second_ms = benchmarking.device_latency(second, feed, runs=runs).median_ms
     else:
-        there = max(0.0, benchmarking.latency(second, feed, runs=runs).median_ms - fixed)
+        second_ms = max(0.0, benchmarking.latency(second, feed, runs=runs).median_ms - fixed)
     return CostModel(
         cuts,
-        _segments(first, graph, cuts, feed, here),
-        _segments(second, graph, cuts, feed, there),
+        _segments(first, graph, cuts, feed, first_ms),
+        _segments(second, graph, cuts, feed, second_ms),
         tuple(cross_ms(cut.mib) for cut in cuts),
         fixed,
     )
@@ -245,22 +244,22 @@ def _segments(run, graph, cuts, feed, total_ms: float) -> tuple[float, ...]:
 def _places(plan, graph, cuts) -> list[int]:
     """Segment of every kernel. Raises BadInput for one of which nobody can say on which side of a cut it lies."""
     order = {node.name: place for place, node in enumerate(steps(graph)[0].nodes, 1)}
-    known: dict[str, int] = {}
+    segments: dict[str, int] = {}
     for kernel in plan.kernels:
         if last := max((order[name] for name in kernel.nodes if name in order), default=0):
-            known[kernel.name] = next(k for k in range(len(cuts) - 1) if last <= cuts[k + 1].after)
-    found, before = [], 0
+            segments[kernel.name] = next(k for k in range(len(cuts) - 1) if last <= cuts[k + 1].after)
+    places, before = [], 0
     for kernel in plan.kernels:
-        before = known[kernel.name] if kernel.name in known else _between(kernel, plan, known, cuts, before)
-        found.append(before)
-    return found
+        before = segments[kernel.name] if kernel.name in segments else _between(kernel, plan, segments, cuts, before)
+        places.append(before)
+    return places
 
 
-def _between(kernel, plan, known, cuts, before: int) -> int:
+def _between(kernel, plan, segments, cuts, before: int) -> int:
     """Segment of a kernel without nodes, by the kernels that write what it reads and read what it writes."""
     graph = plan.graph
-    low = max(_nearest(kernel, plan.kernels, known, backwards=True), default=None)
-    high = min(_nearest(kernel, plan.kernels, known, backwards=False), default=None)
+    low = max(_nearest(kernel, plan.kernels, segments, backwards=True), default=None)
+    high = min(_nearest(kernel, plan.kernels, segments, backwards=False), default=None)
     named = [tensor.name in graph.producer or tensor.name in graph.inputs for tensor in kernel.inputs]
     if low is None and high is None:  # a plan of names only, or a kernel that hangs on constants alone
         return before
@@ -274,15 +273,15 @@ def _between(kernel, plan, known, cuts, before: int) -> int:
     return high if any(named) else low  # a copy of a tensor that the network has is made for what reads it
 
 
-def _nearest(kernel, kernels, known, *, backwards: bool) -> list[int]:
+def _nearest(kernel, kernels, segments, *, backwards: bool) -> list[int]:
     """Segments of the nearest kernels with a known one, against the flow of data or with it."""
     ours, theirs = ("inputs", "outputs") if backwards else ("outputs", "inputs")
-    found, todo, seen = [], [kernel], {kernel.name}
+    nearest, todo, seen = [], [kernel], {kernel.name}
     while todo:
         names = {tensor.name for tensor in getattr(todo.pop(), ours)}
         for other in kernels:
             if other.name not in seen and names & {tensor.name for tensor in getattr(other, theirs)}:
                 seen.add(other.name)
-                found += [known[other.name]] if other.name in known else []
-                todo += [] if other.name in known else [other]
-    return found
+                nearest += [segments[other.name]] if other.name in segments else []
+                todo += [] if other.name in segments else [other]
+    return nearest

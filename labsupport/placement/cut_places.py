@@ -37,7 +37,7 @@ def natural(graph) -> tuple[Cut, ...]:
 
     Shapes must be fixed (export with dynamic=False). Raises BadInput.
     """
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     nodes, constants = steps(graph)
     if len(nodes.inputs) != 1 or len(nodes.outputs) != 1:
         raise BadInput(
@@ -47,14 +47,14 @@ def natural(graph) -> tuple[Cut, ...]:
     readers = {
         name: [node for node in nodes.nodes if name in node.inputs] for maker in nodes.nodes for name in maker.outputs
     }
-    found = [_cut(graph, nodes, nodes.inputs[0], 0)]
+    cuts = [_cut(graph, nodes, nodes.inputs[0], 0)]
     for place, node in enumerate(nodes.nodes[:-1], 1):
         alive = _alive(nodes, constants, place)
         if len(alive) == 1 and alive[0] in node.outputs:
             following = readers[alive[0]]
             if len(following) > 1 or following[0].op not in STICKS:
-                found.append(_cut(graph, nodes, alive[0], place))
-    return (*found, _cut(graph, nodes, nodes.outputs[0], len(nodes.nodes)))
+                cuts.append(_cut(graph, nodes, alive[0], place))
+    return (*cuts, _cut(graph, nodes, nodes.outputs[0], len(nodes.nodes)))
 
 
 def split(graph, at) -> tuple:
@@ -63,7 +63,7 @@ def split(graph, at) -> tuple:
     ``at`` is a Cut or a tensor's name. Raises BadInput for a name that is not in the graph, and for a tensor beside
     which another one is needed, which is a cut through two wires.
     """
-    graph, name = graph if isinstance(graph, export.OnnxGraph) else export.load(graph), getattr(at, "name", at)
+    graph, name = export.load(graph), getattr(at, "name", at)
     nodes, constants = steps(graph)
     if name in nodes.inputs:
         return None, graph
@@ -95,8 +95,8 @@ def _part(graph, inputs: list[str], outputs: list[str]):
     import onnx
 
     model = graph.model()
-    known = surgery.values_of(model)
-    unknown = [name for name in (*inputs, *outputs) if name not in known]
+    values = surgery.values_of(model)
+    unknown = [name for name in (*inputs, *outputs) if name not in values]
     if unknown:
         raise BadInput(f"{graph.path.name}: ONNX cannot tell the type of {unknown[0]!r}, so no part can end in it")
     maker = {name: place for place, node in enumerate(model.graph.node) for name in node.output if name}
@@ -114,8 +114,8 @@ def _part(graph, inputs: list[str], outputs: list[str]):
     for field in ("node", "input", "output", "value_info", "initializer", "sparse_initializer"):
         part.graph.ClearField(field)
     part.graph.node.extend(nodes)
-    part.graph.input.extend(known[name] for name in inputs)
-    part.graph.output.extend(known[name] for name in outputs)
+    part.graph.input.extend(values[name] for name in inputs)
+    part.graph.output.extend(values[name] for name in outputs)
     part.graph.initializer.extend(weight for weight in model.graph.initializer if weight.name in read)
     part.graph.sparse_initializer.extend(w for w in model.graph.sparse_initializer if w.values.name in read)
     return part
@@ -140,9 +140,9 @@ def steps(graph):
 
 def _alive(nodes, constants, place: int) -> list[str]:
     """Tensors that exist after ``place`` steps and are still needed."""
-    made = [*nodes.inputs, *(name for node in nodes.nodes[:place] for name in node.outputs)]
+    tensors = [*nodes.inputs, *(name for node in nodes.nodes[:place] for name in node.outputs)]
     needed = {name for node in nodes.nodes[place:] for name in node.inputs} | set(nodes.outputs)
-    return [name for name in made if name in needed and name not in constants]
+    return [name for name in tensors if name in needed and name not in constants]
 
 
 def _is_scalar(graph, name: str) -> bool:
@@ -152,8 +152,8 @@ def _is_scalar(graph, name: str) -> bool:
 
 
 def _cut(graph, nodes, name: str, after: int) -> Cut:
-    known = {**dict(graph.inputs), **dict(graph.outputs)}.get(name)
-    dtype, shape = (known[1], known[0]) if known else nodes.types.get(name, ("", ()))
+    specs = {**dict(graph.inputs), **dict(graph.outputs)}.get(name)
+    dtype, shape = (specs[1], specs[0]) if specs else nodes.types.get(name, ("", ()))
     if dtype not in BYTES:
         raise BadInput(
             f"{name!r} holds {dtype or 'values whose type ONNX cannot tell'}, so its bytes are unknown; cuts are found "

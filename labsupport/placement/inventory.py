@@ -14,14 +14,14 @@ def on_dla(core: int = 0, *, fallback: bool = True) -> Callable:
     engine is built on a machine without that core.
     Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-with-dla.html
     """
-    if isinstance(core, bool) or not isinstance(core, int) or core < 0:
+    if core < 0:
         raise BadInput(f"core={core!r}; DLA cores are numbered from 0")
 
     def configure(trt, builder, network, config):
-        there = f"{builder.num_DLA_cores or 'no'} DLA core{'s' * (builder.num_DLA_cores != 1)}"
+        cores = f"{builder.num_DLA_cores or 'no'} DLA core{'s' * (builder.num_DLA_cores != 1)}"
         if core >= builder.num_DLA_cores:
             raise NotAvailable(
-                f"this machine has {there}, and core {core} was asked for; DLAs "
+                f"this machine has {cores}, and core {core} was asked for; DLAs "
                 "are part of Jetson modules such as Orin: leave configure out and the GPU does the work"
             )
         config.default_device_type = trt.DeviceType.DLA

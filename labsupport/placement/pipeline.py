@@ -61,7 +61,7 @@ def run(items: Iterable, stages: Mapping[str, Callable], *, bound: int | None = 
     failed.
     """
     stages = _checked(stages)
-    if bound is not None and (isinstance(bound, bool) or not isinstance(bound, int) or bound < 1):
+    if bound is not None and bound < 1:
         raise BadInput(
             f"bound={bound!r}; give 1 or more places a queue (Python's queue.Queue takes 0 or less for "
             "endless), or None for no bound"
@@ -135,16 +135,16 @@ class _Flow:
                 continue
             start = time.perf_counter()
             try:
-                made = work(item)
+                result = work(item)
             except BaseException as error:  # an exit() too: a thread that ends here would leave the others waiting
                 self.failure = self.failure or (name, number, error)
                 continue
             self.spans.append(_span(name, number, start, self.begin))
             if last:
-                self.outputs[number] = made
+                self.outputs[number] = result
                 self._count(-1)
             else:
-                self.queues[place + 1].put((number, made))
+                self.queues[place + 1].put((number, result))
         if not last:
             self.queues[place + 1].put(_END)
 

@@ -156,7 +156,7 @@ class Pool:
         """End all processes; calling it again does nothing."""
         for member in self._members:
             member.outbox.put(("leave", None))
-            if member.receiver is None:  # it was never greeted, and reads its pipe's end
+            if not member.threads:  # it was never greeted, and reads its pipe's end
                 member.pipe.close()
         for member in self._members:
             member.process.join(3)

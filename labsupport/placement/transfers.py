@@ -124,7 +124,7 @@ def overlap(run, feed, *, slots: int = 2, batches: int = 40) -> Overlap:
     together = statistics.median(_timed(lambda: in_turns(lanes, batches), 5)) / batches
     answers = [lane.result() for lane in lanes]
     same = all(np.array_equal(answers[0][name], each[name]) for each in answers for name in each)
-    spans = recorded_spans(lanes, 2 * slots + 4)
+    spans = _recorded_spans(lanes, 2 * slots + 4)
     return Overlap(slots, upload, compute, download, pace, serial, together, spans, same)
 
 
@@ -145,7 +145,7 @@ def in_turns(lanes, batches: int) -> None:
         lane.stream.synchronize()
 
 
-def recorded_spans(lanes, batches: int) -> tuple[timeline.Span, ...]:
+def _recorded_spans(lanes, batches: int) -> tuple[timeline.Span, ...]:
     """The same with a CUDA event before and after every part: when each began and ended on the GPU."""
     import torch
 
@@ -179,16 +179,16 @@ def wait_ms(lane, work: Callable, *, runs: int = 20) -> float:
     return statistics.median(_timed(once, runs))
 
 
-def _event_ms(lane, part: Callable, *, queued: int = 10, runs: int = 10) -> float:
+def _event_ms(lane, part: Callable, *, runs: int = 10) -> float:
     """GPU time of one part alone; inferences go ahead of it, since short copies alone would not keep the GPU busy long
     enough.
     """
 
     def inferences():
-        for _ in range(queued):
+        for _ in range(10):
             lane.compute()
 
-    return streams.queued_ms(lane.stream, part, ahead=inferences, queued=queued, runs=runs)
+    return streams.queued_ms(lane.stream, part, ahead=inferences, queued=10, runs=runs)
 
 
 def _timed(work: Callable, runs: int) -> tuple[float, ...]:
@@ -203,7 +203,6 @@ def _timed(work: Callable, runs: int) -> tuple[float, ...]:
 
 def size_bytes(mib: float) -> int:
     """MiB as whole bytes; BadInput for what is no size."""
-
-    if isinstance(mib, bool) or not isinstance(mib, (int, float)) or not 0 < mib < math.inf:
+    if not 0 < mib < math.inf:
         raise BadInput(f"mib={mib!r}; give a size above 0 MiB")
     return max(1, int(mib * 2**20))

@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 import time
 from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ def answer_requests(pipe, source: str, is_engine: bool, threads: int, repeat: in
         return
     while True:
         try:
-            number, request = pipe.recv()
+            number, packed = pipe.recv(), pipe.recv_bytes()
             if number == "leave":
                 return
             if number == "sleep":
-                time.sleep(request)
+                time.sleep(ForkingPickler.loads(packed))
                 continue
-            pipe.send((number, *_answered(run, request, repeat)))
+            pipe.send((number, *_answered(run, packed, repeat)))
         except (EOFError, OSError):
             return
 
@@ -58,8 +59,12 @@ def leave_interrupts_to_the_parent() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _answered(run, request, repeat: int) -> tuple:
+def _answered(run, packed: bytes, repeat: int) -> tuple:
     """(answer, ""), or (None, what was wrong): a request that cannot be answered must not take the worker along."""
+    try:
+        request = ForkingPickler.loads(packed)
+    except BaseException as error:  # such as a class that only the notebook knows
+        return None, f"it cannot be unpacked there: {type(error).__name__}: {error}"
     try:
         return _answer(run, request, repeat), ""
     except Exception as error:

@@ -97,10 +97,10 @@ def without_scratch(text: str, name: str) -> tuple[str, tuple[str, ...]]:
     Called with fewer arguments than it declares, a kernel would be launched with whatever lies behind them in memory. A
     parameter at the end that the code never mentions can be left away; one that it reads cannot: then BuildError.
     """
-    found = re.search(rf"\.entry\s+{re.escape(name)}\s*\(([^)]*)\)", text)
-    declared = [part.strip() for part in found[1].split(",")] if found else []
+    match = re.search(rf"\.entry\s+{re.escape(name)}\s*\(([^)]*)\)", text)
+    declared = [part.strip() for part in match[1].split(",")] if match else []
     extra = [part.split()[-1] for part in declared[len(PARAMETERS) :]]
-    rest = text[: found.start()] + text[found.end() :] if found else text
+    rest = text[: match.start()] + text[match.end() :] if match else text
     read = [each for each in extra if re.search(rf"(?<![\w$]){re.escape(each)}(?![\w$])", rest)]
     if len(declared) < len(PARAMETERS) or read:
         why = f"its code reads {read}" if read else f"it should take {len(PARAMETERS)}"
@@ -112,4 +112,4 @@ def without_scratch(text: str, name: str) -> tuple[str, tuple[str, ...]]:
     if not extra:
         return text, ()
     kept = ",\n".join(f"\t{part}" for part in declared[: len(PARAMETERS)])
-    return f"{text[: found.start(1)]}\n{kept}\n{text[found.end(1) :]}", tuple(extra)
+    return f"{text[: match.start(1)]}\n{kept}\n{text[match.end(1) :]}", tuple(extra)

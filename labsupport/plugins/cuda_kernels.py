@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labsupport import environment
-from labsupport.errors import BadInput, BuildError, NotAvailable
+from labsupport.errors import BadInput, BuildError, NotAvailable, first_line
 from labsupport.plugins.gated_norm import DTYPES, EPSILON, OP_TYPE, output_shape
 
 SOURCE = Path(__file__).resolve().parent / "cpp_plugin" / "gated_rms_norm.cu"
@@ -45,16 +45,16 @@ def launch_of(rows: int, columns: int, dtype: str = "float32", *, aligned: bool 
 def nvcc() -> str:
     """Path of the CUDA compiler: on PATH, else below CUDA_HOME. Raises NotAvailable with the fix."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    found = shutil.which("nvcc") or next(
+    compiler = shutil.which("nvcc") or next(
         (path for home in homes if (path := shutil.which("nvcc", path=str(Path(home) / "bin")))), None
     )
-    if not found:
+    if not compiler:
         raise NotAvailable(
             "nvcc, the CUDA compiler, was not found on PATH nor below CUDA_HOME; install the CUDA toolkit of your "
             "driver's version (https://developer.nvidia.com/cuda-downloads), or use the Triton version, which needs "
             "none"
         )
-    return found
+    return compiler
 
 
 class CudaKernel:
@@ -204,7 +204,7 @@ def _cubin(source: str, compiler: str, capability: tuple[int, int]) -> bytes:
         )
     except CompileError as error:
         lines = [line for line in str(getattr(error, "stderr", "") or error).splitlines() if "error" in line.lower()]
-        reason = lines[0].strip() if lines else str(error).splitlines()[0]
+        reason = lines[0].strip() if lines else first_line(error)
         raise BuildError(
             f"nvcc could not compile the kernel for {arch}: {reason}; the source is cpp_plugin/gated_rms_norm.cu"
         ) from error

@@ -23,21 +23,21 @@ def rewritten(graph, op_type: str, make: Callable):
     """
     import onnx_graphsurgeon
 
-    graph = graph_of(graph)
+    graph = export.load(graph)
     model = graph.model()
     nodes_called(model, op_type, graph)
     surgeon = onnx_graphsurgeon.import_onnx(model)
     for node in [node for node in surgeon.nodes if node.op == op_type]:
         outputs = list(node.outputs)
-        made = make(surgeon, node)
-        made = list(made) if isinstance(made, (list, tuple)) else [made]
-        if len(made) != len(outputs) or not all(isinstance(tensor, onnx_graphsurgeon.Tensor) for tensor in made):
+        parts = make(surgeon, node)
+        parts = list(parts) if isinstance(parts, (list, tuple)) else [parts]
+        if len(parts) != len(outputs) or not all(isinstance(tensor, onnx_graphsurgeon.Tensor) for tensor in parts):
             raise BadInput(
-                f"make() gave {len(made)} value(s) of {sorted({type(value).__name__ for value in made})} for a node "
+                f"make() gave {len(parts)} value(s) of {sorted({type(value).__name__ for value in parts})} for a node "
                 f"with {len(outputs)} output(s); return one onnx_graphsurgeon tensor an output, in order"
             )
         node.outputs.clear()
-        for old, new in zip(outputs, made):
+        for old, new in zip(outputs, parts):
             _take_over(surgeon, old, new)
     return export.save(onnx_graphsurgeon.export_onnx(surgeon.cleanup().toposort()), _beside(graph, "rewritten"))
 
@@ -73,7 +73,7 @@ def around(graph, op_type: str, *, read: str = "read", written: str = "written")
     so that no copy is made for the kernel. ``after`` begins with the graph's own inputs that it still needs and
     ``written``.
     """
-    graph = graph_of(graph)
+    graph = export.load(graph)
     model = graph.model()
     nodes = nodes_called(model, op_type, graph)
     weights = {weight.name for weight in model.graph.initializer}
@@ -140,22 +140,22 @@ def with_shapes(graph, op_type: str, rule: Callable):
     import onnx
     from onnx import helper, shape_inference
 
-    graph = graph_of(graph)
+    graph = export.load(graph)
     model = shape_inference.infer_shapes(graph.model(), data_prop=True)
     nodes_called(model, op_type, graph)
     for node in model.graph.node:
         if node.op_type != op_type:
             continue
-        known = _known(model)
-        unclear = [name for name in node.input if name not in known]
+        specs = _known(model)
+        unclear = [name for name in node.input if name not in specs]
         if unclear:
             raise BadInput(
                 f"shape and type of {unclear} are not known, so those of {node.output[0]!r} cannot be told; export "
                 "with an example input"
             )
-        shape = rule(*(known[name][1] for name in node.input))
+        shape = rule(*(specs[name][1] for name in node.input))
         model.graph.value_info.append(
-            helper.make_tensor_value_info(node.output[0], known[node.input[0]][0], list(shape))
+            helper.make_tensor_value_info(node.output[0], specs[node.input[0]][0], list(shape))
         )
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     return export.save(model, _beside(graph, "shapes"))
@@ -165,24 +165,24 @@ def part(graph, *, inputs: Iterable[str], outputs: Iterable[str], name: str = "p
     """The piece of a graph between named tensors, as a graph of its own. Raises BadInput for an unknown tensor."""
     from onnx.utils import Extractor
 
-    graph = graph_of(graph)
+    graph = export.load(graph)
     model = graph.model()
-    known = _known(model)
+    specs = _known(model)
     for tensor in (*inputs, *outputs):
-        if tensor not in known:
-            raise BadInput(f"{graph.path.name} has no tensor {tensor!r} of known shape; it has {sorted(known)}")
+        if tensor not in specs:
+            raise BadInput(f"{graph.path.name} has no tensor {tensor!r} of known shape; it has {sorted(specs)}")
     piece = Extractor(model).extract_model(list(inputs), list(outputs))
     return export.save(piece, _beside(graph, name))
 
 
 def _known(model) -> dict:
     """tensor → (element type, shape), of everything the graph says about its tensors."""
-    found = {}
+    specs = {}
     for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
         tensor = value.type.tensor_type
         if tensor.HasField("shape"):
-            found[value.name] = (tensor.elem_type, tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim))
-    return {**found, **{weight.name: (weight.data_type, tuple(weight.dims)) for weight in model.graph.initializer}}
+            specs[value.name] = (tensor.elem_type, tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim))
+    return {**specs, **{weight.name: (weight.data_type, tuple(weight.dims)) for weight in model.graph.initializer}}
 
 
 def nodes_called(model, op_type: str, graph) -> list:
@@ -204,12 +204,6 @@ def nodes_called(model, op_type: str, graph) -> list:
     if not nodes:
         raise BadInput(f"{graph.path.name} has no node {op_type!r}; it has {sorted(graph.ops)}")
     return nodes
-
-
-def graph_of(graph) -> export.OnnxGraph:
-    """The graph itself, or the one that a file holds."""
-
-    return graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
 
 
 def _beside(graph, what: str) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from labsupport import environment
-from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.errors import BadInput, LabError, NotAvailable, first_line
 from labsupport.plugins.gated_norm import EPSILON
 from labsupport.runtimes.protocol import Base, TensorSpec
 
@@ -133,7 +133,7 @@ def compiled_chain(feed: Mapping) -> OnDevice:
         run(feed)
         run.synchronize()
     except Exception as error:  # it needs Triton, a C compiler and Python's headers, and says so in as many ways
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = first_line(error)
         raise NotAvailable(
             f"torch.compile does not work on this machine ({reason[:160]}); the other rows do without it"
         ) from error

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from labsupport.benchmarking.measurements import one_of
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, one_of
 from labsupport.plugins.gated_norm import DTYPES, EPSILON, example, reference
 
 COLUMNS = (1, 2, 7, 31, 32, 33, 128, 255, 256, 257, 1000, 1023, 1024, 1025, 4096, 4099)
@@ -130,7 +129,7 @@ def laid_out(x, gate, layout: str):
     """The same values in another place: as two halves of one tensor, or with columns side by side."""
     import torch
 
-    one_of("layout", layout, LAYOUTS)
+    one_of(LAYOUTS, layout=layout)
     if layout == "sliced":
         return torch.cat([x, gate], -1).split(x.shape[-1], -1)
     if layout == "transposed":

@@ -72,12 +72,12 @@ class GatedBlock(nn.Module):
     input_name = "tokens"
     output_name = "mixed"
 
-    def __init__(self, hidden: int = 64, inner: int = 256, *, as_node: bool = True, seed: int = 0) -> None:
+    def __init__(self, hidden: int = 64, inner: int = 256, *, as_node: bool = True) -> None:
         super().__init__()
         if not all(isinstance(size, int) and size > 0 for size in (hidden, inner)):
             raise BadInput(f"hidden={hidden!r}, inner={inner!r}; both are whole numbers of 1 or more")
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(0)
             self.up, self.down = nn.Linear(hidden, 2 * inner), nn.Linear(inner, hidden)
             self.scale = nn.Parameter(torch.rand(inner) + 0.5)
         self.hidden, self.inner, self.as_node = hidden, inner, as_node

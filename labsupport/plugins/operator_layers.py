@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from labsupport import export
 from labsupport.build.builder_thread import logger
 from labsupport.errors import BadInput, BuildError
-from labsupport.plugins.custom_operators import graph_of, nodes_called
+from labsupport.plugins.custom_operators import nodes_called
 
 PLACEHOLDER = "Relu"  # any operator of one input that every parser knows and none optimizes away
 
@@ -19,7 +20,7 @@ def with_layers(graph, op_type: str, make: Callable) -> Callable:
     ``inputs`` are TensorRT tensors (a weight comes as a constant of the first input's rank), ``attributes`` a dict.
     Raises BadInput for a node that is not there, BuildError where the rest of the graph cannot be parsed.
     """
-    graph = graph_of(graph)
+    graph = export.load(graph)
     model = graph.model()
     nodes = nodes_called(model, op_type, graph)
     held = _with_placeholders(model, op_type).SerializeToString()
@@ -71,32 +72,32 @@ def _replace(trt, network, node, arrays: dict, make: Callable) -> None:
         )
     rank = len(tensors[node.output[0]].shape)
     inputs = [_constant(trt, network, arrays[name], rank) if name in arrays else tensors[name] for name in node.input]
-    made = make(
+    tail = make(
         trt, network, inputs, {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     )
-    if not isinstance(made, trt.ITensor):
-        raise BadInput(f"make() gave a {type(made).__name__}; return the tensor of the last layer, layer.get_output(0)")
+    if not isinstance(tail, trt.ITensor):
+        raise BadInput(f"make() gave a {type(tail).__name__}; return the tensor of the last layer, layer.get_output(0)")
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         for place in range(layer.num_inputs):
             read = layer.get_input(place)
             if read is not None and read.name == node.output[0]:
-                layer.set_input(place, made)
+                layer.set_input(place, tail)
     placeholder = tensors[node.output[0]]
     if placeholder.is_network_output:
         network.unmark_output(placeholder)
         placeholder.name = f"{node.output[0]} (before)"
-        made.name = node.output[0]
-        network.mark_output(made)
+        tail.name = node.output[0]
+        network.mark_output(tail)
 
 
 def _tensors(network) -> dict:
-    found = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
+    tensors = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         for place in range(layer.num_outputs):
-            found[layer.get_output(place).name] = layer.get_output(place)
-    return found
+            tensors[layer.get_output(place).name] = layer.get_output(place)
+    return tensors
 
 
 def _constant(trt, network, array, rank: int):

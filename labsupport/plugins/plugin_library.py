@@ -44,13 +44,13 @@ def headers(folder: str | os.PathLike | None = None) -> tuple[Path, int]:
         version = place / "NvInferVersion.h"
         if version.is_file() and (place / "NvInfer.h").is_file():
             text = version.read_text(encoding="utf-8", errors="replace")
-            found = re.search(r"#define\s+(?:NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE)\s+(\d+)", text)
-            if not found:
+            match = re.search(r"#define\s+(?:NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE)\s+(\d+)", text)
+            if not match:
                 raise BadInput(
                     f"{version} names no major version of TensorRT; point TENSORRT_INCLUDE_DIR at the headers of "
                     "your release"
                 )
-            return place, int(found.group(1))
+            return place, int(match.group(1))
         if given and place == given[0]:
             raise BadInput(
                 f"{place} has no NvInfer.h and NvInferVersion.h; name the folder include/ of TensorRT's tar archive "

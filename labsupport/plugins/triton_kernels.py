@@ -29,7 +29,7 @@ def block_of(columns: int) -> int:
     return 1 << max(0, columns - 1).bit_length()
 
 
-def warps_of(block: int) -> int:
+def _warps_of(block: int) -> int:
     """Warps for a block: 16 to 32 values a thread keep enough loads under way without spilling registers."""
     return min(16, max(1, block // 512))
 
@@ -46,6 +46,6 @@ def gated_rms_norm(x, gate, weight, epsilon: float, *, out=None):
         block = block_of(columns)
         strides = [tensor.stride(-2) if tensor.dim() > 1 else columns for tensor in (x, gate)]
         gated_rms_norm_kernel[(rows,)](
-            x, gate, weight, columns, *strides, y, EPSILON=epsilon, BLOCK=block, num_warps=warps_of(block)
+            x, gate, weight, columns, *strides, y, EPSILON=epsilon, BLOCK=block, num_warps=_warps_of(block)
         )
     return y

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -108,7 +107,7 @@ def scan(graph, feed, *, to: str = "fp16", keep_wide=(), roundings: float = ROUN
     what one rounding costs, half of the format's epsilon. Sums are kept in FP32, as most GPU kernels do: what a kernel
     loses by narrow sums comes on top. Runs on the CPU. Raises BadInput for NaN in the feed and like ``precision.cast``.
     """
-    if isinstance(roundings, bool) or not isinstance(roundings, numbers.Real) or not roundings > 0:
+    if not roundings > 0:
         raise BadInput(f"roundings={roundings!r}; give a number above 0, such as {ROUNDINGS}")
     twins = Twins(graph, to, keep_wide).walk()
     low = rounding.rounded(casting.Typed(twins.graph, to, keep_wide).walk(keep_io=True).saved())
@@ -171,7 +170,7 @@ def exposed(graph, tensors: Iterable[str] | None = None) -> export.OnnxGraph:
     For an engine, too: what must be written to memory cannot stay inside a fused kernel, so such an engine is slower
     and may round where the plain one does not. Raises BadInput for a tensor that is not there.
     """
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     if tensors is None:
         import onnx
 

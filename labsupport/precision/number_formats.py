@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 
 # What the largest exponent is kept for: infinity and NaN (IEEE 754), one NaN only (OCP E4M3), or nothing (OCP E2M1).
 ENDINGS = ("ieee", "nan only", "none")
@@ -33,8 +33,7 @@ class Format:
     ending: str = "ieee"
 
     def __post_init__(self) -> None:
-        if self.ending not in ENDINGS:
-            raise BadInput(f"ending={self.ending!r} is unknown; choose one of {list(ENDINGS)}")
+        one_of(ENDINGS, ending=self.ending)
         if not (
             isinstance(self.exponent, int)
             and isinstance(self.mantissa, int)

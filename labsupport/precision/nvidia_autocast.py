@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import re
 from collections.abc import Iterable, Mapping
 
@@ -10,13 +9,13 @@ import numpy as np
 
 from labsupport import export
 from labsupport.environment.packages import settle_distutils
-from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.errors import BadInput, LabError, NotAvailable, first_line
 from labsupport.export import casting
 from labsupport.quiet import quietly
 
 
 def autocast(
-    graph, feed, *, to: str = "fp16", keep_wide: Iterable[str] = (), data_max: float = 512.0, path=None
+    graph, feed, *, to: str = "fp16", keep_wide: Iterable[str] = (), data_max: float = 512.0
 ) -> export.OnnxGraph:
     """Cast a graph with nvidia-modelopt's AutoCast, which keeps nodes FP32 whose tensors it sees beyond ``data_max``.
 
@@ -28,11 +27,11 @@ def autocast(
     casting.low_type(to)
     graph, model = casting.model_of(graph)
     wide = casting.known(keep_wide, graph, model)
-    if isinstance(data_max, bool) or not isinstance(data_max, numbers.Real) or not data_max > 0:
+    if not data_max > 0:
         raise BadInput(f"data_max={data_max!r}; give the largest magnitude that may become narrow, such as 512")
     arrays = _checked(graph, feed)
     folder = export.fresh_folder()
-    out = export.another_file(path or folder / f"{graph.path.stem}.autocast-{to}.onnx", graph)
+    out = export.another_file(folder / f"{graph.path.stem}.autocast-{to}.onnx", graph)
     try:
         settle_distutils()
         from modelopt.onnx.autocast import convert_to_mixed_precision
@@ -56,10 +55,9 @@ def autocast(
                 providers=["cpu"],
             )
     except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise LabError(
-            f"AutoCast could not cast {graph.path.name} to {to}: {said}; cast it by hand with precision.cast(graph, "
-            f"{to!r})"
+            f"AutoCast could not cast {graph.path.name} to {to}: {first_line(error)}; cast it by hand with "
+            f"precision.cast(graph, {to!r})"
         ) from error
     return export.save(cast, out)
 

@@ -16,9 +16,9 @@ def pair(source: str, target: str, kind: int, names) -> list:
     """
     import onnx
 
-    narrow, there, back = (names.free(f"{target}{end}") for end in (".narrow", "/there", "/back"))
+    narrow, forth, back = (names.free(f"{target}{end}") for end in (".narrow", "/there", "/back"))
     return [
-        onnx.helper.make_node("Cast", [source], [narrow], name=there, to=kind),
+        onnx.helper.make_node("Cast", [source], [narrow], name=forth, to=kind),
         onnx.helper.make_node("Cast", [narrow], [target], name=back, to=onnx.TensorProto.FLOAT),
     ]
 
@@ -32,7 +32,7 @@ def rounded(graph, *, path=None) -> export.OnnxGraph:
     """
     import onnx
 
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     model = surgery.plain(graph.model())
     body, names, low = model.graph, surgery.Names(model), (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     kinds = {name: value.type.tensor_type.elem_type for name, value in surgery.values_of(model).items()}
@@ -51,11 +51,11 @@ def rounded(graph, *, path=None) -> export.OnnxGraph:
     nodes = []
     for node in body.node:
         _widen_attributes(node, low)
-        made = {place: tensor for place, tensor in enumerate(node.output) if tensor in narrow}
-        for place, tensor in made.items():
+        tensors = {place: tensor for place, tensor in enumerate(node.output) if tensor in narrow}
+        for place, tensor in tensors.items():
             node.output[place] = names.free(f"{tensor}.exact")
         nodes.append(node)
-        for place, tensor in made.items():
+        for place, tensor in tensors.items():
             nodes += pair(node.output[place], tensor, narrow[tensor], names)
     weights = [onnx.numpy_helper.from_array(_float32(w), w.name) if w.data_type in low else w for w in body.initializer]
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]

@@ -33,7 +33,7 @@ def node_types(graph) -> dict[str, str]:
     """Which type each computing node of a graph writes: node name → "fp32", "fp16" or "bf16"."""
     import onnx
 
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     model = graph.model()
     short = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
     kinds = {name: short.get(v.type.tensor_type.elem_type) for name, v in surgery.values_of(model).items()}

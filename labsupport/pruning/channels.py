@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from labsupport import data
 from labsupport.data.datasets import Split
-from labsupport.errors import BadInput, LabError, at_least
+from labsupport.errors import BadInput, LabError, at_least, first_line, one_of
 from labsupport.pruning import dependencies
 from labsupport.pruning.dependencies import traceable
 from labsupport.pruning.macs import Cost, cost, example_of
@@ -43,10 +43,9 @@ class Slim:
         )
 
 
-def check_criterion(criterion: str, batch: Split | None) -> None:
+def _check_criterion(criterion: str, batch: Split | None) -> None:
     """Raises BadInput for an unknown criterion, and for "taylor" without labeled images."""
-    if criterion not in CRITERIA:
-        raise BadInput(f"criterion={criterion!r} is not known; choose one of {list(CRITERIA)}")
+    one_of(CRITERIA, criterion=criterion)
     if criterion == "taylor" and not isinstance(batch, Split):
         raise BadInput(
             f"criterion='taylor' reads gradients, and batch is a {type(batch).__name__}; "
@@ -54,7 +53,7 @@ def check_criterion(criterion: str, batch: Split | None) -> None:
         )
 
 
-def take_gradients(model: nn.Module, batch: Split) -> None:
+def _take_gradients(model: nn.Module, batch: Split) -> None:
     """Leave in ``.grad`` the gradient of the mean loss over the batch, with BatchNorms as they are at inference."""
     device = next(model.parameters()).device
     model.eval().zero_grad(set_to_none=True)
@@ -120,7 +119,7 @@ def shrink(
     criterion: str = "magnitude",
     round_to: int = 8,
     batch: Split | None = None,
-    keep: Iterable[str] = (),
+    keep: str | Iterable[str] = (),
     example: Tensor | None = None,
 ) -> Slim:
     """A copy without the least important channels of each layer, until at most the share ``macs`` of MACs is left.
@@ -129,8 +128,8 @@ def shrink(
     its width, and so do the layers named in ``keep`` and those that a view, a chunk, groups or PixelShuffle fix. Layers
     coupled by a residual sum are judged and pruned together. The network must be trained on afterward. Raises BadInput.
     """
-    check_criterion(criterion, batch)
-    if isinstance(macs, bool) or not isinstance(macs, (int, float)) or not 0 < macs <= 1:
+    _check_criterion(criterion, batch)
+    if not 0 < macs <= 1:
         raise BadInput(f"macs={macs!r}; wanted is the share of MACs to keep, above 0 and at most 1, such as 0.5")
     at_least(round_to=round_to)
     example = example if example is not None else example_of(model)
@@ -141,19 +140,36 @@ def shrink(
         layer(model, name)
     graded = traceable(model)
     if criterion == "taylor":
-        take_gradients(graded, batch)
+        _take_gradients(graded, batch)
     options = {"macs": macs, "criterion": criterion, "round_to": round_to, "example": example}
     best, complaint = _search(model, graded, [*protected, *_last(model)], **options)
+    fixed: dict[str, str] = {}
     if complaint:  # rare, so that not every network pays for a trial of each layer
         fixed = dependencies.fixed_layers(graded, example, round_to)
         best, complaint = _search(model, graded, [*protected, *fixed], **options)
     if best is None:
-        complaint = complaint or recomputed(model)
+        complaint = complaint or recomputed(model) or _unranked(model, criterion) or _told(fixed)
         raise BadInput(
             f"{macs:.0%} of the MACs cannot be reached with widths of at least {round_to}; "
             f"raise macs, or lower round_to{': ' * bool(complaint)}{complaint}"
         )
     return best
+
+
+def _unranked(model: nn.Module, criterion: str) -> str:
+    """Why a criterion finds nothing to judge channels by; "" where it does."""
+    if criterion != "batchnorm" or any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return ""
+    return "criterion='batchnorm' reads the factors of batch norms, and the network has none; use 'magnitude'"
+
+
+def _told(fixed: dict[str, str]) -> str:
+    """Which layers must keep their channels, and why the first of them must."""
+    return (
+        f"{', '.join(list(fixed)[:4])} keep theirs; of {next(iter(fixed))}: {next(iter(fixed.values()))}"
+        if fixed
+        else ""
+    )
 
 
 def _search(model, graded, fixed, *, macs, example, **options) -> tuple[Slim | None, str]:
@@ -166,7 +182,7 @@ def _search(model, graded, fixed, *, macs, example, **options) -> tuple[Slim | N
         except LabError:
             raise
         except Exception as error:  # torch-pruning's own assertions
-            return None, f"torch-pruning cannot follow its channels ({dependencies.said(error)})"
+            return None, f"torch-pruning cannot follow its channels ({first_line(error)})"
         if complaint := twin.complaint(trial, example):
             return None, complaint
         after = cost(trial, example)

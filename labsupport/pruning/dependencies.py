@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from labsupport.errors import BadInput, NotAvailable
+from labsupport.errors import BadInput, LabError, NotAvailable, first_line
 from labsupport.pruning.macs import example_of
 from labsupport.pruning.masks import copied, layer, recomputed
 
@@ -42,13 +42,13 @@ def coupled(model: nn.Module, name: str, example: Tensor | None = None) -> Coupl
     layer(model, name)
     model = traceable(model)
     names = {module: n for n, module in model.named_modules()}
-    found: dict[str, list[str]] = {"outputs": [], "norms": [], "inputs": []}
+    parts: dict[str, list[str]] = {"outputs": [], "norms": [], "inputs": []}
     for dependency in _followed(model, name, example):
         module = dependency.target.module
         if module in names:
             way = "inputs" if reads(dependency) else "outputs"
-            found["norms" if isinstance(module, NORMS) else way].append(names[module])
-    return Coupled(name, **{way: tuple(sorted(set(members))) for way, members in found.items()})
+            parts["norms" if isinstance(module, NORMS) else way].append(names[module])
+    return Coupled(name, **{way: tuple(sorted(set(members))) for way, members in parts.items()})
 
 
 def traceable(model: nn.Module) -> nn.Module:
@@ -63,9 +63,11 @@ def _followed(model: nn.Module, name: str, example: Tensor | None) -> list:
     """What is coupled to a layer. Raises BadInput where torch-pruning does not see that layer in the network."""
     try:
         return [dependency for dependency, _ in group_of(model, name, [0], example)]
-    except ValueError as error:
+    except LabError:
+        raise
+    except Exception as error:  # torch-pruning's own, and the network's
         raise BadInput(
-            f"torch-pruning cannot follow the channels of {name} ({said(error)}); choose another layer"
+            f"torch-pruning cannot follow the channels of {name} ({first_line(error)}); choose another layer"
         ) from error
 
 
@@ -131,7 +133,8 @@ class Twin:
         try:
             got = outputs_of(thin, example)
         except Exception as error:  # the network's own code, on shapes that it did not foresee
-            return f"the network does not run without them ({said(error)}); a view, groups or a norm fixes their number"
+            fault = first_line(error)
+            return f"the network does not run without them ({fault}); a view, groups or a norm fixes their number"
         shapes = [[tuple(each.shape) for each in side] for side in (expected, got)]
         if shapes[0] != shapes[1]:
             return f"the network's outputs would change from {shapes[0]} to {shapes[1]}; they feed an output"
@@ -184,13 +187,8 @@ def drop(thin: nn.Module, name: str, channels: list[int], example: Tensor) -> st
     except BadInput:
         raise
     except Exception as error:  # torch-pruning's own assertions
-        return f"torch-pruning cannot follow them ({said(error)})"
+        return f"torch-pruning cannot follow them ({first_line(error)})"
     return twin.complaint(thin, example)
-
-
-def said(error: Exception) -> str:
-    """The first line of somebody else's error."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 def _width(module: nn.Module) -> int:

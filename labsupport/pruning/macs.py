@@ -81,15 +81,19 @@ def _by_layer(model: nn.Module, counted: dict) -> dict[str, int]:
     top, spent = type(model).__name__, {}
     names = {f"{top}.{name}" if name else top: name for name, _ in model.named_modules()}
     totals = {names[path]: sum(ops.values()) for path, ops in counted.items() if path in names}
-    for name, flops in totals.items():
-        inner = sum(f for n, f in totals.items() if n and n != name and _parent(n) == name)
-        if name and flops > inner:
-            spent[name] = flops - inner
+    owners = {name: _owner(name, totals) for name in totals if name}
+    for name in owners:
+        inner = sum(totals[other] for other, owner in owners.items() if owner == name)
+        if totals[name] > inner:
+            spent[name] = totals[name] - inner
     return spent
 
 
-def _parent(name: str) -> str:
-    return name.rpartition(".")[0]
+def _owner(name: str, known) -> str:
+    """The innermost counted module around a module; a list of modules is not called, so nothing is counted for it."""
+    while name and (name := name.rpartition(".")[0]) not in known:
+        pass
+    return name
 
 
 def example_of(model: nn.Module) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from labsupport import training
 from labsupport.data.datasets import Split
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 
 SCOPES = ("global", "layer")
 PRUNABLE = (nn.Conv2d, nn.Linear)
@@ -55,7 +55,7 @@ class Masked:
         )
 
 
-def check_sparsity(sparsity: float) -> float:
+def _check_sparsity(sparsity: float) -> float:
     """The sparsity as a float. Raises BadInput outside [0, 1)."""
     number = isinstance(sparsity, Real) and not isinstance(sparsity, bool)  # also NumPy's float32
     if not number or not 0 <= sparsity < 1:
@@ -72,11 +72,11 @@ def layer(model: nn.Module, name: str, kinds: tuple[type, ...] = PRUNABLE) -> nn
 
         near = difflib.get_close_matches(str(name), layers, n=3, cutoff=0.3) or list(layers)[:3]
         more = f" and {len(layers) - len(near)} more" if near else ""
-        there = dict(model.named_modules()).get(name) if isinstance(name, str) else None
+        module = dict(model.named_modules()).get(name) if isinstance(name, str) else None
         what = f"no convolution or dense layer {name!r}"
-        if there is not None:
+        if module is not None:
             wanted = " or ".join(kind.__name__ for kind in kinds)
-            what = f"{name!r} as a {type(there).__name__}, and a {wanted} is wanted"
+            what = f"{name!r} as a {type(module).__name__}, and a {wanted} is wanted"
         raise BadInput(f"{type(model).__name__} has {what}; it has {', '.join(near) or 'none at all'}{more}")
     return layers[name]
 
@@ -88,7 +88,8 @@ def prunable(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str,
     names = list(layers) if layers is not None else [n for n, m in model.named_modules() if isinstance(m, PRUNABLE)]
     if not names:
         raise BadInput(
-            f"{type(model).__name__} has no convolution or dense layer to prune"
+            f"{type(model).__name__} has no {' and no '.join(kind.__name__ for kind in PRUNABLE)}, and no "
+            "other layer's weights are pruned here"
             if layers is None
             else "layers is empty; name at least one layer, or leave it out for all of them"
         )
@@ -102,7 +103,7 @@ def keep_largest(weight: Tensor, sparsity: float) -> Tensor:
             f"a {type(weight).__name__}" if not isinstance(weight, Tensor) else f"an empty tensor {tuple(weight.shape)}"
         )
         raise BadInput(f"{came} came; wanted is a weight tensor, such as model.conv1.weight")
-    zeros = min(round(check_sparsity(sparsity) * weight.numel()), weight.numel() - 1)
+    zeros = min(round(_check_sparsity(sparsity) * weight.numel()), weight.numel() - 1)
     sizes = weight.detach().abs().flatten()
     if not zeros:
         return torch.ones_like(weight, dtype=torch.bool)
@@ -129,9 +130,8 @@ def magnitude(
 
     Raises BadInput for a sparsity outside [0, 1) and for a layer that is not there. Han et al. 2015, arXiv:1506.02626.
     """
-    if scope not in SCOPES:
-        raise BadInput(f"scope={scope!r} is not known; choose one of {list(SCOPES)}")
-    check_sparsity(sparsity)
+    one_of(SCOPES, scope=scope)
+    _check_sparsity(sparsity)
     chosen = prunable(model, layers)
     if scope == "layer":
         return masked(model, {name: keep_largest(module.weight, sparsity) for name, module in chosen.items()})

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -190,19 +191,23 @@ def _graph_weights(source) -> dict[str, Tensor]:
     from onnx import numpy_helper
 
     from labsupport import export
+    from labsupport.export import constant_folding, qdq_nodes
 
-    graph = (source if isinstance(source, export.OnnxGraph) else export.load(source)).model().graph
+    kinds = ("Conv", "Gemm", "MatMul")
+    graph = constant_folding.with_plain_weights(export.load(source).model(), kinds).graph
     arrays = {tensor.name: tensor for tensor in graph.initializer}
-    found = {}
+    codes = {n.output[0]: n.input[0] for n in graph.node if n.op_type in qdq_nodes.QDQ}
+    weights = {}
     for node in graph.node:
-        if (
-            node.op_type in ("Conv", "Gemm", "MatMul")
-            and node.input[1] in arrays
-            and len(arrays[node.input[1]].dims) > 1
-        ):
-            weight = torch.from_numpy(numpy_helper.to_array(arrays[node.input[1]]).copy())
+        name = node.input[1] if node.op_type in kinds else ""
+        while name in codes:  # a scale leaves zeros where they are
+            name = codes[name]
+        if name in arrays and len(arrays[name].dims) > 1:
+            values = numpy_helper.to_array(arrays[name])
+            values = values.astype(np.float32) if values.dtype.kind == "V" else values.copy()  # BF16, FP8, INT4
+            weight = torch.from_numpy(values)
             across = {a.name: a.i for a in node.attribute if a.name == "transB"}.get("transB", 0)
-            found[node.name or node.output[0]] = weight if node.op_type == "Conv" or across else weight.mT
-    if not found:
+            weights[node.name or node.output[0]] = weight if node.op_type == "Conv" or across else weight.mT
+    if not weights:
         raise BadInput("the graph has no convolution or product with a constant weight, so there is no pattern to see")
-    return found
+    return weights

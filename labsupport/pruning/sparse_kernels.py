@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from labsupport import environment
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 
 # What the builder says at level INFO, in the words of 8.6 and later and in those of earlier releases.
 ELIGIBLE = re.compile(
@@ -64,8 +64,8 @@ def chosen(engine) -> SparseChoice:
 
 def sparse_tactics(layers: list) -> dict[str, str]:
     """Layer → kernel, of the inspector's records whose kernel is a sparse one by its name."""
-    found = {str(layer.get("Name")): str(layer.get("TacticName", "")) for layer in layers if isinstance(layer, Mapping)}
-    return {name: tactic for name, tactic in found.items() if SPARSE_TACTIC.search(tactic)}
+    names = {str(layer.get("Name")): str(layer.get("TacticName", "")) for layer in layers if isinstance(layer, Mapping)}
+    return {name: tactic for name, tactic in names.items() if SPARSE_TACTIC.search(tactic)}
 
 
 def kernel_families(layers: list) -> dict[str, int]:
@@ -77,8 +77,8 @@ def kernel_families(layers: list) -> dict[str, int]:
     counts: dict[str, int] = {}
     for tactic in (str(layer.get("TacticName") or "") for layer in layers if isinstance(layer, Mapping)):
         if MULTIPLIES.search(tactic):
-            found = WRITTEN_FOR.search(tactic)
-            target = (f"sm{found[1]}" if found[1] else found[2].lower()) if found else "unnamed"
+            match = WRITTEN_FOR.search(tactic)
+            target = (f"sm{match[1]}" if match[1] else match[2].lower()) if match else "unnamed"
             family = f"{target} {'sparse' if SPARSE_TACTIC.search(tactic) else 'dense'}"
             counts[family] = counts.get(family, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
@@ -90,8 +90,7 @@ def gemm(weight: np.ndarray, rows: int, *, form: str = "pixels"):
     ``form``: "pixels", a 1×1 convolution over images of one pixel, x (rows, K, 1, 1); "image", over one image, x
     (1, K, rows / 64, 64); "matmul", a matrix product, x (rows, K). A builder has different kernels for the three.
     """
-    if form not in FORMS:
-        raise BadInput(f"form={form!r} is not known; choose one of {list(FORMS)}")
+    one_of(FORMS, form=form)
     weight = np.ascontiguousarray(weight, np.float16)
     if weight.ndim != 2 or isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise BadInput(

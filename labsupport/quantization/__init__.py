@@ -1,9 +1,10 @@
 """Eight bits: scales by hand, calibration, explicit Q/DQ for each runtime, and which layers to keep wide.
 
 Every transform returns a new object and leaves its argument, and its file, alone. The parts: ``scales`` (arithmetic on
-arrays), ``calibration`` (histograms and thresholds), ``qdq`` (nodes in the graph), ``sensitivity`` (which layers),
-``conversions`` (what a border costs) and ``int8_calibrator`` (how TensorRT 8.6 and 10 quantize without Q/DQ). Beside it
-stand ``qat`` (training with rounding) and ``modelopt_road`` (the same by NVIDIA's package).
+arrays), ``calibration`` (histograms and thresholds), ``fit_graphs`` (which graphs), ``qdq`` (nodes in the graph),
+``sensitivity`` (which layers), ``conversions`` (what a border costs) and ``int8_calibrator`` (how TensorRT 8.6 and 10
+quantize without Q/DQ). Beside it stand ``qat`` (training with rounding, on ``folded_networks``) and ``modelopt_road``
+(the same by NVIDIA's package).
 """
 
 from __future__ import annotations

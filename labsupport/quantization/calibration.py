@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from labsupport import export
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, first_line, one_of
 from labsupport.export import onnx_graph, surgery
 from labsupport.quantization import scales
 
@@ -80,13 +79,12 @@ class Histogram:
 
         Sources: Migacz, "8-bit inference with TensorRT", GTC 2017 (entropy); Wu et al., arXiv:2004.09602 (the four).
         """
-        if method not in METHODS:
-            raise BadInput(f"method={method!r} is not a calibration method; choose one of {list(METHODS)}")
+        one_of(METHODS, method=method)
         most = max(-self.lowest, self.highest, 0.0)
         if method == "max" or most == 0:
             return most
         if method == "percentile":
-            if isinstance(percentile, bool) or not isinstance(percentile, numbers.Real) or not 50 < percentile <= 100:
+            if not 50 < percentile <= 100:
                 raise BadInput(f"percentile={percentile!r}; give the share of values to keep, above 50 and at most 100")
             share = np.cumsum(self.magnitudes) / self.magnitudes.sum()
             place = int(np.searchsorted(share, percentile / 100 - 1e-12))
@@ -166,27 +164,27 @@ def collect(graph, batches, *, tensors: Iterable[str] | None = None, bins: int =
     preprocessed as for inference. ``tensors`` names the activations; left out, all floating-point ones. One pass and
     constant memory. Raises BadInput for data that are empty, wrongly shaped, constant or not finite.
     """
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     if bins < 4 * CANDIDATES or bins % 4:
         raise BadInput(f"bins={bins!r}; give a multiple of 4, {4 * CANDIDATES} or more")
     session = _session(graph, tensors)
     wanted = [
         v.name
         for v in session.get_outputs()
-        if v.type == "tensor(float)" and (tensors is None or v.name in set(tensors))
+        if v.type == "tensor(float)" and v.name not in graph.inputs and (tensors is None or v.name in set(tensors))
     ]
     fed = [
         name
         for name, (_, dtype) in graph.inputs.items()
         if dtype == "fp32" and (tensors is None or name in set(tensors))
     ]
-    found = {name: _empty(name, bins) for name in [*fed, *wanted]}
+    histograms = {name: _empty(name, bins) for name in [*fed, *wanted]}
     items, masked = 0, set()
     for feed in feeds(graph, batches):
         try:
             outputs = session.run(wanted, feed)
         except Exception as error:
-            text = str(error).strip().splitlines()[0][:200]
+            text = first_line(error)
             raise LabError(
                 f"ONNX Runtime could not run {graph.path.name} on a calibration batch: {text}; compare it with "
                 "graph.inputs"
@@ -195,10 +193,10 @@ def collect(graph, batches, *, tensors: Iterable[str] | None = None, bins: int =
             if np.isneginf(values).any():  # a mask: no code stands for it, and its layer stays wide
                 masked.add(name)
                 values = values[~np.isneginf(values)]
-            found[name] = found[name].add(values)
+            histograms[name] = histograms[name].add(values)
         items += next((len(x) for x in feed.values() if x.ndim), 1)
-    found = {name: histogram for name, histogram in found.items() if name not in masked}
-    return Calibration(graph.sha256, found, items, frozenset(masked))
+    histograms = {name: histogram for name, histogram in histograms.items() if name not in masked}
+    return Calibration(graph.sha256, histograms, items, frozenset(masked))
 
 
 def feeds(graph, batches) -> Iterator[dict[str, np.ndarray]]:
@@ -264,7 +262,7 @@ def _checked(name: str, place: int, array, shape: tuple, dtype: str) -> np.ndarr
     if x.ndim != len(shape) or any(isinstance(w, int) and w != g for w, g in zip(shape, x.shape)):
         said = "(" + ", ".join(str(w) for w in shape) + ")"
         raise BadInput(f"{where} has shape {x.shape}; the network wants {said}: preprocess it as for inference")
-    if str(x.dtype) != wanted:
+    if str(x.dtype) != wanted and not (wanted == "string" and x.dtype.kind in "OSU"):
         raise BadInput(
             f"{where} is {x.dtype}; the network wants {wanted}: preprocess it as for inference (data.preprocess)"
         )
@@ -278,12 +276,12 @@ def _session(graph, tensors):
     import onnxruntime as ort
 
     model = surgery.plain(graph.model())
-    there = {name for node in model.graph.node for name in node.output if name}
-    unknown = sorted(set(tensors or ()) - there - set(graph.inputs))
+    outputs = {name for node in model.graph.node for name in node.output if name}
+    unknown = sorted(set(tensors or ()) - outputs - set(graph.inputs))
     if unknown:
-        raise BadInput(f"{graph.path.name} has no tensor {unknown[0]!r}; it has {sorted(there)[:6]}…")
+        raise BadInput(f"{graph.path.name} has no tensor {unknown[0]!r}; it has {sorted(outputs)[:6]}…")
     file = export.fresh_folder() / "exposed.onnx"  # a file, because a session takes at most 2 GB of bytes
-    onnx_graph.write(surgery.expose(model, sorted(there if tensors is None else set(tensors) & there)), file)
+    onnx_graph.write(surgery.expose(model, sorted(outputs if tensors is None else set(tensors) & outputs)), file)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     # Constant folding takes nodes away whose outputs are wanted here, and ONNX Runtime 1.23 stops at that.
@@ -293,7 +291,7 @@ def _session(graph, tensors):
     except Exception as error:  # the runtime's own types
         raise LabError(
             f"ONNX Runtime cannot load {graph.path.name} with its inner tensors shown: "
-            f"{onnx_graph.first_line(error)}; look at the node that it names"
+            f"{first_line(error)}; look at the node that it names"
         ) from error
     for part in file.parent.iterdir():
         part.unlink()

@@ -11,7 +11,7 @@ import numpy as np
 
 from labsupport import environment, errors, export
 from labsupport.build import engines
-from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.errors import BadInput, LabError, NotAvailable, one_of
 from labsupport.quantization import calibration
 
 ALGORITHMS = ("entropy", "minmax")
@@ -34,7 +34,7 @@ def entropy_calibrator(trt, batches, cache_path, *, graph, algorithm: str = "ent
             f"TensorRT {environment.machine().tensorrt} has no INT8 calibrators, TensorRT 11 removed them; "
             "put the scales into the graph: quantization.to_qdq(graph, batches)"
         )
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     feeds, batch_size = _checked(graph, batches, algorithm)
     store = _Cache(cache_path, _identity(graph, feeds, algorithm))
     base = trt.IInt8EntropyCalibrator2 if algorithm == "entropy" else trt.IInt8MinMaxCalibrator
@@ -70,8 +70,7 @@ def entropy_calibrator(trt, batches, cache_path, *, graph, algorithm: str = "ent
 
 def _checked(graph: export.OnnxGraph, batches, algorithm: str) -> tuple[list[dict], int]:
     """All batches at once: an error inside the builder's callback would end the process."""
-    if algorithm not in ALGORITHMS:
-        raise BadInput(f"algorithm={algorithm!r} is not one; choose one of {list(ALGORITHMS)}")
+    one_of(ALGORITHMS, algorithm=algorithm)
     if graph.ops.get("QuantizeLinear"):
         raise BadInput(
             f"{graph.path.name} has Q/DQ nodes, so its scales are in the graph; build it without a calibrator"

@@ -33,9 +33,9 @@ def masked(model, histograms: Mapping[str, Histogram], infinite: Iterable[str]) 
         before_softmax = histogram.lowest == -size and far >= FAR_BEFORE_SOFTMAX and bool(readers.to_softmax(name))
         if before_softmax or size >= LARGE and far >= FAR:
             apart.add(name)
-    found = {node.name for node in model.graph.node if apart & {*node.input, *node.output}}
+    names = {node.name for node in model.graph.node if apart & {*node.input, *node.output}}
     # A mask that no calibration item used is one all the same.
-    return found | {node.name for nodes in large_constants.masks(model, LARGE).values() for node in nodes}
+    return names | {node.name for nodes in large_constants.masks(model, LARGE).values() for node in nodes}
 
 
 def check_weights(model, name: str) -> None:
@@ -62,13 +62,30 @@ def lookups(model) -> set[str]:
 
     weights = {weight.name: weight for weight in model.graph.initializer if weight.data_type == weight.FLOAT}
     shared = {name for node in model.graph.node if node.op_type in LAYERS for name in node.input[:2]} & set(weights)
-    found = {node.name for node in model.graph.node if node.op_type not in LAYERS and shared & {*node.input}}
+    names = {node.name for node in model.graph.node if node.op_type not in LAYERS and shared & {*node.input}}
     for node in model.graph.node:
-        if node.op_type == "Gather" and node.input[0] in weights and node.name not in found:
+        if node.op_type == "Gather" and node.input[0] in weights and node.name not in names:
             table = numpy_helper.to_array(weights[node.input[0]])
             axis = next((helper.get_attribute_value(a) for a in node.attribute if a.name == "axis"), 0)
             rows = np.abs(np.moveaxis(table, axis, 0).reshape(table.shape[axis], -1)).max(1, initial=0)
-            found |= {node.name} if rows.any() and rows[rows > 0].min() * UNEVEN < rows.max() else set()
+            names |= {node.name} if rows.any() and rows[rows > 0].min() * UNEVEN < rows.max() else set()
+    return names
+
+
+def untaken(model) -> set[str]:
+    """Nodes whose scales per channel ONNX Runtime's quantizer or its kernels get wrong: batch norms, normalizations
+    over several axes, transposed convolutions in groups with a bias, products with a stack of weights.
+    """
+    ranks = {weight.name: len(weight.dims) for weight in model.graph.initializer}
+    found = {node.name for node in model.graph.node if node.op_type == "BatchNormalization"}
+    for node in model.graph.node:
+        if node.op_type == "LayerNormalization" and any(ranks.get(name, 0) > 1 for name in node.input[1:]):
+            found.add(node.name)
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        if node.op_type == "ConvTranspose" and groups > 1 and len(node.input) > 2:
+            found.add(node.name)
+        if node.op_type == "MatMul" and any(ranks.get(name, 0) > 2 for name in node.input):
+            found.add(node.name)
     return found
 
 
@@ -80,7 +97,7 @@ def part_weights(model) -> None:
         for place, name in enumerate(node.input[:2] if node.op_type in LAYERS else ()):
             if name not in weights:
                 continue
-            axis = _axis(node, place, len(weights[name].dims))
+            axis = axis_of(node, place, len(weights[name].dims))
             mine = copies.setdefault(name, {})
             if axis not in mine:
                 mine[axis] = name if not mine else free(f"{name}_axis{axis}")
@@ -91,8 +108,8 @@ def part_weights(model) -> None:
             node.input[place] = mine[axis]
 
 
-def _axis(node, place: int, rank: int) -> int:
-    """The axis of a layer's weight that counts its output channels."""
+def axis_of(node, place: int, rank: int) -> int:
+    """The axis of a layer's weight that counts its output channels; of a vector, which has none, its only one."""
     turned = any(a.name == ("transB" if place else "transA") and a.i for a in node.attribute)
     if node.op_type == "Gemm":
         return int(place != turned)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from labsupport import environment, export
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 from labsupport.quantization import qdq
 
 MEASURES = ("accuracy", "error")
@@ -80,15 +80,15 @@ def sensitivity(
     with ``measure="accuracy"`` (higher is better), or a distance from FP32 with ``measure="error"``. ``layers`` limits
     the scan. Interactions between layers are not seen. Raises BadInput.
     """
-    known = qdq.calibrate(graph, batches, target=target)
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    calibration = qdq.calibrate(graph, batches, target=target)
+    graph = export.load(graph)
     _check_measure(measure)
     every = qdq.operators(graph)
     chosen = _chosen([name for name, op in every.items() if op in qdq.LAYERS], layers)
     baseline = _value(evaluate, graph)
     rows = []
     for layer in _bar(chosen, "sensitivity", progress):
-        one = qdq.to_qdq(graph, known, target=target, method=method, exclude=set(every) - {layer})
+        one = qdq.to_qdq(graph, calibration, target=target, method=method, exclude=set(every) - {layer})
         value = _value(evaluate, one)
         _discard(one)  # as large as the weights, and there is one for every layer
         rows.append(LayerCost(layer, every[layer], value, _cost(measure, baseline, value)))
@@ -101,8 +101,7 @@ def _discard(graph) -> None:
 
 
 def _check_measure(measure: str) -> None:
-    if measure not in MEASURES:
-        raise BadInput(f"measure={measure!r} is not one; choose one of {list(MEASURES)}")
+    one_of(MEASURES, measure=measure)
 
 
 def _cost(measure: str, baseline: float, value: float) -> float:
@@ -122,15 +121,15 @@ def _value(evaluate: Callable, graph) -> float:
     return number
 
 
-def _chosen(there: list[str], wanted: Iterable[str] | None) -> list[str]:
+def _chosen(layers: list[str], wanted: Iterable[str] | None) -> list[str]:
     if wanted is None:
-        return there
+        return layers
     wanted = [wanted] if isinstance(wanted, str) else list(wanted)
     if not wanted:
         raise BadInput("layers is empty; leave it out to scan all of them")
     for name in wanted:
-        if name not in there:
-            near = difflib.get_close_matches(name, there, 3, 0.3) or there[:3]
+        if name not in layers:
+            near = difflib.get_close_matches(name, layers, 3, 0.3) or layers[:3]
             raise BadInput(
                 f"layers names {name!r}, which cannot be quantized or is not there; did you mean one of {near}?"
             )

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from labsupport import export
-from labsupport.errors import BadInput, LabError, NotAvailable
-from labsupport.quantization import calibration, qdq
+from labsupport.errors import BadInput, LabError, NotAvailable, one_of
+from labsupport.quantization import calibration, fit_graphs, qdq
 
 FORMATS = ("int8", "fp8")
 NEEDED = ("modelopt", "requests", "huggingface_hub")  # the latter two are imported and not declared
@@ -52,8 +52,8 @@ def quantize_graphs(graph, batches, *, formats: Iterable[str] = FORMATS) -> dict
         raise BadInput(f"formats is empty; choose from {list(FORMATS)}")
     _require()
     for format in formats:
-        qdq._check_choice("format", format, FORMATS)
-    graph = qdq._fit_for_quantization(graph)
+        one_of(FORMATS, format=format)
+    graph = fit_graphs.checked(graph)
     feeds = list(calibration.feeds(graph, batches))
     outs = {f: export.fresh_folder() / f"{graph.path.stem}.modelopt.{f}.onnx" for f in formats}
     folder = export.fresh_folder()  # it leaves files beside its result
@@ -73,9 +73,9 @@ def quantize_graphs(graph, batches, *, formats: Iterable[str] = FORMATS) -> dict
     _in_a_child(folder, feeds, jobs, graph.path.name)
     import onnx
 
-    made = {format: onnx.load(job["output_path"]) for format, job in zip(formats, jobs, strict=True)}
+    graphs = {format: onnx.load(job["output_path"]) for format, job in zip(formats, jobs, strict=True)}
     return {
-        f: _demand(export.save(_at_opset(m, graph.opset) if f == "int8" else m, outs[f]), f) for f, m in made.items()
+        f: _demand(export.save(_at_opset(m, graph.opset) if f == "int8" else m, outs[f]), f) for f, m in graphs.items()
     }
 
 

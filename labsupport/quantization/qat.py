@@ -7,27 +7,19 @@ other.
 
 from __future__ import annotations
 
-import copy
 import operator
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import fusion, parametrize
+from torch.nn.utils import parametrize
 
 from labsupport import export
-from labsupport.errors import BadInput, LabError
-from labsupport.quantization import calibration, qdq
+from labsupport.errors import BadInput, LabError, one_of
+from labsupport.quantization import calibration, folded_networks, qdq
 
 LAYERS = (nn.Conv2d, nn.Linear)
-FOLDS = (
-    (nn.Conv1d, nn.BatchNorm1d, fusion.fuse_conv_bn_eval),
-    (nn.Conv2d, nn.BatchNorm2d, fusion.fuse_conv_bn_eval),
-    (nn.Conv3d, nn.BatchNorm3d, fusion.fuse_conv_bn_eval),
-    (nn.Linear, nn.BatchNorm1d, fusion.fuse_linear_bn_eval),
-)
 LOWEST, HIGHEST = -128, 127  # what QuantizeLinear clips to; a symmetric weight never reaches -128
 
 
@@ -95,21 +87,20 @@ class Quantized(nn.Module):
         return self.body(x)
 
 
-def prepare(
-    model: nn.Module, images, *, method: str = "max", percentile: float = 99.99, per_channel: bool = True
-) -> nn.Module:
+def prepare(model: nn.Module, images, *, method: str = "max", per_channel: bool = True) -> nn.Module:
     """A copy with folded batch norms and fake quantizers where TensorRT wants Q/DQ, calibrated on ``images`` (N, C, H,
     W).
 
-    Quantized are the input and the weights of every convolution and dense layer, and the shortcut of each residual add,
-    as ``quantization.to_qdq`` does in a graph. ``method`` is one of ``quantization.METHODS``. Before any training the
-    result answers as post-training quantization does. Raises BadInput; LabError for a network that cannot be traced.
+    Quantized are the input and the weights of every Conv2d and Linear that is called as a module, and the shortcut of
+    each residual add, as ``quantization.to_qdq`` does in a graph. ``method`` is one of ``quantization.METHODS``. Before
+    any training the result answers as post-training quantization does. Raises BadInput; LabError for a network that
+    cannot be traced.
     """
     images = _checked(model, images)
-    qdq._check_choice("method", method, calibration.METHODS)
-    folded = _folded(model)
+    one_of(calibration.METHODS, method=method)
+    folded = folded_networks.folded(model, images[:2])
     tensors, shortcuts = _quantized_tensors(folded)
-    limits = _limits(folded, tensors, images, method, percentile)
+    limits = _limits(folded, tensors, images, method)
     for layer in list(folded.modules()):
         if isinstance(layer, LAYERS):
             parametrize.register_parametrization(layer, "weight", WeightQuantizer(layer.weight, per_channel))
@@ -117,9 +108,9 @@ def prepare(
         name = f"quantizer_{place}"
         folded.add_submodule(name, ActivationQuantizer(limits[node.name]))
         with folded.graph.inserting_after(node):
-            made = folded.graph.call_module(name, (node,))
-        for user in [u for u in node.users if u is not made and (_is_layer(folded, u) or (u, node) in shortcuts)]:
-            user.replace_input_with(node, made)
+            call = folded.graph.call_module(name, (node,))
+        for user in [u for u in node.users if u is not call and (_is_layer(folded, u) or (u, node) in shortcuts)]:
+            user.replace_input_with(node, call)
     folded.graph.lint()
     folded.recompile()
     return Quantized(folded, model).eval()
@@ -136,19 +127,18 @@ def to_onnx(model: nn.Module, example: Tensor, *, path: str | Path | None = None
 
     Raises BadInput for a network without quantizers, LabError when the exporter left one out.
     """
-    _demand_network(model)
     activations, weights = quantizers(model)
     if not weights:
         raise BadInput(f"{type(model).__name__} has no quantizers; prepare it first: qat.prepare(model, images)")
     drawn = export.to_onnx(model, example, opset=17, path=path)
     graph = export.save(_with_constant_zero_points(drawn.model()), drawn.path)
-    found = qdq.placement(graph)
+    nodes = qdq.placement(graph)
     calls = _calls(model, weights)
     # torch writes the pair of a weight that is read twice once, or twice
-    pairs = found.quantize == found.dequantize and activations + weights <= found.quantize <= activations + calls
-    if not pairs or len(found.quantized) != calls:
+    pairs = nodes.quantize == nodes.dequantize and activations + weights <= nodes.quantize <= activations + calls
+    if not pairs or not weights <= len(nodes.quantized) <= calls:  # two calls on one tensor are written once
         raise LabError(
-            f"the network has {activations} activation and {weights} weight quantizers, and its graph {found}; "
+            f"the network has {activations} activation and {weights} weight quantizers, and its graph {nodes}; "
             "a quantizer whose result nobody reads is dropped by the exporter"
         )
     return graph
@@ -162,18 +152,7 @@ def _calls(model: nn.Module, weights: int) -> int:
     return sum(_is_layer(traced, node) for node in traced.graph.nodes)
 
 
-def _demand_network(model) -> None:
-    if not isinstance(model, nn.Module):
-        came = (
-            f"the class {model.__name__}, which is not a network yet"
-            if isinstance(model, type)
-            else f"a {type(model).__name__}"
-        )
-        raise BadInput(f"wanted is a PyTorch network, and {came} came; hand in the trained model itself")
-
-
 def _checked(model: nn.Module, images) -> Tensor:
-    _demand_network(model)
     try:
         images = torch.as_tensor(images)
     except (TypeError, ValueError, RuntimeError):
@@ -214,44 +193,6 @@ def _checked(model: nn.Module, images) -> Tensor:
     return images
 
 
-def _folded(model: nn.Module) -> fx.GraphModule:
-    try:
-        folded = fx.symbolic_trace(copy.deepcopy(model).cpu().eval())
-    except Exception as error:  # tracing runs the network's own code
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise LabError(
-            f"{type(model).__name__} cannot be traced: {first}. Write its forward without conditions on tensors, "
-            "or quantize its ONNX graph: quantization.to_qdq"
-        ) from error
-    _fold_norms(folded)
-    for node in list(folded.graph.nodes):  # the same tensor under two names would get two quantizers
-        if node.op == "call_module" and isinstance(folded.get_submodule(node.target), (nn.Identity, nn.Dropout)):
-            node.replace_all_uses_with(node.all_input_nodes[0])
-            folded.graph.erase_node(node)
-    return folded
-
-
-def _fold_norms(folded: fx.GraphModule) -> None:
-    """Fold each batch norm into the layer before it, where both are called once and nobody else reads the layer.
-
-    A layer that is called twice has one set of weights and may not take in what follows one of the calls.
-    """
-    calls = Counter(node.target for node in folded.graph.nodes if node.op == "call_module")
-    shared = Counter(id(p) for module in folded.modules() for p in module.parameters(recurse=False))
-    for node in list(folded.graph.nodes):
-        first = node.all_input_nodes[0] if node.op == "call_module" else None
-        if first is None or first.op != "call_module" or len(first.users) != 1:
-            continue
-        layer, norm = folded.get_submodule(first.target), folded.get_submodule(node.target)
-        fuse = next((f for kind, norms, f in FOLDS if isinstance(layer, kind) and isinstance(norm, norms)), None)
-        once = fuse and calls[first.target] == calls[node.target] == 1 and norm.track_running_stats
-        if once and all(shared[id(p)] == 1 for p in layer.parameters(recurse=False)):
-            folded.set_submodule(first.target, fuse(layer, norm))
-            node.replace_all_uses_with(first)
-            folded.graph.erase_node(node)
-    folded.recompile()
-
-
 def _is_layer(folded: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(folded.get_submodule(node.target), LAYERS)
 
@@ -275,24 +216,22 @@ def _quantized_tensors(folded: fx.GraphModule) -> tuple[list[fx.Node], set[tuple
     ), shortcuts
 
 
-def _limits(
-    folded: fx.GraphModule, tensors: Iterable[fx.Node], images: Tensor, method: str, percentile: float
-) -> dict[str, float]:
+def _limits(folded: fx.GraphModule, tensors: Iterable[fx.Node], images: Tensor, method: str) -> dict[str, float]:
     """Where to clip each tensor, from its histogram over the images."""
-    names, found = {node.name for node in tensors}, {}
+    names, spans = {node.name for node in tensors}, {}
 
     class Watching(fx.Interpreter):
         def run_node(self, node):
             value = super().run_node(node)
             if node.name in names:
-                before = found.get(node.name)
-                found[node.name] = before.add(value.numpy()) if before else calibration.histogram(value, name=node.name)
+                before = spans.get(node.name)
+                spans[node.name] = before.add(value.numpy()) if before else calibration.histogram(value, name=node.name)
             return value
 
     with torch.inference_mode():
         for part in images.split(64):
             Watching(folded).run(part)
-    return {name: max(map(abs, h.range(method, percentile=percentile))) for name, h in found.items()}
+    return {name: max(map(abs, h.range(method))) for name, h in spans.items()}
 
 
 def _with_constant_zero_points(model):

@@ -4,20 +4,19 @@ them.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from labsupport import export
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, one_of
 from labsupport.export import constant_folding, onnx_graph, qdq_nodes, surgery
-from labsupport.export.qdq_nodes import LAYERS, QDQ
-from labsupport.quantization import calibration, kept_wide
+from labsupport.export.qdq_nodes import LAYERS
+from labsupport.quantization import calibration, fit_graphs, kept_wide
 from labsupport.quantization.calibration import Calibration
+from labsupport.quiet import quietly
 
 TARGETS = ("tensorrt", "onnxruntime")
 RESIDUAL = ("convolutions", "shortcut", "both")
@@ -48,11 +47,12 @@ class Placement:
 
 
 def placement(graph) -> Placement:
-    """Where Q/DQ nodes stand: a layer is quantized when its data and its weights come from DequantizeLinear.
+    """Where Q/DQ nodes stand: a layer is quantized when its data and weights come, transposed or not, from a
+    DequantizeLinear.
 
     Layers inside branches, loop bodies and local functions count as well; one without a name goes by its output.
     """
-    return _placement(_loaded(graph).model())
+    return _placement(export.load(graph).model())
 
 
 def _placement(model) -> Placement:
@@ -74,17 +74,19 @@ def _placement(model) -> Placement:
     )
 
 
-def _with_makers(nodes, outer: Mapping[str, str]) -> Iterator[tuple]:
-    """(node, tensor → the operator that writes it, as the node sees it) for nodes and those in their bodies."""
-    makers = {**outer, **{name: node.op_type for node in nodes for name in node.output}}
+def _with_makers(nodes, outer: Mapping) -> Iterator[tuple]:
+    """(node, tensor → the node that writes it, as the node sees it) for nodes and those in their bodies."""
+    makers = {**outer, **{name: node for node in nodes for name in node.output}}
     for node in nodes:
         yield node, makers
         for body in onnx_graph.bodies(node):
             yield from _with_makers(body.node, makers)
 
 
-def _is_decoded(name: str, makers: Mapping[str, str]) -> bool:
-    return makers.get(name) == "DequantizeLinear"
+def _is_decoded(name: str, makers: Mapping) -> bool:
+    while name in makers and makers[name].op_type == "Transpose":  # torch turns the weight of a dense layer so
+        name = makers[name].input[0]
+    return name in makers and makers[name].op_type == "DequantizeLinear"
 
 
 def layers(graph) -> tuple[str, ...]:
@@ -94,13 +96,13 @@ def layers(graph) -> tuple[str, ...]:
 
 def operators(graph) -> dict[str, str]:
     """Node name → operator, with the names that ``to_qdq`` gives to unnamed nodes."""
-    return {node.name: node.op_type for node in _plain(_loaded(graph)).graph.node}
+    return {node.name: node.op_type for node in _plain(export.load(graph)).graph.node}
 
 
 def calibrate(graph, batches, *, target: str = "tensorrt") -> Calibration:
     """Histograms of just the activations that ``to_qdq`` will quantize; made once, they serve many calls of it."""
-    graph = _fit_for_quantization(graph)
-    _check_choice("target", target, TARGETS)
+    graph = fit_graphs.checked(graph)
+    one_of(TARGETS, target=target)
     if isinstance(batches, Calibration):
         return batches
     wanted = qdq_nodes.activations(_plain(graph)) if target == "tensorrt" else None
@@ -135,10 +137,10 @@ def to_qdq(
     whose U8S8 product saturates. ``placement`` says how many nodes were placed. Raises BadInput, and LabError when none
     were. Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
-    graph = _fit_for_quantization(graph)
-    _check_choice("target", target, TARGETS)
-    _check_choice("method", method, calibration.METHODS)
-    _check_choice("residual", residual, RESIDUAL)
+    graph = fit_graphs.checked(graph)
+    one_of(TARGETS, target=target)
+    one_of(calibration.METHODS, method=method)
+    one_of(RESIDUAL, residual=residual)
     out = Path(path) if path else export.fresh_folder() / f"{graph.path.stem}.{target}.int8.onnx"
     if out.resolve() == graph.path.resolve():
         raise BadInput(f"path={out.name!r} is the graph being quantized; give the new one a name of its own")
@@ -153,19 +155,20 @@ def to_qdq(
         )
     format = "int8" if target == "tensorrt" else "uint8"
     _check_complete(model, known, target)
-    there = {name for node in model.graph.node for name in node.output} | set(graph.inputs)  # weights have no range
-    histograms = {name: h for name, h in known.histograms.items() if name in there}
+    tensors = {name for node in model.graph.node for name in node.output} | set(graph.inputs)  # weights have no range
+    histograms = {name: h for name, h in known.histograms.items() if name in tensors}
     ranges = {name: h.range(method, percentile=percentile, format=format) for name, h in histograms.items()}
     qdq_nodes.clip_early(model, ranges)
     qdq_nodes.plain_biases(model)
     kept_wide.part_weights(model)
     kept |= kept_wide.masked(model, histograms, known.masked) | qdq_nodes.stays_wide(model)
-    kept |= kept_wide.lookups(model) if target == "onnxruntime" else set()
-    made = _quantized(model, ranges, target, kept, per_channel, reduce_range)
+    if target == "onnxruntime":
+        kept |= kept_wide.lookups(model) | kept_wide.untaken(model)
+    result = _quantized(model, ranges, target, kept, per_channel, reduce_range)
     if target == "tensorrt":
-        qdq_nodes.only_layers_read_codes(made)
-        qdq_nodes.quantize_shortcuts(made, qdq_nodes.shortcuts(model, kept, residual), ranges)
-    placed = _placement(made)
+        qdq_nodes.only_layers_read_codes(result)
+        qdq_nodes.quantize_shortcuts(result, qdq_nodes.shortcuts(model, kept, residual), ranges)
+    placed = _placement(result)
     if not placed.nodes or not placed.quantized:
         wide = [name for name in placed.wide if name in kept]
         why = f", because {', '.join(wide[:3])} must stay wide (exclude, or a mask)" if wide else ""
@@ -173,7 +176,7 @@ def to_qdq(
             f"{graph.path.name}: ONNX Runtime placed {placed.nodes} Q/DQ nodes and quantized no layer{why}; look at "
             "exclude and at placement(graph)"
         )
-    return export.save(made, out)
+    return export.save(result, out)
 
 
 def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel: bool, reduce_range: bool):
@@ -201,9 +204,11 @@ def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel:
         "OpTypesToExcludeOutputQuantization": list(LAYERS) if trt else [],
     }
     overrides = {numbers[name]: _override(pair, trt) for name, pair in ranges.items()}
-    options["TensorQuantOverrides"] = {name: [pair] for name, pair in overrides.items()}
+    axes = {numbers[name]: {"axis": axis} for name, axis in _odd_axes(model).items()} if per_channel else {}
+    options["TensorQuantOverrides"] = {name: [pair] for name, pair in {**axes, **overrides}.items()}
     pairs = {name: (pair["rmin"], pair["rmax"]) for name, pair in overrides.items()}
-    with _quiet():
+    passed = _without_handed_out(model)
+    with quietly():  # it advises a pre-processing that export has done
         quantizer = QDQQuantizer(
             surgery.renamed(model, numbers.__getitem__),
             per_channel,
@@ -219,9 +224,31 @@ def _quantized(model, ranges: Mapping, target: str, kept: set[str], per_channel:
         quantizer.quantize_model()
         quantizer.model.topological_sort()
     surgery.renamed(model, back)
-    made = surgery.renamed(quantizer.model.model, back)
+    result = surgery.renamed(quantizer.model.model, back)
+    result.graph.output.extend(passed)
     # Its own sorting overlooks what branches read.
-    return surgery.sort_nodes(made) if any(map(onnx_graph.bodies, made.graph.node)) else made
+    return surgery.sort_nodes(result) if any(map(onnx_graph.bodies, result.graph.node)) else result
+
+
+def _without_handed_out(model) -> list:
+    """Take the inputs that are outputs as well from the outputs, in place; the quantizer would give them a new name."""
+    given = {value.name for value in model.graph.input}
+    passed = [value for value in model.graph.output if value.name in given]
+    for value in passed:
+        model.graph.output.remove(value)
+    return passed
+
+
+def _odd_axes(model) -> dict[str, int]:
+    """Weights of products whose output channels lie elsewhere than on axis 1, where ONNX Runtime looks for them."""
+    ranks = {weight.name: len(weight.dims) for weight in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    read = [
+        (name, kept_wide.axis_of(node, place, ranks.get(name, 0)))
+        for node in products
+        for place, name in enumerate(node.input)
+    ]
+    return {name: axis for name, axis in read if ranks.get(name, 0) > 1 and axis != 1}
 
 
 def _override(pair: tuple[float, float], symmetric: bool) -> dict:
@@ -236,58 +263,13 @@ def _override(pair: tuple[float, float], symmetric: bool) -> dict:
 # --- what is refused ------------------------------------------------------------------------------------------
 
 
-def _fit_for_quantization(graph) -> export.OnnxGraph:
-    graph = _loaded(graph)
-    model = graph.model()
-    ops = Counter(node.op_type for node in (surgery.plain(graph.model()) if model.functions else model).graph.node)
-    inner = onnx_graph.everywhere([*model.graph.node, *(node for f in model.functions for node in f.node)])
-    there = Counter(node.op_type for node in inner if _is_quantized(node.op_type))
-    if there:
-        said = ", ".join(f"{op}×{n}" for op, n in there.items())
-        raise BadInput(
-            f"{graph.path.name} is quantized already ({said}); quantize the FP32 graph it was made from, two "
-            "roundings only add error"
-        )
-    if graph.opset < 13:
-        raise BadInput(
-            f"{graph.path.name} is opset {graph.opset}, and scales per channel came with 13; export it again, opset "
-            "17 is read everywhere"
-        )
-    kind = export.float_type(graph)
-    if kind == "mixed":  # weights kept narrow and widened by a Cast are FP32 for their layer
-        kind = onnx_graph.weight_type(_plain(graph), graph.inputs)
-    if kind != "fp32":
-        raise BadInput(
-            f"{graph.path.name} has {kind} weights; quantize the FP32 graph, and let the builder choose the type of "
-            "what stays wide"
-        )
-    if not any(ops.get(op) for op in LAYERS):
-        inside = [node.name or node.op_type for node in model.graph.node if onnx_graph.bodies(node)]
-        where = f", and into the bodies of {', '.join(inside[:3])} quantization does not look" if inside else ""
-        raise BadInput(
-            f"{graph.path.name} has no layer with an INT8 kernel: it is made of {', '.join(ops)}{where}; "
-            f"{', '.join(LAYERS)} have one"
-        )
-    if ops.get("BatchNormalization"):
-        raise BadInput(
-            f"{graph.path.name} has BatchNormalization×{ops['BatchNormalization']}, whose factors belong into "
-            "the weights before "
-            "they are rounded; export it with fold_batchnorm=True"
-        )
-    return graph
-
-
-def _is_quantized(op: str) -> bool:
-    return op in (*QDQ, "DynamicQuantizeLinear") or op.startswith("QLinear") or op.endswith("Integer")
-
-
-def _check_complete(model, known: Calibration, target: str) -> None:
+def _check_complete(model, calibration: Calibration, target: str) -> None:
     """Refuse a calibration made for TensorRT, which watched fewer tensors than ONNX Runtime quantizes."""
     if target == "tensorrt":
         return
     kinds = {name: value.type.tensor_type.elem_type for name, value in surgery.values_of(model).items()}
     wanted = [name for node in model.graph.node for name in node.output if kinds.get(name) == 1]
-    missing = [name for name in wanted if name not in known.histograms and name not in known.masked]
+    missing = [name for name in wanted if name not in calibration.histograms and name not in calibration.masked]
     if missing:
         raise BadInput(
             f"the calibration did not watch {missing[0]!r} (and {len(missing) - 1} more), which target={target!r} "
@@ -313,24 +295,3 @@ def _kept_wide(model, exclude: Iterable[str], also: Iterable[str] = ()) -> set[s
             "exclude names every layer that could be quantized; leave at least one, or use the FP32 graph as it is"
         )
     return exclude & set(ops)
-
-
-def _loaded(graph) -> export.OnnxGraph:
-    return graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
-
-
-def _check_choice(option: str, value, choices: tuple) -> None:
-    if value not in choices:
-        raise BadInput(f"{option}={value!r} is not one; choose one of {list(choices)}")
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without the root logger's advice to run a pre-processing that export has done."""
-    root = logging.getLogger()
-    was = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(was)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, one_of
 
 # Lowest and highest code. "int8" is symmetric: -128 is left unused, so that -x is as exact as x. A QuantizeLinear clips
 # at -128.
@@ -130,8 +130,7 @@ def measured_noise(values, scale: Scale) -> Noise:
 
 
 def _check_format(format: str) -> None:
-    if format not in FORMATS:
-        raise BadInput(f"format={format!r} is not a format; choose one of {list(FORMATS)}")
+    one_of(FORMATS, format=format)
 
 
 def _range_of(values, low, high, axis) -> tuple[np.ndarray, np.ndarray]:

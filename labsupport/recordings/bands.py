@@ -67,9 +67,9 @@ def load(root: Path) -> dict:
 
 
 def _check(machine_class, lab, metrics, bands, need_band) -> list[str]:
-    known, complaints = of_class(bands, machine_class), []
+    limits, complaints = of_class(bands, machine_class), []
     for name, entry in metrics.items():
-        band, why = find(known, lab, name)
+        band, why = find(limits, lab, name)
         if band is None:
             if need_band:
                 complaints.append(
@@ -94,11 +94,11 @@ def of_class(bands, machine_class) -> dict:
     return merged
 
 
-def find(known, lab, name):
+def find(bands, lab, name):
     """(band or None, its reason) of one metric of a lab, among the entries of `of_class`."""
     for key in (f"{lab}/{name}", name):  # lab.seconds exists in every lab, and may differ
-        if key in known:
-            return known[key], known[WHY].get(key, "")
+        if key in bands:
+            return bands[key], bands[WHY].get(key, "")
     return None, ""
 
 

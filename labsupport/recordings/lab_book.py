@@ -68,12 +68,12 @@ class LabBook:
         """Recorded metrics in words, one a line under their machine; a last line names those that lack, and the
         `command` that records them.
         """
-        found = {metric: self.recorded(metric) for metric in metrics}
-        there = [value for value in found.values() if value]
-        labels = dict.fromkeys(value.label for value in there)
-        parts = [(label, [value for value in there if value.label == label]) for label in labels]
+        values = {metric: self.recorded(metric) for metric in metrics}
+        present = [value for value in values.values() if value]
+        labels = dict.fromkeys(value.label for value in present)
+        parts = [(label, [value for value in present if value.label == label]) for label in labels]
         lines = [as_text(parts)] if parts else []
-        if lacking := [metric for metric, value in found.items() if not value]:
+        if lacking := [metric for metric, value in values.items() if not value]:
             command = command or f"python3 -m labsupport record {self.name.partition('_')[0]}"
             titles = "; ".join(names.readable(metric) for metric in lacking)
             lines.append(f"not recorded yet: {titles}; `{command}` does that on a GPU machine")
@@ -86,21 +86,21 @@ class LabBook:
 
     def _on_gpu(self) -> dict[str, dict]:
         """GPU machine class → recording, newest first; of one day h100 first, then by name."""
-        found = {
+        books = {
             name: provenance.read(self.root, name, self.name) for name in self._classes() if not name.startswith("cpu")
         }
-        return dict(sorted(found.items(), key=lambda item: (item[1]["date"], item[0].startswith("h100")), reverse=True))
+        return dict(sorted(books.items(), key=lambda item: (item[1]["date"], item[0].startswith("h100")), reverse=True))
 
     def _classes(self) -> list[str]:
         return sorted(path.parent.name for path in self.root.glob(f"*/{self.name}.json"))
 
     def _lacks(self, metric: str | None = None) -> NoReturn:
         """Raise RecordingError: what there is in place of a GPU's recording, or of this metric in it."""
-        found = self._on_gpu()
-        if found:
+        books = self._on_gpu()
+        if books:
             raise RecordingError(
-                f"{self.name} has no recorded {metric!r} on {' or '.join(found)}; "
-                f"recorded are {sorted(set().union(*(recording['metrics'] for recording in found.values())))}"
+                f"{self.name} has no recorded {metric!r} on {' or '.join(books)}; "
+                f"recorded are {sorted(set().union(*(recording['metrics'] for recording in books.values())))}"
             )
         classes = self._classes()
         others = f"; recorded are {classes}, pass one as machine_class" if classes else ""
@@ -123,9 +123,9 @@ class _KeptBook(LabBook):
     command: str
 
     def record(self, metric, value, unit=None, samples=None, spread=None) -> Measured:
-        made = super().record(metric, value, unit, samples, spread)
+        entry = super().record(metric, value, unit, samples, spread)
         self.store()
-        return made
+        return entry
 
     def store(self) -> None:
         if (Path(self.folder) / f"{self.name}.json").exists():
@@ -153,7 +153,7 @@ def session(name: str, *, command: str, root: Path | None = None):
             book.store()  # what processes of the script's own have measured, and the plans
 
 
-def store(lab, metrics_folder, *, command, seconds=None, root=None) -> Path:
+def store(lab, metrics_folder: str | Path, *, command: str, seconds=None, root: Path | None = None) -> Path:
     """Merge what a run measured into `data/recordings/<machine class>/<lab>.json`, and its plans.
 
     `seconds` is what the whole lab took, recorded as `lab.seconds`; a script that measures a part of it gives none.
@@ -162,6 +162,8 @@ def store(lab, metrics_folder, *, command, seconds=None, root=None) -> Path:
     anything is wrong, nothing is replaced.
     """
     provenance.check_lab(lab)
+    if seconds is not None and seconds < 0:
+        raise RecordingError(f"seconds={seconds!r}; expected what the lab took, 0 or more, or None")
     root, folder = Path(root or provenance.ROOT), Path(metrics_folder)
     new = provenance.here(command)
     machine_class = new.pop("machine_class")

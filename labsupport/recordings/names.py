@@ -48,8 +48,8 @@ def readable(metric: str) -> str:
 def _subject(subject: str, words: dict[str, str]) -> str:
     parts, sizes = [], []
     for part in _in_words(subject, words, keep=True):
-        found = SUBJECT.match(part)
-        (sizes if found else parts).append(SIZES[found["letter"]].format(found["number"]) if found else part)
+        match = SUBJECT.match(part)
+        (sizes if match else parts).append(SIZES[match["letter"]].format(match["number"]) if match else part)
     return ", ".join([" ".join(parts), *sizes]).strip(", ")
 
 

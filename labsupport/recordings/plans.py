@@ -30,7 +30,9 @@ class RecordedPlan:
         return f"plan {self.name} recorded on {self.machine}, {self.runtime}, {self.date}"
 
 
-def save_plan(name, json_text, folder=None, *, command="python3 -m labsupport record") -> RecordedPlan:
+def save_plan(
+    name, json_text, folder: Path | None = None, *, command: str = "python3 -m labsupport record"
+) -> RecordedPlan:
     """Keep the inspector's JSON with its provenance, in `folder`, or where a recording run collects its results.
 
     Outside a recording run (LABSUPPORT_METRICS not set) and without a folder it is only checked and returned, so that
@@ -45,13 +47,13 @@ def save_plan(name, json_text, folder=None, *, command="python3 -m labsupport re
     return _labelled(name, content)
 
 
-def load_plan(name, folder=None) -> RecordedPlan:
+def load_plan(name, folder: Path | None = None) -> RecordedPlan:
     """The recorded plan `name`; refuses one without provenance."""
     _check_name(name)
     folder = Path(folder or provenance.ROOT / FOLDER)
     if not (folder / f"{name}.json").exists():
-        there = sorted(path.stem for path in folder.glob("*.json"))
-        raise RecordingError(f"there is no recorded plan {name!r}; recorded are {there}")
+        names = sorted(path.stem for path in folder.glob("*.json"))
+        raise RecordingError(f"there is no recorded plan {name!r}; recorded are {names}")
     content = provenance.read_json(folder / f"{name}.json")
     machine_class = content.get("machine_class") if isinstance(content, dict) else None
     lacking = provenance.missing(content, machine_class) if machine_class else ["machine_class"]

@@ -125,7 +125,8 @@ def read_json(path: Path):
     foreign = {"metrics", "plan"} & content.keys() and content.keys() - KEYS
     if foreign or not files.whole(content):
         raise RecordingError(
-            f"{_short(path)} is damaged: its checksum is another, or a key has changed; restore it, as with git"
+            f"{_short(path)} is damaged: its checksum is another, or a key has changed; restore it, as with git "
+            "(where a merge has joined two recordings: python3 tools/seal_recordings.py)"
         )
     return {key: value for key, value in content.items() if key != files.SEAL}
 
@@ -156,12 +157,12 @@ def write_json(path: Path, content: dict) -> Path:
 
 def _runtime(machine_class: str) -> str:
     tail = machine_class.rpartition("-")[2]
-    known = [name for name in RUNTIMES if tail.startswith(name)]
-    if not known:
+    names = [name for name in RUNTIMES if tail.startswith(name)]
+    if not names:
         raise RecordingError(
             f"machine class {machine_class!r} names no runtime; expected one like h100-trt8.6 or cpu-ort1.31"
         )
-    return known[0]
+    return names[0]
 
 
 def _short(path: Path) -> str:

@@ -2,8 +2,8 @@
 
 `road(weights, example) -> runtime`: a road takes weights by name and an example batch, and makes a runtime of them.
 The parts: ``journey`` (the protocol), ``mxnet_file`` (weights from a retired framework), ``providers`` (who really
-computes in ONNX Runtime), ``tensorflow`` (an import without noise, and Keras to ONNX), ``terminal`` (native noise),
-``versions`` (which releases fit together, and when each was last made).
+computes in ONNX Runtime), ``tensorflow`` (an import without noise), ``versions`` (which releases fit together, and when
+each was last made).
 """
 
 from __future__ import annotations

@@ -22,19 +22,19 @@ class Function(Base):
     function does not give an array, or gives another number of rows than came.
     """
 
-    def __init__(self, call: Callable, example: np.ndarray, *, name: str, output: str = "logits", device="cpu"):
-        self.name, self._call, self._output, self.device = name, call, output, device
+    def __init__(self, call: Callable, example: np.ndarray, *, name: str, device="cpu"):
+        self.name, self._call, self.device = name, call, device
         answer = np.asarray(call(example))
         if answer.ndim < 1 or len(answer) != len(example):
             raise BadInput(
                 f"{name} answered {len(example)} inputs with shape {answer.shape}; a road gives one row an input"
             )
         self.inputs = {"images": TensorSpec((None, *example.shape[1:]), str(example.dtype))}
-        self.outputs = {output: TensorSpec((None, *answer.shape[1:]), str(answer.dtype))}
+        self.outputs = {"logits": TensorSpec((None, *answer.shape[1:]), str(answer.dtype))}
 
     def __call__(self, feed) -> dict:
         (array,) = self.checked(feed).values()
-        return {self._output: np.asarray(self._call(array))}
+        return {"logits": np.asarray(self._call(array))}
 
 
 def travel(

@@ -21,20 +21,20 @@ ENDING = "ExecutionProvider"
 GET = "install the build of ONNX Runtime that has it; python3 -m labsupport doctor says which releases fit together"
 
 
-def checked_name(provider: str) -> str:
+def _checked_name(provider: str) -> str:
     """The name, where ONNX Runtime knows it. Raises BadInput with the nearest spelling."""
     import onnxruntime as ort
 
-    known = ort.get_all_providers()
-    if not isinstance(provider, str) or provider not in known:
-        short = {known_name.removesuffix(ENDING).lower(): known_name for known_name in known}
+    names = ort.get_all_providers()
+    if not isinstance(provider, str) or provider not in names:
+        short = {known_name.removesuffix(ENDING).lower(): known_name for known_name in names}
         near = difflib.get_close_matches(str(provider).lower().removesuffix(ENDING.lower()), short, n=1, cutoff=0.5)
-        hint = f"did you mean {short[near[0]]!r}?" if near else f"choose one of {known}"
+        hint = f"did you mean {short[near[0]]!r}?" if near else f"choose one of {names}"
         raise BadInput(f"{provider!r} is no execution provider of ONNX Runtime {ort.__version__}; {hint}")
     return provider
 
 
-def session(graph, provider: str, *, options: dict | None = None, threads: int = 1, every_node: bool = True):
+def session(graph, provider: str, *, options: dict | None = None, every_node: bool = True):
     """An ``onnxruntime.InferenceSession`` that computes on ``provider``, or an error: it never falls back in silence.
 
     ``graph`` is an OnnxGraph or a path; ``options`` are the provider's own. With ``every_node`` no node may go to the
@@ -43,7 +43,7 @@ def session(graph, provider: str, *, options: dict | None = None, threads: int =
     """
     import onnxruntime as ort
 
-    checked_name(provider)
+    _checked_name(provider)
     built_in = ort.get_available_providers()
     if provider not in built_in:
         raise NotAvailable(
@@ -51,12 +51,12 @@ def session(graph, provider: str, *, options: dict | None = None, threads: int =
         )
     path = str(graph.path if isinstance(graph, export.OnnxGraph) else graph)
     settings = ort.SessionOptions()
-    settings.intra_op_num_threads, settings.log_severity_level = threads, 4
+    settings.intra_op_num_threads, settings.log_severity_level = 1, 4
     if every_node and provider != "CPUExecutionProvider":
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     with quietly():
         try:
-            made = ort.InferenceSession(path, settings, providers=[(provider, options or {})])
+            run = ort.InferenceSession(path, settings, providers=[(provider, options or {})])
         except Exception as error:
             if "fallback to CPU" not in str(error):
                 raise
@@ -64,11 +64,11 @@ def session(graph, provider: str, *, options: dict | None = None, threads: int =
                 f"{provider} does not compute {Path(path).name}: nodes of it would run on the CPU instead. "
                 f"Pass every_node=False to let them, or {GET}"
             ) from error
-    if provider not in made.get_providers():
+    if provider not in run.get_providers():
         raise NotAvailable(
-            f"{provider} is built in and could not be loaded; ONNX Runtime went on with {made.get_providers()}; {GET}"
+            f"{provider} is built in and could not be loaded; ONNX Runtime went on with {run.get_providers()}; {GET}"
         )
-    return made
+    return run
 
 
 def nodes_by_provider(graph, providers: list, feed: dict[str, np.ndarray]) -> Counter:

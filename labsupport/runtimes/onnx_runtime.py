@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from labsupport import export
-from labsupport.errors import BadInput, LabError, at_least
+from labsupport.errors import BadInput, LabError, at_least, first_line, one_of
+from labsupport.export import onnx_graph, surgery
 from labsupport.runtimes.protocol import Base, TensorSpec
 
 SMALL_BYTES = 2**20  # an output of at most this is copied: kept by a caller, it would keep all of the session's memory
@@ -32,10 +33,9 @@ class OnnxRuntime(Base):
     def __init__(self, graph, *, threads: int = 1, optimization: str = "all", name: str | None = None):
         import onnxruntime as ort
 
-        if optimization not in LEVELS:
-            raise BadInput(f"optimization={optimization!r} is not a level; choose one of {list(LEVELS)}")
+        one_of(LEVELS, optimization=optimization)
         at_least(threads=threads)
-        self.graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+        self.graph = export.load(graph)
         if (
             self.graph.opset >= 19
             and self.graph.ops["QuantizeLinear"]
@@ -51,6 +51,7 @@ class OnnxRuntime(Base):
         self._options.intra_op_num_threads = threads
         self._options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[optimization])
         self._options.log_severity_level = 3
+        self._file = self.graph.path
         start = time.perf_counter()
         self.session = self._session()
         self.load_ms = (time.perf_counter() - start) * 1e3
@@ -62,8 +63,12 @@ class OnnxRuntime(Base):
         import onnxruntime as ort
 
         try:
-            return ort.InferenceSession(str(self.graph.path), self._options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(str(self._file), self._options, providers=["CPUExecutionProvider"])
         except Exception as error:
+            if "external tensor" in str(error) and self._file == self.graph.path:  # it reads shapes in the file alone
+                self._file = export.fresh_folder() / self.graph.path.name
+                onnx_graph.write(self.graph.model(), self._file)
+                return self._session()
             text = str(error).split("Error in Node:")[-1].strip().splitlines()[0][:300]
             fix = "Give each node a name of its own" if "same node name" in text else "Rewrite the operator it names"
             raise BadInput(
@@ -77,7 +82,7 @@ class OnnxRuntime(Base):
         try:
             outputs = self.session.run(None, arrays)
         except Exception as error:
-            text = str(error).strip().splitlines()[0][:300]
+            text = first_line(error)
             fix = "lower the batch" if "alloc" in text.lower() else "compare the feed with run.inputs"
             raise LabError(f"{self.name}: ONNX Runtime could not run {self.graph.path.name}: {text}; {fix}") from error
         outputs = [np.array(y) if isinstance(y, np.ndarray) and y.nbytes <= SMALL_BYTES else y for y in outputs]
@@ -99,7 +104,7 @@ class OnnxRuntime(Base):
         options, path = self._options, folder / f"{self.graph.path.stem}.executed.onnx"
         options.optimized_model_filepath = str(path)
         try:
-            ort.InferenceSession(str(self.graph.path), options, providers=["CPUExecutionProvider"])
+            ort.InferenceSession(str(self._file), options, providers=["CPUExecutionProvider"])
         finally:
             options.optimized_model_filepath = ""
         return _executed(path)
@@ -145,6 +150,8 @@ def _executed(path: Path) -> export.OnnxGraph:
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)  # weights kept apart stay beside the original
+    if any(map(onnx_graph.bodies, model.graph.node)):
+        onnx.save(surgery.apart(model), str(path))
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     return export.OnnxGraph(
         path=path,

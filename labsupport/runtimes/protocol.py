@@ -99,11 +99,12 @@ def _check_array(runtime: str, name: str, array, spec: TensorSpec) -> None:
         wanted = "(" + ", ".join("any" if d is None else str(d) for d in spec.shape) + ")"
         raise BadInput(f"{runtime}: input {name!r} has shape {tuple(shape)}; the network wants {wanted}")
     got = str(dtype).removeprefix("torch.")
+    if spec.dtype == "string" and getattr(dtype, "kind", "") in "OSU":  # NumPy holds text in any of the three
+        got = "string"
     if got != spec.dtype:
-        raise BadInput(
-            f"{runtime}: input {name!r} is {got}; the network wants {spec.dtype}: "
-            f"convert it with .astype({spec.dtype!r}) or .to(torch.{spec.dtype})"
-        )
+        way = f"convert it with .astype({spec.dtype!r}) or .to(torch.{spec.dtype})"
+        way = "give an array of text" if spec.dtype == "string" else way
+        raise BadInput(f"{runtime}: input {name!r} is {got}; the network wants {spec.dtype}: {way}")
     if 0 in tuple(shape):
         raise BadInput(f"{runtime}: input {name!r} is empty, shape {tuple(shape)}; feed at least one item")
 

@@ -7,8 +7,7 @@ import contextlib
 import numpy as np
 
 from labsupport import environment
-from labsupport.benchmarking.measurements import one_of
-from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.errors import BadInput, LabError, NotAvailable, one_of
 from labsupport.runtimes.protocol import Base, Replay, TensorSpec, release_gpu_memory
 
 DEVICES = ("cpu", "cuda")
@@ -203,11 +202,11 @@ def fp32_math(tf32: bool):
 
 
 def _check_options(device, dtype, compiled) -> None:
-    one_of("dtype", dtype, DTYPES)
+    one_of(DTYPES, dtype=dtype)
     if device is not None:
-        one_of("device", device, DEVICES)
+        one_of(DEVICES, device=device)
     if compiled is not None:
-        one_of("compiled", compiled, COMPILE_MODES)
+        one_of(COMPILE_MODES, compiled=compiled)
 
 
 def _example(model):

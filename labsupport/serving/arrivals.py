@@ -22,7 +22,7 @@ def poisson(rate_per_s: float, requests: int, *, seed: int = 0) -> np.ndarray:
 
     Raises BadInput for a rate or a number that is not above 0.
     """
-    if not (isinstance(rate_per_s, (int, float)) and rate_per_s > 0 and math.isfinite(rate_per_s)):
+    if not 0 < rate_per_s < math.inf:
         raise BadInput(f"rate_per_s={rate_per_s!r}; give requests per second, above 0")
     at_least(requests=requests)
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate_per_s, size=requests))

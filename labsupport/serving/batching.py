@@ -58,7 +58,7 @@ class Batcher:
     ):
         for name, value in {"max_batch": max_batch, "max_waiting": max_waiting}.items():
             at_least(**{name: value})
-        if isinstance(delay_ms, bool) or not isinstance(delay_ms, (int, float)) or not 0 <= delay_ms <= 10_000:
+        if not 0 <= delay_ms <= 10_000:
             raise BadInput(f"delay_ms={delay_ms!r}; give 0 to 10000 ms")
         if not replicas or not all(callable(run) for run in replicas):
             raise BadInput("give at least one replica, a callable images → answers")
@@ -130,13 +130,13 @@ class Batcher:
             self._named(name).state = "dead"
             self._changed.notify_all()
 
-    def retire(self, name: str, *, patience_s: float = 30.0) -> None:
+    def retire(self, name: str) -> None:
         """Let a replica finish the batch it has, and then go."""
         replica = self._named(name)
         with self._changed:
             replica.state = "leaving" if replica.state == "ready" else replica.state
             self._changed.notify_all()
-        replica.thread.join(patience_s)
+        replica.thread.join(30)
 
     def update(self, runs: Sequence[Callable]) -> None:
         """A rolling update: each new replica is there before an old one goes."""

@@ -69,8 +69,8 @@ def _start(ray, cpus: int, object_store_mib: int) -> None:
     # With the packages of its dashboard Ray starts an agent that imports all of them, opens ports, and has 15 s for it;
     # without them it takes a small one. Serve needs neither.
     question = "ray._private.utils.get_dashboard_dependency_error"
-    known = hasattr(ray._private.utils, question.rpartition(".")[2])
-    small = mock.patch(question, lambda: ImportError("not wanted")) if known else contextlib.nullcontext()
+    exists = hasattr(ray._private.utils, question.rpartition(".")[2])
+    small = mock.patch(question, lambda: ImportError("not wanted")) if exists else contextlib.nullcontext()
     with small:
         ray.init(
             num_cpus=cpus,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from labsupport import environment, files
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import BadInput, LabError, one_of
 
 SCENARIOS = ("server", "offline")
 
@@ -58,8 +58,7 @@ def judge(
     Source: https://github.com/mlcommons/inference/tree/master/loadgen
     """
     environment.require("loadgen")
-    if scenario not in SCENARIOS:
-        raise BadInput(f"scenario={scenario!r}; choose one of {list(SCENARIOS)}")
+    one_of(SCENARIOS, scenario=scenario)
     if not feeds or not rate_per_s > 0 or not p99_limit_ms > 0 or not seconds > 0:
         raise BadInput("give feeds, and a rate, a limit and a time above 0")
     import mlperf_loadgen as lg

@@ -59,7 +59,7 @@ def write(
     batch may wait for more; ``max_waiting``: how many requests may wait. Raises BadInput.
     Source: https://github.com/triton-inference-server/server/blob/main/docs/user_guide/model_configuration.md
     """
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     if not re.fullmatch(r"[A-Za-z_]\w*", name):
         raise BadInput(f"name={name!r}; a model's name is a folder's name: letters, digits and '_'")
     for what, value in {"version": version, "max_batch": max_batch, "instances": instances}.items():

@@ -63,15 +63,15 @@ def make_environment(*, say=print, run=subprocess.run) -> Path:
 class TritonServer:
     """A running Triton that serves a repository on the loopback address; use it with ``with``.
 
-    ``port`` and ``metrics_port``: 0 takes free ones. The process is stopped when the block ends, when Python ends, and
+    ``port`` 0 takes a free one. The process is stopped when the block ends, when Python ends, and
     on Linux also when Python is killed. Raises BadInput for a bad repository or a port in use, LabError with the end of
     the server's log when it does not come up. Source: https://github.com/triton-inference-server/server
     """
 
-    def __init__(self, repository: str | Path, *, port: int = 0, metrics_port: int = 0, patience_s: float = 60.0):
+    def __init__(self, repository: str | Path, *, port: int = 0, patience_s: float = 60.0):
         environment.require("triton server")
         self.models = triton_repository.validate(repository)
-        self.port, self.metrics_port = free_port(port), free_port(metrics_port)
+        self.port, self.metrics_port = free_port(port), free_port(0)
         place = folder()
         server, site = _server(place), _site(place)
         variables = {**os.environ, "LABSUPPORT_TRITON_PATH": str(site)}
@@ -175,7 +175,7 @@ class TritonServer:
 
 def free_port(port: int) -> int:
     """The port, if nobody listens on it, or a free one for 0."""
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+    if not 0 <= port <= 65535:
         raise BadInput(f"port={port!r}; give a whole number, 0 (a free one) to 65535")
     with socket.socket() as probe:
         try:

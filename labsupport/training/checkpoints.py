@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labsupport import files
-from labsupport.errors import BadInput, LabError, at_least
+from labsupport.errors import BadInput, LabError, at_least, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -181,7 +181,7 @@ def _read(path: Path) -> dict[str, Any]:
     except LabError:
         raise
     except Exception as error:  # zip, pickle and tensor readers each have their own errors for a damaged file
-        why = (str(error) or type(error).__name__).splitlines()[0][:80]
+        why = first_line(error)[:80]
         raise LabError(
             f"{path} cannot be read as a checkpoint: {path.stat().st_size} bytes, cut off, damaged or no "
             f"checkpoint at all ({why}); {REMEDY}"

@@ -46,15 +46,15 @@ class KeptState:
         """Put everything back as it was after the last complete epoch; how many are done."""
         if not self.path.exists():
             return 0
-        found = checkpoints.load(self.path, model=self.model, optimizer=self.optimizer, facts=self.facts)
-        self.schedule.load_state_dict(found.state["schedule"])
-        self.shuffler.set_state(found.state["shuffler"])
-        torch.set_rng_state(found.state["torch"])
-        if found.state["cuda"] is not None and next(self.model.parameters()).is_cuda:
-            torch.cuda.set_rng_state(found.state["cuda"])
-        losses += found.state["losses"]
-        accuracies += found.state["accuracies"]
-        return found.epoch
+        state = checkpoints.load(self.path, model=self.model, optimizer=self.optimizer, facts=self.facts)
+        self.schedule.load_state_dict(state.state["schedule"])
+        self.shuffler.set_state(state.state["shuffler"])
+        torch.set_rng_state(state.state["torch"])
+        if state.state["cuda"] is not None and next(self.model.parameters()).is_cuda:
+            torch.cuda.set_rng_state(state.state["cuda"])
+        losses += state.state["losses"]
+        accuracies += state.state["accuracies"]
+        return state.epoch
 
 
 @contextmanager

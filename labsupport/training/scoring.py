@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from labsupport import data
 from labsupport.data.datasets import Split
-from labsupport.errors import BadInput, NotAvailable, at_least
+from labsupport.errors import BadInput, NotAvailable, at_least, first_line
 
 
 def accuracy(
@@ -78,8 +78,7 @@ def evaluate(model: nn.Module, images: np.ndarray) -> np.ndarray:
             answer = model(torch.from_numpy(images).to(weight))
     except (RuntimeError, ValueError) as error:  # layers refuse a shape with either
         raise BadInput(
-            f"{type(model).__name__} cannot take images of shape {images.shape[1:]} (C, H, W): "
-            f"{str(error).splitlines()[0]}"
+            f"{type(model).__name__} cannot take images of shape {images.shape[1:]} (C, H, W): {first_line(error)}"
         ) from None
     finally:
         for module, training in modes:

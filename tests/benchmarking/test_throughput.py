@@ -145,3 +145,11 @@ def test_a_gpu_and_the_cpu_beside_it_are_two_machines(machine):
     machine.gpu, machine.problem = "NVIDIA Test", None
     names = [stopwatch._machine(type("Run", (), {"device": device})()) for device in ("cuda", "cpu")]
     assert names == ["NVIDIA Test", "Test CPU, 2 cores"]
+
+
+def test_the_time_of_what_still_waits_in_the_queue_counts():
+    clock = Clock()
+    run = Gpu(clock, 40)
+    result = benchmarking.throughput(run, FEED, seconds=0.1, in_flight=4, warmup=0, event=run.event, now=clock)
+    assert result.calls >= 4 and result.seconds >= 0.040 * result.calls  # one GPU runs one after the other
+    assert result.items_per_s <= 8 / 0.040

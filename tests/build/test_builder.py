@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 from faces import stand_in
+from onnx_files import saved, value
 
 from labsupport import build, environment, export, models
 from labsupport.build import builder, builder_thread, engines, network, readback, recipe, timing_cache
@@ -78,12 +79,12 @@ def test_a_network_by_the_layer_api(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "half"}, "'half' is not a precision; choose one of"),
+        ({"precision": "half"}, "'half' is not known; choose one of"),
         ({"precision": "int8"}, "no QuantizeLinear nodes.*lab 06"),
         ({"optimization_level": 9}, "levels 0 .fast build. to 5"),
         ({"workspace_mib": 0}, "workspace_mib=0; wanted a whole number of at least 1"),
         ({"workspace_mib": 0.5}, "workspace_mib=0.5; wanted a whole number"),
-        ({"hardware_compatible": "all"}, "'all' is not a level"),
+        ({"hardware_compatible": "all"}, "'all' is not known"),
         ({"profiles": {"pictures": network.Profile((1,), (1,), (1,))}}, r"profiles names \['pictures'\]"),
         ({"profiles": {"images": network.Profile((8, 1, 28, 28), (4, 1, 28, 28), (8, 1, 28, 28))}}, "min ≤ opt ≤ max"),
         (
@@ -216,13 +217,9 @@ def test_precisions_are_read_from_every_inspector_schema():
 
 
 def test_an_operator_that_tensorrt_has_not(tmp_path):
-    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 4]) for n in "xy")
-    node = onnx.helper.make_node("Frobnicate", ["x"], ["y"], name="odd", domain="com.example")
-    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.example", 1)]
-    odd = export.save(
-        onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y]), opset_imports=opsets, ir_version=8),
-        tmp_path / "odd.onnx",
-    )
+    operator = onnx.helper.make_node("Frobnicate", ["x"], ["y"], name="odd", domain="com.example")
+    ends = [value("x", [1, 4])], [value("y", [1, 4])]
+    odd = saved(tmp_path, [operator], *ends, domains=[("com.example", 1)], name="odd")
     with pytest.raises(BuildError, match=r"odd.onnx: .*odd \(Frobnicate\).*(plugin|lab 10)"):
         build.engine(odd)
 
@@ -489,7 +486,7 @@ def test_a_recipe_and_its_fields_as_arguments_find_the_same_engine(graph):
 
 
 def test_a_recipe_is_checked_when_it_is_written_and_cannot_be_changed(graph):
-    with pytest.raises(BadInput, match="precision='fp8' is not a precision"):
+    with pytest.raises(BadInput, match="precision='fp8' is not known"):
         build.Recipe(precision="fp8")
     with pytest.raises(AttributeError):
         build.Recipe().precision = "fp16"

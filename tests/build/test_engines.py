@@ -203,3 +203,22 @@ def test_an_unusable_key_folder_says_which_variable(tmp_path, monkeypatch):
 
 def test_machine_decides_runnable_here(engine, monkeypatch):
     assert engine.runnable_here == environment.has("engine execution")
+
+
+def test_who_waits_for_a_builder_is_told_at_his_line(tmp_path):
+    path, done = tmp_path / "net.plan", threading.Event()
+
+    def build():
+        with engines.turn(path):
+            done.wait(10)
+
+    builder = threading.Thread(target=build)
+    builder.start()
+    while not (tmp_path / "net.build.lock").exists():
+        pass
+    threading.Timer(2.5, done.set).start()
+    with pytest.warns(UserWarning, match="net.plan is being built by another process; waiting") as told:
+        with engines.turn(path):
+            assert done.is_set()
+    assert told[0].filename == __file__
+    builder.join()

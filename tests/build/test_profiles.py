@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
+from onnx_files import saved, value
 
 from labsupport import build, environment, export
 from labsupport.build import Profile
@@ -16,16 +17,6 @@ from labsupport.build import network as network_of
 from labsupport.errors import BadInput, BuildError
 
 needs_builder = pytest.mark.skipif(not environment.has("engine building"), reason="no TensorRT that builds here")
-
-
-def value(name, shape, kind=T.FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def saved(folder, nodes, inputs, outputs, weights=(), *, opset=17):
-    graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    return export.save(model, folder / "net.onnx")
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,13 @@ def test_an_error_on_purpose_is_one_line(here, monkeypatch, capsys):
     assert capsys.readouterr().err == "labsupport: '99' is not a lab; choose from: 00_start_here\n"
 
 
+@pytest.mark.parametrize("words", [["examine", "x" * 300], ["test", "x" * 300 + ".py"]])
+def test_a_name_that_no_file_can_have_is_one_line(here, capsys, words):
+    assert cli.main(words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("labsupport: ") and "too long" in said and said.count("\n") == 1 and len(said) < 400
+
+
 def test_ctrl_c_is_one_line(here, monkeypatch, capsys):
     def interrupted(labs, **options):
         raise KeyboardInterrupt

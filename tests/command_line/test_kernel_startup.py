@@ -23,6 +23,7 @@ def shown(monkeypatch, *sources: str, **variables: str) -> list[str]:
 
     for name, value in {"PYTHONSTARTUP": str(STARTUP), **variables}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("IPYKERNEL_CELL_NAME", raising=False)  # `test` sets it; a learner's cells have their own names
     notebook = new_notebook(cells=[new_code_cell(source) for source in sources])
     NotebookClient(notebook, timeout=60, iopub_timeout=60, kernel_name="python3", allow_errors=True).execute()
     nbformat.validate(notebook)

@@ -65,7 +65,7 @@ def test_without_a_gate_nothing_passes_or_misses():
 
 @pytest.mark.parametrize("given", [0, -0.5, 1.5, True, "0.9", None])
 def test_a_gate_that_is_no_share_is_refused(given):
-    with pytest.raises(BadInput, match="accuracy_share=.*wanted a share of the reference's"):
+    with pytest.raises(BadInput, match="accuracy_share=.*wanted a (share of the reference's|number)"):
         comparing.Gate(given, 0.5)
     with pytest.raises(BadInput, match="latency_share="):
         comparing.Gate(0.9, given)
@@ -101,3 +101,9 @@ def test_markers_tell_points_apart_without_color():
     from labsupport.comparing import pareto_front as pareto
 
     assert len(set(pareto.MARKERS)) == len(pareto.MARKERS) >= 8 and re.fullmatch(r"\S+", "".join(pareto.MARKERS))
+
+
+def test_a_gate_may_ask_for_all_of_the_reference():
+    limits = comparing.Gate(1, 1.0).beside(ROWS[0])
+    assert limits.passes(ROWS[0]) and limits.accuracy == ROWS[0]["accuracy"]
+    assert limits.latency_ms == ROWS[0]["latency"].median_ms

@@ -113,7 +113,7 @@ def test_options_out_of_range_are_named(options):
 
 
 def test_an_unknown_part_or_weather_is_refused(signs):
-    with pytest.raises(BadInput, match="part='tests' has no roadsides; choose one of"):
+    with pytest.raises(BadInput, match="part='tests' is not known; choose one of"):
         roadside.roadsides("tests")
-    with pytest.raises(BadInput, match="kind='snow' is no corruption; choose one of"):
+    with pytest.raises(BadInput, match="kind='snow' is not known; choose one of"):
         roadside.corrupted(signs.test, "snow")

@@ -64,7 +64,7 @@ def test_a_hint_that_fits_nothing_is_refused(teacher, split, hint, sentence):
 
 
 def test_a_hint_of_no_kind_or_weight_is_refused():
-    with pytest.raises(BadInput, match=r"kind='logits' is no kind of hint; choose one of \['features', 'attention'\]"):
+    with pytest.raises(BadInput, match=r"kind='logits' is not known; choose one of \['features', 'attention'\]"):
         Hint("a", "b", "logits")
     with pytest.raises(BadInput, match="weight=-1; it multiplies the hint's loss"):
         Hint("a", "b", weight=-1)

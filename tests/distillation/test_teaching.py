@@ -72,7 +72,9 @@ def test_a_temperature_that_is_none_is_refused(temperature, teacher, split):
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, 90, float("nan"), None])
 def test_an_alpha_outside_0_and_1_is_refused(alpha, teacher, split):
-    with pytest.raises(BadInput, match=r"alpha=.*share of the soft labels in the loss, from 0 .* to 1"):
+    with pytest.raises(
+        BadInput, match=r"alpha=.*(share of the soft labels in the loss, from 0 .* to 1|wanted a number)"
+    ):
         distillation.distill(net(), teacher, split, alpha=alpha)
 
 
@@ -145,7 +147,7 @@ def test_a_teacher_that_is_not_frozen_is_refused(teacher, split):
         BadInput, match=r"11 parameters of the teacher, such as stages\.0\.0\.0\.weight, take gradients"
     ):
         distillation.distill(net(), net(6).eval(), split)
-    with pytest.raises(BadInput, match="teacher='teacher.pt' is of the kind str; wanted is a torch.nn.Module"):
+    with pytest.raises(BadInput, match="teacher='teacher.pt'; wanted a torch.nn.Module"):
         distillation.distill(net(), "teacher.pt", split)
 
 
@@ -168,7 +170,7 @@ def test_an_empty_or_foreign_split_is_refused(teacher, split):
         distillation.distill(net(), teacher, data.Split(split.images[:0], split.labels[:0], CLASSES))
     with pytest.raises(BadInput, match="wanted a split"):
         distillation.distill(net(), teacher, split.images)
-    with pytest.raises(BadInput, match="device='tpu'; choose one of"):
+    with pytest.raises(BadInput, match="device='tpu'; wanted 'cpu'"):
         distillation.distill(net(), teacher, split, device="tpu")
 
 
@@ -264,8 +266,8 @@ def test_fit_takes_another_objective_and_keeps_it_in_the_checkpoint(tmp_path, sp
             dict(student=distillation.freeze(net()), hints=Hint("stages.2", "stages.2")),
             "the student, a StagedCnn, is frozen",
         ),
-        (dict(student=None), "student=None is of the kind NoneType; wanted is a torch.nn.Module"),
-        (dict(student=distillation.StagedCnn), "student=<class .* is of the kind type; wanted is a torch.nn.Module"),
+        (dict(student=None), "student=None; wanted a torch.nn.Module"),
+        (dict(student=distillation.StagedCnn), "student=the class StagedCnn; wanted a torch.nn.Module"),
         (dict(hints=["stages.2"]), "hints hold 'stages.2'; wanted are distillation.Hint"),
     ],
 )
@@ -277,7 +279,7 @@ def test_a_student_or_a_hint_that_is_none_is_refused(teacher, split, given, sent
 def test_logits_and_teachers_of_other_kinds_are_named():
     with pytest.raises(BadInput, match="the teacher's logits are a NoneType"):
         distillation.soft_loss(torch.zeros(2, 3), None)
-    with pytest.raises(BadInput, match="model=None is of the kind NoneType; wanted is a torch.nn.Module"):
+    with pytest.raises(BadInput, match="model=None; wanted a torch.nn.Module"):
         distillation.freeze(None)
 
 

@@ -104,3 +104,8 @@ def test_no_bar_is_drawn_where_nobody_watches(monkeypatch):
     assert bars.bar(total=3, label="x", shown=False).disable
     monkeypatch.setenv("LABSUPPORT_QUIET", "1")
     assert bars.bar(total=3, label="x").disable
+
+
+def test_a_bar_whose_making_was_interrupted_closes_in_silence():
+    kind = type(bars.bar(label="x", total=1))
+    kind.__new__(kind).close()

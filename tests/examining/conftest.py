@@ -6,14 +6,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx_files import model_of, value
 
 from labsupport import examining
 
 FLOAT = TensorProto.FLOAT
-
-
-def value(name, shape, kind=FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
 
 
 def weight(name, *shape, seed=0, scale=0.3):
@@ -21,12 +18,10 @@ def weight(name, *shape, seed=0, scale=0.3):
     return numpy_helper.from_array(numbers.astype(np.float32), name)
 
 
-def saved(path, nodes, inputs, outputs, weights=(), *, opset=17, ir=8, functions=()):
+def saved(path, *parts, functions=(), **options):
     """An ONNX file of these parts, unchecked, as strangers' files are."""
-    graph = helper.make_graph(nodes, path.stem, inputs, outputs, list(weights))
-    opsets = [helper.make_opsetid("", opset)] + [helper.make_opsetid(f.domain, 1) for f in functions]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir, functions=list(functions))
-    onnx.save(model, str(path))
+    domains = [(each.domain, 1) for each in functions]
+    onnx.save(model_of(*parts, functions=functions, domains=domains, **options), str(path))
     return path
 
 

@@ -192,11 +192,11 @@ def test_more_than_two_gib_are_not_copied(network, monkeypatch):
     "limits, told",
     [
         ({"budget_ms": 0}, "--budget-ms 0: wanted is a number above 0"),
-        ({"budget_ms": float("nan")}, "--budget-ms nan"),
+        ({"budget_ms": float("inf")}, "--budget-ms inf"),
         ({"keep_accuracy": 1.5}, "--keep-accuracy 1.5: wanted is a share above 0 and at most 1"),
-        ({"keep_accuracy": True}, "--keep-accuracy True"),
+        ({"keep_accuracy": True}, "keep_accuracy=True; wanted a number such as 0.99"),
         ({"minutes": -1}, "--minutes -1"),
-        ({"minutes": "3"}, "--minutes '3'"),
+        ({"minutes": "3"}, "minutes='3'; wanted a number"),
     ],
 )
 def test_limits_that_make_no_sense(limits, told):

@@ -324,7 +324,7 @@ def test_damaged_copies_are_refused_and_the_engine_stays(graph):
 
 
 def test_an_unknown_damage_is_refused():
-    with pytest.raises(BadInput, match="damage='melted' is unknown; choose one of"):
+    with pytest.raises(BadInput, match="damage='melted' is not known; choose one of"):
         lab02.load_damaged(SimpleNamespace(), "melted")
 
 

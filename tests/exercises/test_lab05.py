@@ -93,7 +93,7 @@ def test_to_bf16():
         wrong=[
             (cut, "that cuts the lower half off, so 0.1 became smaller"),
             (half_up, r"ties: 1.0039\d+ became 1.0078125, and 1.0 is right. In a tie the even neighbor"),
-            (in_place, "the function changed the array that it was given"),
+            (in_place, "the function changed an array that it was given"),
             (lambda x: x.astype(np.float16).astype(np.float32), "the nearest number: "),
             (clipped, "the largest numbers: 3.4e\\+38 became"),
             (lambda x: x.astype(ml_dtypes.bfloat16), r"for float32 \(7,\) the function gave bfloat16"),

@@ -105,7 +105,7 @@ def test_to_nhwc():
         (lambda k, s: k.T, "only the two axes were swapped"), (lambda k, s: k, "Keras keeps the inputs on the first axis"),
         (turned((3, 2, 1, 0)), "order W, H, C"), (turned((2, 1, 3, 0)), "order H, C, W"), (turned((1, 3, 2, 0)), "answers otherwise"),
         (lambda k, s: by_index(k, s).T, "Keras keeps the inputs"), (lambda k, s: k.reshape(s[0], -1), "wanted is"),
-        (in_place, "changed the kernel"), (lambda k, s: by_index(k, s) * 0, "answers otherwise"), (lambda k, s: None, "wanted is an array"),
+        (in_place, "changed an array"), (lambda k, s: by_index(k, s) * 0, "answers otherwise"), (lambda k, s: None, "wanted is an array"),
         (lambda k, s: by_index(k, (1, 1, k.shape[1])), "only the two axes"), (np.zeros((4, 4)), "hand in the function"),
         (lambda k, s: k.reshape(-1, 16, 5, 5), "ValueError"),
     ], right=[by_index, by_torch], namespace={"np": np})  # fmt: skip

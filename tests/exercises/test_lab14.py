@@ -214,7 +214,7 @@ def test_top_p():
 
     assert_checker(lab14.top_p, wrong=[
         (one_short, "the one that crosses it stays"), (sorted_out, "the order of the input|likeliest ones are others"), (unscaled, "scale it to 1"),
-        (evened, "proportions"), (zeroed, "changed the array"), (from_the_front, "stay|likeliest"), (lambda c, p: c, "tokens stay|one token too many"),
+        (evened, "proportions"), (zeroed, "changed an array"), (from_the_front, "stay|likeliest"), (lambda c, p: c, "tokens stay|one token too many"),
         (lambda c, p: c[c > p], "keep the order"), (lambda c, p: np.where(c == c.max(), 1.0, 0.0), "stay"), (0.9, "hand in the function itself"),
         (not_a_number, "NaN"), (all_alike, "tokens stay"), (one_beyond, "one token too many"),
     ], right=[by_threshold, by_logits], namespace=NAMES)  # fmt: skip
@@ -289,7 +289,7 @@ def test_four_bits():
     assert_checker(lab14.four_bits, wrong=[
         (downward, "a step is negative"),
         (symmetric, "a value is off by"), (cut, "cut off instead of rounded"), (sixteen, "four bits end at 15"), (divides, "no number"),
-        (by_row, "a step of its own"), (in_place_of, "changed the array"), (lambda w: blocks(w)[0], "wanted are levels, step and least"),
+        (by_row, "a step of its own"), (in_place_of, "changed an array"), (lambda w: blocks(w)[0], "wanted are levels, step and least"),
         (lambda w: (blocks(w)[0].astype(np.int64), *blocks(w)[1:]), "wanted is uint8"), (lambda w: (blocks(w)[0].reshape(5, -1), *blocks(w)[1:]), "shapes"),
         (4, "hand in the function itself"),
     ], right=[blocks, by_searching], namespace=NAMES)  # fmt: skip

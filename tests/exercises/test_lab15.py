@@ -69,7 +69,7 @@ def test_nvfp4():
         (lab15_formats.powers, "which is MXFP4"), (lab15_formats.no_tensor_scale, "the tensor's scale is missing|off by"),
         (lambda x: lab15_formats.blocked(x, 32) if x.size % 32 == 0 else lab15_formats.as_nvfp4(x), "blocks of 32 came|one scale for"), (lambda x: x.copy(), "nothing was rounded"),
         (lambda x: x * np.nan, "NaN or infinity"), (lambda x: lab15_formats.as_nvfp4(x).ravel()[:-1], "has shape"), (lambda x: "x", "wanted are numbers"),
-        (lambda x: np.multiply(x, 2, out=x), "changed the array"), (lambda x: 2 * lab15_formats.as_nvfp4(x), "off by up to"), (3, "hand in the function itself"),
+        (lambda x: np.multiply(x, 2, out=x), "changed an array"), (lambda x: 2 * lab15_formats.as_nvfp4(x), "off by up to"), (3, "hand in the function itself"),
         (lambda x: lab15_formats.nearest(x.reshape(-1, 16) / lab15_formats.tops(x, 16) * 6, 1, 0, 6.0).reshape(x.shape), "off by|NaN"),
     ], right=[lab15_formats.as_nvfp4, by_library], namespace=NAMES)  # fmt: skip
 

@@ -104,6 +104,16 @@ def test_two_notebooks_at_once_lose_nothing(file):
     assert len(progress.load()["01_measuring"]) == 24
 
 
+def test_a_notebook_that_holds_the_file_for_long_loses_nothing_of_its_own(file, monkeypatch):
+    assert progress.record("01_measuring", "spot", "right") == ""
+    before = file.read_bytes()
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.1)
+    with files.locked(file):
+        said = progress.record("01_measuring", "spot", "wrong")
+    assert "your progress is not being saved" in said and "could not be acquired" in said
+    assert file.read_bytes() == before
+
+
 def test_progress_works_without_filelock(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "filelock", None)
     assert progress.record("01_measuring", "spot", "right") == "" and outcome_in(file) == "right"

@@ -73,11 +73,12 @@ def test_export_leaves_the_module_as_it_was(images):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"exporter": "fast"}, "'fast' is not an exporter; choose one of"),
-        ({"target": "9"}, "'9' is not a known parser"),
+        ({"exporter": "fast"}, "'fast' is not known; choose one of"),
+        ({"target": "9"}, "'9' is not known"),
         ({"target": "8.6", "exporter": "dynamo"}, "reads opset 17 and below.*use exporter='torchscript'"),
         ({"target": "8.6", "opset": 18}, "opset 18 was asked for, but 8.6 reads 17"),
-        ({"opset": "seventeen"}, "whole number from 9 to 25"),
+        ({"opset": "seventeen"}, "opset='seventeen'; wanted a whole number, or None"),
+        ({"opset": 8}, "whole number from 9 to 25"),
         ({"dynamic": {"pictures": {0: "n"}}}, r"dynamic names \['pictures'\], but the network has"),
     ],
 )
@@ -248,3 +249,21 @@ def test_a_network_of_any_number_of_inputs_is_exported(tmp_path):
         feed = {name: np.full((5, 3), place, np.float32) for place, name in enumerate(graph.inputs, 1)}
         with runtimes.OnnxRuntime(graph) as run:
             assert (next(iter(run(feed).values())) == 1 + 2 * (2 + 3)).all()
+
+
+@pytest.mark.parametrize("exporter", export.EXPORTERS)
+def test_attention_is_exported_by_its_formula(exporter, tmp_path):
+    """In evaluation mode PyTorch computes these by one operator of its own, which no exporter knows."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1).eval()
+    x, fast = torch.randn(2, 5, 16), torch.backends.mha.get_fastpath_enabled()
+    graph = export.to_onnx(encoder, x, exporter=exporter, path=tmp_path / "net.onnx")
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+    with runtimes.OnnxRuntime(graph) as run, torch.no_grad():
+        torch.testing.assert_close(run(x)["output"], encoder(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_failed_export_prints_nothing(tmp_path, capfd):
+    with pytest.raises(LabError, match="aten::bilinear"):
+        export.to_onnx(nn.Bilinear(3, 4, 5), (torch.zeros(1, 3), torch.zeros(1, 4)), path=tmp_path / "net.onnx")
+    assert capfd.readouterr() == ("", "")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from labsupport import comparing, runtimes
-from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.errors import BadInput, NotAvailable
 from labsupport.export import keras_models
 
 HERE = importlib.util.find_spec("keras") is not None
@@ -54,19 +54,30 @@ def test_a_model_and_its_graph_agree(keras):
 
 
 @needs_keras
+def test_a_model_of_two_inputs_and_a_free_axis_goes_whole(keras):
+    tokens, scale = keras.Input((None,), dtype="int32"), keras.Input((1,))
+    model = keras.Model([tokens, scale], keras.ops.cast(tokens, "float32") * scale)
+    feed = {"tokens": np.array([[1, 2, 3]], np.int32), "scale": np.array([[2.0]], np.float32)}
+    with runtimes.OnnxRuntime(keras_models.from_keras(model)) as run:
+        (answers,) = run(dict(zip(run.graph.inputs, feed.values()))).values()
+    assert answers.tolist() == [[2, 4, 6]]
+
+
+@needs_keras
 def test_a_layer_that_onnx_lacks_is_named(keras):
     layers = keras.layers
     model = keras.Sequential(
         [keras.Input((8, 8, 3)), layers.Conv2D(4, 3, name="fine"), layers.Lambda(lambda x: keras.ops.svd(x)[1], name="odd"),
          layers.Flatten(), layers.Dense(2)]
     )  # fmt: skip
-    with pytest.raises(LabError, match=r"ONNX lacks what layer 'odd' \(Lambda\) computes.*Write that layer with other"):
+    with pytest.raises(BadInput, match=r"ONNX lacks what layer 'odd' \(Lambda\) computes.*Write that layer with other"):
         keras_models.from_keras(model)
 
 
 @needs_keras
 def test_what_is_no_model_or_has_no_shape_is_refused(keras):
-    with pytest.raises(BadInput, match="a str came; wanted is a Keras model"):
-        keras_models.from_keras("model.h5")
+    for junk in (None, 3, "model.keras", [1]):
+        with pytest.raises(BadInput, match=f"a {type(junk).__name__} came; wanted is a Keras model"):
+            keras_models.from_keras(junk)
     with pytest.raises(BadInput, match="was never built"):
         keras_models.from_keras(keras.Sequential([keras.layers.Dense(2)]))

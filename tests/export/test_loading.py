@@ -11,19 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
+from onnx_files import model_of, value
 
 from labsupport import export
 from labsupport.errors import BadInput
 from labsupport.export import onnx_graph, surgery
-
-
-def value(name, shape, kind=T.FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def model_of(nodes, inputs, outputs, weights=(), *, opset=17, ir=8):
-    graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
 
 
 def beside(name, values, file):

@@ -84,7 +84,7 @@ def test_tensorrt_builds_a_transformer_rounded_on_both_sides(bench):
 
 def test_an_unknown_choice_is_refused_with_the_choices(bench):
     graph, known, _, _ = bench
-    with pytest.raises(BadInput, match="residual='all' is not one; choose one of"):
+    with pytest.raises(BadInput, match="residual='all' is not known; choose one of"):
         quantization.to_qdq(graph, known, residual="all")
 
 

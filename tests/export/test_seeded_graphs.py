@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto as T
 from onnx import helper, numpy_helper
+from onnx_files import off, saved, value
 
 from labsupport import export, precision, quantization
 from labsupport.export import surgery
@@ -88,16 +88,8 @@ class Drawing:
         self.nodes[-1].output[0] = "y"
 
     def saved(self, folder) -> export.OnnxGraph:
-        graph = helper.make_graph(
-            self.nodes,
-            "drawn",
-            [helper.make_tensor_value_info("x", T.FLOAT, ["n", 6, 5, 5])],
-            [helper.make_tensor_value_info("y", T.FLOAT, ["n", 4])],
-            self.weights,
-        )
-        return export.save(
-            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "drawn.onnx"
-        )
+        ends = [value("x", ["n", 6, 5, 5])], [value("y", ["n", 4])]
+        return saved(folder, self.nodes, *ends, self.weights, name="drawn")
 
 
 def plain(graph, feed) -> dict:
@@ -106,10 +98,6 @@ def plain(graph, feed) -> dict:
     options.graph_optimization_level, options.log_severity_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL, 4
     session = ort.InferenceSession(str(graph.path), options, providers=["CPUExecutionProvider"])
     return dict(zip([value.name for value in session.get_outputs()], session.run(None, feed)))
-
-
-def off(exact, other) -> float:
-    return float(np.linalg.norm(other - exact) / np.linalg.norm(exact))
 
 
 @pytest.mark.parametrize("part", range(6))

@@ -2,7 +2,8 @@
 
     python tests/faults/campaign.py [--minutes M] [--seed N] [--only WORD] [--say]
 
-It tests the `labsupport` that Python finds first, so PYTHONPATH chooses another version.
+It tests a copy of the `labsupport` that Python finds first, so PYTHONPATH chooses another version, and whatever a trial
+writes among the recordings or the notebooks is written there.
 """
 
 from __future__ import annotations
@@ -86,9 +87,23 @@ def main() -> int:
     parser.add_argument("--say", action="store_true", help="print every failure")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    scratch = tempfile.mkdtemp(prefix="labsupport-faults-")
-    os.environ |= {"LABSUPPORT_CACHE": scratch, "LABSUPPORT_KEYS": scratch, "TMPDIR": scratch}
-    tempfile.tempdir = scratch
+    with tempfile.TemporaryDirectory(prefix=f"labsupport-{os.getpid()}-", ignore_cleanup_errors=True) as scratch:
+        apart(Path(scratch))
+        return run(options)
+
+
+def apart(scratch: Path) -> None:
+    """This process and its children work with a copy of the workbook, and with a cache and a key of their own."""
+    import hostile
+
+    os.environ |= hostile.variables(scratch)
+    tempfile.tempdir = os.environ["TMPDIR"]
+    sys.path[:0] = [str(scratch)]
+    os.chdir(scratch)  # `python -c` looks there first
+
+
+def run(options: argparse.Namespace) -> int:
+    """The trials that were asked for, and their table."""
     until, rows, bad = time.monotonic() + 60 * options.minutes, [], False
     sys.stdout.write(f"seed {options.seed}\n")
     for kind, trials in kinds(options.seed, 1 if options.minutes < 5 else 2).items():

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import inspect
 import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -236,17 +238,34 @@ def child(seed: int, first: int, last: int) -> None:
         out.write(json.dumps({"number": number, "what": what, "end": end}) + "\n")
 
 
+def copied(folder: Path) -> Path:
+    """The workbook that Python finds, copied: what a call writes among the recordings or notebooks stays in here."""
+    found = importlib.util.find_spec("labsupport")
+    assert found is not None and found.origin is not None
+    for part in ("labsupport", "data", "notebooks"):
+        shutil.copytree(Path(found.origin).parents[1] / part, folder / part)
+    return folder
+
+
+def variables(folder: Path) -> dict[str, str]:
+    """The environment of a child that works on a copy of the workbook, with cache, key and progress beside it."""
+    own = {name: str(folder / "own") for name in ("LABSUPPORT_CACHE", "LABSUPPORT_KEYS", "TMPDIR")}
+    (folder / "own").mkdir()
+    paths = [str(copied(folder)), *filter(None, [os.environ.get("PYTHONPATH")])]
+    own |= {"LABSUPPORT_PROGRESS": str(folder / "own" / "p.json"), "PYTHONPATH": os.pathsep.join(paths)}
+    kept = {name: value for name, value in os.environ.items() if name != "LABSUPPORT_METRICS"}
+    return {**kept, **own, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+
+
 def campaign(seed: int, count: int) -> Iterator[tuple[str, str]]:
     """(call, how it ended) of ``count`` calls: "typed: …", "raw: …", "accepted: …", "hang" or "crash"."""
     number = 0
     while number < count:
-        with tempfile.TemporaryDirectory() as cache:
+        with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, __file__, "--child", str(seed), str(number), str(count)]
-            paths = {"LABSUPPORT_CACHE": cache, "LABSUPPORT_KEYS": cache, "LABSUPPORT_PROGRESS": f"{cache}/p.json"}
-            environment = {**os.environ, **paths, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
             process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE if number == 0 else subprocess.DEVNULL,
-                text=True, env=environment,
+                text=True, env=variables(Path(folder)),
             )  # fmt: skip
             begun = None
             for line in process.stdout or ():

@@ -26,6 +26,24 @@ class Poison:
         return os._exit, (3,)
 
 
+class Unpackable:
+    """A request that Ctrl-C meets while it is packed."""
+
+    shape = (1, 4)
+
+    def __reduce__(self):
+        raise KeyboardInterrupt
+
+
+class Unreadable:
+    """A request whose unpacking raises, as that of a class which only the notebook knows."""
+
+    shape = (1, 4)
+
+    def __reduce__(self):
+        return eval, ("1 / 0",)
+
+
 def doubling(folder: Path) -> Path:
     """A graph that adds its input, of any width, to itself."""
     import onnx
@@ -115,7 +133,7 @@ def closed(crew) -> None:
 
 
 def bad_requests(workers, count: int) -> Iterator[str]:
-    for bad in (Poison(), threading.Lock(), np.zeros((2, 2, 2), np.float32)):
+    for bad in (Poison(), threading.Lock(), np.zeros((2, 2, 2), np.float32), Unpackable(), Unreadable()):
         requests: list = numbers(count)
         requests[7] = bad
         crew = apart(workers, 2)

@@ -19,6 +19,14 @@ EXITS = "import os\nos._exit(3)"
 LOOPS = "while True:\n    pass"
 DEAF = "import time\nwhile True:\n    try:\n        time.sleep(1)\n    except KeyboardInterrupt:\n        pass"
 PRINTS = "while True:\n    print('x' * 1000)"
+SHOUTS = """import threading
+def shout():
+    while True:
+        print('x' * 1000)
+threading.Thread(target=shout, daemon=True).start()
+raise ValueError('y' * 10_000_000)"""
+DISPLAYS = "from IPython.display import HTML, display\nfor _ in range(100):\n    display(HTML('x' * 10_000_000))"
+INVALID = "from IPython.display import display\ndisplay({'image/png': 3}, raw=True)"
 SLEEPS = "import time\ntime.sleep(120)"
 MEMORY_KIB = 1_500_000
 
@@ -86,6 +94,8 @@ def run(source: str, *, wanted: str, limit_s: int = 30, within_s: float = 60) ->
         return f"run hangs beyond {within_s:.0f} s on: {source.splitlines()[-1].strip()}"
     if wanted not in said:
         return f"run on {source.splitlines()[-1].strip()!r} says {said[-300:]!r} in place of {wanted!r}"
+    if len(said) > 10_000:
+        return f"run prints {len(said):,} characters on: {source.splitlines()[-1].strip()}"
     return f"run held {peak >> 10} MiB" if peak > MEMORY_KIB else ""
 
 
@@ -134,11 +144,15 @@ def trials(scale: int = 1) -> Iterator[str]:
     """One line a trial: "" where it held."""
     yield run(LONG_LINE.format(count=200 if scale == 1 else 2000), wanted="ok", within_s=60)
     yield run(DIES, wanted="the kernel died", within_s=25)
+    yield run(SHOUTS, wanted="ValueError: yyy", within_s=60)
     yield stopped("run", signal.SIGINT, 130, after_s=1.5)
     yield nbval(DIES, wanted="the kernel died", within_s=25)
     yield nbval(LONG_LINE.format(count=100 if scale == 1 else 2000), wanted="3 passed", within_s=60)
     if scale > 1:
         yield run(LINES.format(count=300_000), wanted="ok")
+        yield run(DISPLAYS, wanted="ok")
+        yield run(INVALID, wanted="FAILED in cell [1]")
+        yield nbval(DISPLAYS, wanted="3 passed")
         yield run(EXITS, wanted="the kernel died", within_s=25)
         yield from (run(source, wanted="Timeout", limit_s=5, within_s=40) for source in (LOOPS, DEAF, PRINTS))
         yield stopped("record", signal.SIGINT, 130, after_s=1.5)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
 import sys
 from collections import Counter
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import campaign
 import disk_trials
@@ -15,9 +19,9 @@ import pytest
 import run_trials
 import security_trials
 
-from labsupport import files, guards
+from labsupport import files
 from labsupport.command_line import kernels, shadows
-from labsupport.errors import BadInput, LabError
+from labsupport.errors import LabError
 from labsupport.recordings import provenance
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -28,9 +32,27 @@ def held(ends) -> None:
     assert ends and not [end for end in ends if end]
 
 
-def test_hostile_calls_end_in_typed_errors():
+def of_ours() -> dict[Path, bytes]:
+    folders = (provenance.ROOT, provenance.ROOT.parents[1] / "notebooks")
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*.[ij]*") if path.is_file()}
+
+
+def test_hostile_calls_end_in_typed_errors_and_change_no_file_of_ours():
+    before = of_ours()
     counts = Counter(end.split(":")[0] for _, end in hostile.campaign(random.randrange(2**31), 40))
     assert counts.keys() <= {"typed", "accepted"} and counts["accepted"] <= 5, counts
+    assert before and of_ours() == before
+
+
+def test_what_a_call_of_the_campaign_stores_lies_in_its_copy(tmp_path):
+    before = of_ours()
+    code = "from labsupport import recordings as r; print(r.store('01_measuring', 'none', command='x', seconds=1))"
+    variables = hostile.variables(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "own", env=variables, capture_output=True, text=True, timeout=60
+    )
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path), done.stderr
+    assert of_ours() == before
 
 
 @pytest.fixture
@@ -74,6 +96,18 @@ def test_the_pool_keeps_every_answer_beside_a_request_that_kills(tmp_path):
     assert not pool_trials.right(error.value.served.answers[:30], requests[:30])
 
 
+@pytest.mark.parametrize(
+    "request_, why", [(pool_trials.Unpackable(), "cannot be sent: KeyboardInterrupt"),
+                      (pool_trials.Unreadable(), "cannot be unpacked there: ZeroDivisionError")]
+)  # fmt: skip
+def test_a_request_that_cannot_be_packed_or_unpacked_ends_no_worker(tmp_path, request_, why):
+    crew = pool_trials.apart([pool_trials.pool.Worker(name, pool_trials.doubling(tmp_path)) for name in "ab"], 2)
+    requests: list = [*pool_trials.numbers(9), request_]
+    with crew, pytest.raises(pool_trials.pool.Unanswered, match=f"request 9 cannot be answered, .*{why}") as error:
+        crew.serve(requests, stall_s=5)
+    assert error.value.served.died == () and not pool_trials.right(error.value.served.answers[:9], requests[:9])
+
+
 def test_a_worker_that_stands_still_is_ended(tmp_path):
     held([pool_trials.stopped([pool_trials.pool.Worker(name, pool_trials.doubling(tmp_path)) for name in "ab"])])
 
@@ -82,6 +116,10 @@ def test_a_worker_that_stands_still_is_ended(tmp_path):
 def test_run_sees_a_dead_kernel_and_an_interrupt():
     held([run_trials.run(run_trials.DIES, wanted="the kernel died", within_s=30)])
     held([run_trials.stopped("record", run_trials.signal.SIGINT, 130, after_s=1.5)])
+
+
+def test_run_says_in_a_line_what_a_cell_says_without_end():
+    held([run_trials.run(run_trials.SHOUTS, wanted="ValueError: yyy", within_s=60)])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals and processes of POSIX")
@@ -110,56 +148,35 @@ def test_a_flood_is_cut_with_a_word():
     assert len("".join(texts)) == kernels.MOST_TEXT + len(kernels.LEFT_OUT) and texts[-1] == kernels.LEFT_OUT
 
 
-def test_a_foreign_package_is_found_and_this_one_is_not(tmp_path, monkeypatch):
+def test_displays_and_errors_are_cut_with_a_word():
+    quota, big = kernels.Quota(), "y" * 6_000_000
+    shown = [{"msg_type": "display_data", "content": {"data": {"text/html": big}}} for _ in range(5)]
+    assert all(map(quota.admit, shown))
+    kept = [message["content"]["data"] for message in shown]
+    assert kept[2] == {"text/html": big} and kept[3] == kept[4] == {"text/plain": kernels.left_out(20_000_000)}
+    error = {"msg_type": "error", "content": {"ename": "E", "evalue": big, "traceback": [big, big]}}
+    assert kernels.Quota().admit(error)
+    cut = "y" * kernels.MOST_ERROR + kernels.left_out(kernels.MOST_ERROR)
+    assert error["content"] == {"ename": "E", "evalue": cut, "traceback": cut.split("\n")}
+    small = {"msg_type": "error", "content": {"ename": "E", "evalue": "a\nb", "traceback": ["a", "b"]}}
+    assert kernels.Quota().admit(small) and small["content"]["traceback"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "name", ["labsupport.py", "labsupport/__init__.py", "labsupport.pyc", "kept/labsupport.py", "labsupport.abi3.so"]
+)
+def test_a_foreign_package_is_found_and_this_one_is_not(tmp_path, monkeypatch, name):
+    if name.endswith(".so") and ".abi3.so" not in EXTENSION_SUFFIXES:
+        pytest.skip("native modules have another name here")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "work" / "labsupport").mkdir(parents=True)  # a folder alone is no package
+    os.symlink(shadows.PACKAGE, tmp_path / "labsupport")  # this package, from elsewhere
     assert shadows.foreign(tmp_path) == []
-    (tmp_path / "notebooks" / "labsupport").mkdir(parents=True)
-    (tmp_path / "notebooks" / "labsupport" / "__init__.py").touch()
-    with pytest.raises(LabError, match="labsupport is not the workbook's"):
+    path = tmp_path / "work" / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    with pytest.raises(LabError, match="labsupport[.a-z0-9]* is not the workbook's"):
         shadows.refuse(tmp_path)
-
-
-def whole(count: int, *, title: str = "") -> str:
-    """Repeat a word."""
-    return title * [0, 1, 2][count]
-
-
-def test_a_guard_names_what_came_and_what_is_wanted():
-    guarded = guards.guarded(whole)
-    assert guarded(2, title="ab") == "abab" and guarded.__doc__ == "Repeat a word."
-    for call, message in (
-        (lambda: guarded("2"), "count='2' is of the kind str; wanted is a whole number"),
-        (lambda: guarded(1, title=3), "title=3 is of the kind int; wanted is text"),
-        (lambda: guarded(1, name="a"), "unexpected keyword argument 'name'"),
-        (lambda: guarded(count=hostile.Raising()), "count=a Raising is of the kind Raising"),
-    ):
-        with pytest.raises(BadInput, match=message) as error:
-            call()
-        assert str(error.value.__cause__ or "x")
-
-
-def test_a_fault_of_ours_asks_for_a_report():
-    with pytest.raises(LabError, match=r"\(7, title='a'\): unexpected IndexError inside .*please report it") as error:
-        guards.guarded(whole)(7, title="a")
-    assert not isinstance(error.value, BadInput) and isinstance(error.value.__cause__, IndexError)
-
-
-class Faulty:
-    def name(self):
-        return {}["a slip of the learner's"]
-
-
-def test_what_a_learner_s_object_raises_is_his():
-    with pytest.raises(KeyError, match="slip"):
-        guards.guarded(lambda thing: thing.name())(Faulty())
-
-
-def test_what_a_learner_s_function_raises_is_his():
-    def mine(*args):
-        return 1 / 0
-
-    with pytest.raises(ZeroDivisionError):
-        guards.guarded(lambda function: function())(mine)
 
 
 def test_the_campaign_prints_a_table():

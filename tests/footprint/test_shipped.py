@@ -51,5 +51,5 @@ def test_int8_holds_a_quarter_of_the_activations_and_no_pair_of_its_own(graph, t
 
 
 def test_an_unknown_type_is_refused(graph):
-    with pytest.raises(BadInput, match="precision='fp3' is not a type to count in"):
+    with pytest.raises(BadInput, match="precision='fp3' is not known"):
         shipped.shipped(graph, "fp3")

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from footprint_graphs import MIB_FLOATS, graph_of
 from onnx import TensorProto, helper
+from onnx_files import saved, value
 
 from labsupport import export, footprint
 from labsupport.errors import BadInput
@@ -115,7 +116,7 @@ def test_a_fused_graph_takes_its_sizes_from_the_graph_before(diamond, tmp_path):
     [
         (
             {"precision": "fp12"},
-            r"precision='fp12' is not a type to count in; choose one of \['fp32', 'fp16', 'bf16', 'int8'\]",
+            r"precision='fp12' is not known; choose one of \['fp32', 'fp16', 'bf16', 'int8'\]",
         ),
         ({"batch": 0}, "batch=0; wanted a whole number of at least 1"),
         ({"batch": True}, "batch=True"),
@@ -128,18 +129,10 @@ def test_lifetimes_refuse_impossible_requests(diamond, options, sentence):
 
 
 def test_a_graph_that_only_the_run_can_size_is_refused(tmp_path):
-    model = helper.make_model(
-        helper.make_graph(
-            [helper.make_node("NonZero", ["x"], ["where"]), helper.make_node("Neg", ["where"], ["y"])],
-            "free",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
-            [helper.make_tensor_value_info("y", TensorProto.INT64, [None, None])],
-        ),
-        opset_imports=[helper.make_opsetid("", 17)],
-        ir_version=8,
-    )
+    nodes = [helper.make_node("NonZero", ["x"], ["where"]), helper.make_node("Neg", ["where"], ["y"])]
+    graph = saved(tmp_path, nodes, [value("x", ["batch", 4])], [value("y", [None, None], TensorProto.INT64)])
     with pytest.raises(BadInput, match=r"size of 'where', written by NonZero.*dynamic=False"):
-        footprint.lifetimes(export.save(model, tmp_path / "free.onnx"))
+        footprint.lifetimes(graph)
 
 
 def test_a_schedule_by_hand_counts_as_a_graph_does():
@@ -332,11 +325,8 @@ def test_every_type_counts_its_own_bytes(tmp_path):
 def test_what_is_cast_has_the_size_of_its_type(tmp_path, kind, mib):
     """1 Mi values; floating-point ones count as the precision asked for, FP64 too."""
     nodes = [helper.make_node("Cast", ["x"], ["a"], to=kind), helper.make_node("Cast", ["a"], ["y"], to=1)]
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2**20]) for name in ("x", "y")]
-    model = helper.make_model(
-        helper.make_graph(nodes, "g", value[:1], value[1:]), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
-    )
-    graph = export.save(model, tmp_path / "cast.onnx")
+    ends = [[value(name, [1, 2**20])] for name in "xy"]
+    graph = saved(tmp_path, nodes, *ends, opset=21, ir=10)
     assert footprint.lifetimes(graph).tensors[0].mib == mib
 
 
@@ -345,10 +335,16 @@ def test_sequences_and_text_have_no_size(tmp_path):
         helper.make_node("SplitToSequence", ["x"], ["s"], "parts"),
         helper.make_node("SequenceLength", ["s"], ["y"]),
     ]
-    value = [helper.make_tensor_value_info("x", 1, [4, 2]), helper.make_tensor_value_info("y", 7, [])]
-    model = helper.make_model(
-        helper.make_graph(nodes, "g", value[:1], value[1:]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
-    )
-    graph = export.save(model, tmp_path / "sequence.onnx")
+    graph = saved(tmp_path, nodes, [value("x", [4, 2])], [value("y", [], TensorProto.INT64)])
     with pytest.raises(BadInput, match="size of 's', written by parts, does not follow .*text, a sequence or a map"):
         footprint.lifetimes(graph)
+
+
+@pytest.mark.parametrize("values, size", [(4, 2), (5, 3), (1, 1)])
+def test_half_a_byte_takes_a_whole_one(tmp_path, values, size):
+    nodes = [helper.make_node("Cast", ["x"], ["a"], to=TensorProto.INT4), helper.make_node("Cast", ["a"], ["y"], to=1)]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, values]) for name in ("x", "y")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
+    assert footprint.lifetimes(export.save(model, tmp_path / "odd.onnx")).total_mib * 2**20 == size

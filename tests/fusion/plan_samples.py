@@ -28,22 +28,16 @@ def records_of(name):
 
 def onnx_file(path, nodes, inputs, outputs, weights=(), *, opset=17, functions=()):
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper
+    from onnx_files import model_of, value
 
-    value = lambda name, shape, kind=TensorProto.FLOAT: helper.make_tensor_value_info(name, kind, shape)  # noqa: E731
-    graph = helper.make_graph(
-        [helper.make_node(op, reads, writes, name=name, **attributes) for name, op, reads, writes, attributes in nodes],
-        "block",
-        [value(*i) for i in inputs],
-        [value(*o) for o in outputs],
-        [numpy_helper.from_array(array, name) for name, array in dict(weights).items()],
+    made = [helper.make_node(op, reads, writes, name=name, **given) for name, op, reads, writes, given in nodes]
+    domains, ends = (
+        [(each.domain, 1) for each in functions],
+        ([value(*each) for each in side] for side in (inputs, outputs)),
     )
-    model = helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", opset), *(helper.make_opsetid(f.domain, 1) for f in functions)],
-        functions=list(functions),
-        ir_version=8 if opset < 18 else 10,
-    )
+    options = {"opset": opset, "ir": 8 if opset < 18 else 10, "domains": domains, "functions": functions}
+    model = model_of(made, *ends, dict(weights), **options)
     onnx.save(model, str(path))
     return export.load(path)
 

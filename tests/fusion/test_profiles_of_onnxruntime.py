@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from onnx_files import value
 from plan_samples import onnx_file
 
 from labsupport import benchmarking, export, fusion, runtimes
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, LabError
 from labsupport.fusion import layer_times
 
 draw = np.random.default_rng(3)
-
-
-def value(name, shape, kind=TensorProto.FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +91,41 @@ def test_branches_of_nodes_without_names_can_be_timed(tmp_path):
     run = runtimes.OnnxRuntime(export.load(tmp_path / "c.onnx"))
     feed = {"x": np.ones((32, 32), np.float32), "c": np.array(True)}
     assert list(fusion.profile(run, feed, runs=2, warmup=1)) == ["if"]
+
+
+def test_data_that_the_network_does_not_take_are_told_as_by_the_runtime(tmp_path):
+    nodes = [("join", "MatMul", ["x", "z"], ["y"], {})]
+    graph = onnx_file(tmp_path / "j.onnx", nodes, [("x", [2, "k"]), ("z", ["k", 3])], [("y", [2, 3])])
+    run = runtimes.OnnxRuntime(graph)
+    with pytest.raises(
+        LabError, match="ort/all: ONNX Runtime could not run j.onnx: .*compare the feed with run.inputs"
+    ):
+        fusion.profile(run, {"x": np.ones((2, 4), np.float32), "z": np.ones((5, 3), np.float32)})
+
+
+def test_a_branch_in_which_the_runtime_blocks_channels_is_timed(tmp_path):
+    """The runtime calls blocked tensors alike in a branch and around it, and does not load such a graph again."""
+    shape = [1, 16, 6, 6]
+    inner = [helper.make_node("Conv", ["h", "v"], ["b"], "inner", pads=[1] * 4), helper.make_node("Relu", ["b"], ["c"])]
+    bodies = {
+        "then_branch": helper.make_graph(inner, "then", [], [value("c", shape)]),
+        "else_branch": helper.make_graph([helper.make_node("Neg", ["h"], ["n"])], "else", [], [value("n", shape)]),
+    }
+    pads = {"pads": [1] * 4}
+    nodes = [
+        ("before", "Conv", ["x", "w"], ["h"], pads),
+        ("if", "If", ["yes"], ["i"], bodies),
+        ("after", "Conv", ["i", "v"], ["y"], pads),
+    ]
+    weights = {k: draw.standard_normal((16, 16, 3, 3)).astype(np.float32) / 12 for k in "wv"}
+    ends = [("x", shape), ("yes", [], TensorProto.BOOL)]
+    graph = onnx_file(tmp_path / "b.onnx", nodes, ends, [("y", shape)], weights)
+    run = runtimes.OnnxRuntime(graph, optimization="all")
+    feed = {"x": draw.standard_normal(shape).astype(np.float32), "yes": np.array(True)}
+    plan = fusion.xray(run, profile=fusion.profile(run, feed, runs=3, warmup=1))
+    assert sum(kernel.share for kernel in plan.kernels) == pytest.approx(1) and plan.accounts().complete
+    exact = run(feed)["y"]
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(run.executed.path), options, providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(session.run(None, feed)[0], exact)  # other names, the same network

@@ -52,7 +52,7 @@ def test_matmuls_and_networks(tmp_path):
 
 
 def test_work_refuses_what_it_cannot_count(tmp_path):
-    with pytest.raises(BadInput, match=r"precision='fp3' is not a type to count in; choose one of \['fp32'"):
+    with pytest.raises(BadInput, match=r"precision='fp3' is not known; choose one of \['fp32'"):
         counted(blocks.ConvBlock(), tmp_path, precision="fp3")
 
     with pytest.raises(BadInput, match="cannot tell the shape of 'y' at odd"):
@@ -86,8 +86,8 @@ def test_measuring_leaves_tf32_as_it_was():
 
 
 def test_an_unknown_device_is_refused():
-    with pytest.raises(BadInput, match=r"device='tpu' has no ceilings to measure; choose one of \['cpu', 'cuda'\]"):
-        roofline.measure("tpu")
+    with pytest.raises(BadInput, match=r"device='cuda:7' has no ceilings to measure; choose one of \['cpu', 'cuda'\]"):
+        roofline.measure("cuda:7")
 
 
 def test_work_reads_aloud(tmp_path):

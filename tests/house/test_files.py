@@ -74,7 +74,7 @@ def test_permissions_are_those_asked_for_then_those_of_the_file_replaced(tmp_pat
 
 def left(folder, name: str, age_s: float):
     path = folder / name
-    path.mkdir() if not name.endswith(".part") else path.write_bytes(b"half")
+    path.mkdir(0o700) if not name.endswith(".part") else path.write_bytes(b"half")
     (path / "inside").write_bytes(b"x") if path.is_dir() else None
     os.utime(path, (0, files.time.time() - age_s))
     return path
@@ -90,37 +90,54 @@ def gone() -> int:
 def test_what_a_killed_process_left_is_swept_by_age_and_owner(tmp_path):
     dead, here = gone(), os.getpid()
     swept = [
-        left(tmp_path, f"labsupport-{dead}-abcdef", 700),
-        left(tmp_path, f".export-{dead}-abcdef", 700),
-        left(tmp_path, f".03_fusion.ipynb.{dead}-abc_12.part", 700),
-        left(tmp_path, "labsupport-of_an_older_version", 90_000),
+        left(tmp_path, f"labsupport-{dead}-abcdefgh", 700),
+        left(tmp_path, f".export-{dead}-abcdefgh", 700),
+        left(tmp_path, f".fetching-{dead}-abcdefgh", 700),
+        left(tmp_path, f".03_fusion.ipynb.{dead}-abc_1234.part", 700),
     ]
     kept = [
-        left(tmp_path, f"labsupport-{dead}-young", 60),
-        left(tmp_path, f"labsupport-{here}-alive", 7200),
-        left(tmp_path, "labsupport-of_unknown_process", 7200),
-        left(tmp_path, "somebody-elses-labsupport-1-x", 1e6),
-        left(tmp_path, "notes.part", 1e6),
+        left(tmp_path, f"labsupport-{dead}-young_12", 60),
+        left(tmp_path, f"labsupport-{here}-alive_12", 1e6),  # a kernel that has been open for days
+        left(tmp_path, "somebody-elses-labsupport-1-abcdefgh", 1e6),
+        left(tmp_path, "labsupport-main", 1e6),  # what unpacking the workbook's archive makes
+        left(tmp_path, ".notes.part", 1e6),
+        left(tmp_path, f"labsupport-{dead}-solution", 1e6),
     ]
+    kept[-1].chmod(0o755)
     assert sorted(files.sweep(tmp_path)) == sorted(swept)
     assert all(path.exists() for path in kept) and not any(path.exists() for path in swept)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
 def test_what_belongs_to_somebody_else_stays(tmp_path):
-    path = left(tmp_path, f"labsupport-{gone()}-abcdef", 700)
+    path = left(tmp_path, f"labsupport-{gone()}-abcdefgh", 700)
     os.chown(path, 12345, 12345)
     assert files.sweep(tmp_path) == [] and path.exists()
 
 
 def test_scratch_folders_and_half_files_are_swept_where_the_next_one_is_made(tmp_path):
     dead = gone()
-    half, folder = left(tmp_path, f".a.json.{dead}-xyz.part", 700), left(tmp_path, f"labsupport-{dead}-xyz", 700)
+    half, folder = (
+        left(tmp_path, f".a.json.{dead}-abcdefgh.part", 700),
+        left(tmp_path, f"labsupport-{dead}-abcdefgh", 700),
+    )
     files.replace(tmp_path / "b.json", b"{}")
     assert not half.exists() and not folder.exists()
     with files.scratch(inside=tmp_path) as mine:
         assert str(os.getpid()) in mine.name
     assert names(tmp_path) == ["b.json"]
+
+
+def test_a_seal_is_of_what_will_be_read():
+    content = files.sealed({"counts": {10: 1, 9: 2}, "place": (1, 2)})
+    assert files.whole(json.loads(json.dumps(content)))
+
+
+def test_what_is_too_deep_to_be_checked_is_not_whole():
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert not files.whole({"a": deep, files.SEAL: "0"})
 
 
 def test_a_seal_notices_every_change_of_one_bit():

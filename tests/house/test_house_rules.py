@@ -67,6 +67,7 @@ TORCH_ROOMS = {
     "pruning",
 }  # their work is PyTorch's; importing it at the top is honest
 TORCH_PARTS = {
+    "quantization.folded_networks",
     "quantization.qat",
     "fusion.blocks",
     "precision.raw_pixels",

@@ -95,5 +95,5 @@ def test_sizes_of_a_cache():
 def test_seeds_are_reproducible():
     one, two = (networks.seeded(networks.Decoder(SHAPE), seed=4) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
-    with pytest.raises(BadInput, match="network=Shape.* is of the kind Shape; wanted is a torch.nn.Module"):
+    with pytest.raises(BadInput, match="network=Shape.* is of the kind Shape; wanted a torch.nn.Module"):
         networks.seeded(SHAPE)

@@ -187,7 +187,7 @@ def test_texts_that_are_none():
     for text, said in (
         ("", "the prompt is empty"),
         ("  \n", "the prompt is empty"),
-        (3, "a text is wanted, and a int came"),
+        (3, "(text|question)=3; wanted text"),
     ):
         with pytest.raises(BadInput, match=said):
             words.encode(text)

@@ -62,6 +62,36 @@ def test_a_program_that_never_ends_is_stopped(code):
     assert time.monotonic() - started < 50
 
 
+FAKE_TENSORRT = """
+import os
+def build(*said):
+    for line in said:
+        os.write(2, f"[12/01/2026-02:50:08] [TRT] {line}\\n".encode())  # as the library does, past Python's streams
+"""
+FIRST, LAST = "[E] 3: [builder.cpp::check::41] the cause", "[E] 4: [network.cpp::validate::3062] no format fits"
+
+
+@pytest.mark.parametrize("said, end, told", [
+    ([FIRST, LAST], "assert plan is not None", "AssertionError: 4: [network.cpp::validate::3062] no format fits"),
+    ([LAST, FIRST, "[W] slow"], "assert plan is not None", "AssertionError: 3: [builder.cpp::check::41] the cause"),
+    (["[F] out of memory", "[I] done"], "raise ValueError", "ValueError: out of memory"),
+    (["[E] " + "x" * 999], "assert plan is not None", "AssertionError: " + "x" * 400),
+    ([LAST], "assert plan is not None, 'no plan'", "AssertionError: no plan"),
+    (["[W] slow"], "assert plan is not None", "AssertionError: "),
+])  # fmt: skip
+def test_a_bare_assert_says_the_builders_last_error(tmp_path, monkeypatch, said, end, told):
+    (tmp_path / "fake_tensorrt.py").write_text(FAKE_TENSORRT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    program = f"import tensorrt as trt\nplan = trt.build(*{said!r})\n{end}"
+    outcome = sandbox.python(program, modules={"tensorrt": "fake_tensorrt"})
+    assert (outcome.kind, repr(outcome)) == ("raised", f"line 3: {told}")
+    assert said[0] in outcome.printed
+
+
+def test_a_program_that_runs_says_no_error_of_the_builder():
+    assert sandbox.python("import os; os.write(2, b'[TRT] [E] 2: tried another kernel\\n')").message == ""
+
+
 def test_files_of_its_own_are_told_and_removed():
     outcome = sandbox.python(
         "import os\nos.mkdir('a')\nopen('a/b.txt', 'w').write('x')\nopen('c', 'wb').close()\nos.rename('c', 'd')"
@@ -140,8 +170,8 @@ def test_a_stand_in_has_every_name_but_the_ones_it_lacks():
 
 
 @pytest.mark.parametrize("arguments, said", [
-    ({"code": 3}, "the program is a int"), ({"code": None}, "wanted is its text"), ({"code": "x", "seconds": 0}, "a limit above 0"),
-    ({"code": "x", "seconds": True}, "a limit above 0"), ({"code": "x", "seconds": "5"}, "a limit above 0"), ({"code": "x", "seconds": 1e9}, "at most 600"),
+    ({"code": 3}, "code=3; wanted text"), ({"code": None}, "code=None; wanted text"), ({"code": "x", "seconds": 0}, "a limit above 0"),
+    ({"code": "x", "seconds": True}, "seconds=True; wanted a number such as"), ({"code": "x", "seconds": "5"}, "seconds='5'; wanted a number such as"), ({"code": "x", "seconds": 1e9}, "at most 600"),
 ])  # fmt: skip
 def test_bad_requests_are_refused(arguments, said):
     with pytest.raises(BadInput, match=said):

@@ -181,7 +181,7 @@ def test_settle_keeps_a_network_without_batch_norm_as_it_is():
     [
         (lambda: models.resnet18(0), "classes=0; wanted a whole number of at least 1"),
         (lambda: models.resnet18(width=8.5), "width=8.5; wanted a whole number"),
-        (lambda: models.resnet50(seed="a"), "seed='a'; wanted a whole number of at least 0"),
+        (lambda: models.resnet50(seed="a"), "seed='a'; wanted a whole number"),
         (lambda: models.article_cnn(size=3), "size=3; wanted a whole number of at least 4"),
         (lambda: models.mobilenet_v2(width=0), "width=0; for MobileNetV2 it is a factor"),
         (lambda: models.encoder(2, 32, 5), "hidden=32 cannot be shared evenly by heads=5"),

@@ -145,7 +145,7 @@ def test_what_litert_refuses(tflite, tmp_path, images):
         phone.LiteRt(tmp_path / "broken.tflite")
     with pytest.raises(BadInput, match="threads=0"):
         phone.LiteRt(tflite, threads=0)
-    with pytest.raises(BadInput, match="recipe='int4'; choose one of"):
+    with pytest.raises(BadInput, match="recipe='int4' is not known; choose one of"):
         phone.quantize_litert(tflite, recipe="int4")
     with pytest.raises(BadInput, match="needs calibration"):
         phone.quantize_litert(tflite, recipe="static_wi8_ai8")

@@ -6,31 +6,16 @@ import numpy as np
 import pytest
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
+from onnx_files import run, saved, value
 
-from labsupport import export, runtimes
 from labsupport.errors import BadInput
 from labsupport.placement import cuts
 
 RNG = np.random.default_rng(7)
 
 
-def value(name, shape, kind=T.FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
 def weight(name, *shape):
     return numpy_helper.from_array(RNG.standard_normal(shape).astype(np.float32), name)
-
-
-def saved(folder, nodes, inputs, outputs, weights=(), *, opset=17, ir=8):
-    graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
-    return export.save(model, folder / "net.onnx")
-
-
-def run(graph, feed):
-    with runtimes.OnnxRuntime(graph, optimization="off") as session:
-        return session(feed)
 
 
 def joined(graph, feed):

@@ -254,7 +254,13 @@ def test_a_worker_that_dies_while_it_is_timed_is_named():
         except StopIteration:
             raise EOFError from None
 
-    member = pool._Member("a", None, SimpleNamespace(poll=lambda seconds: True, recv=recv, send=lambda message: None))
+    member = pool._Member(
+        "a",
+        None,
+        SimpleNamespace(
+            poll=lambda seconds: True, recv=recv, send=lambda message: None, send_bytes=lambda packed: None
+        ),
+    )
     with pytest.raises(LabError, match="worker 'a' could not start: its process ended before it answered"):
         object.__new__(pool.Pool)._greet(member, None)
 
@@ -284,3 +290,22 @@ def test_an_interrupt_of_the_notebook_leaves_the_workers_alive(doubling):
         os.kill(crew._members[0].process.pid, signal.SIGINT)  # JupyterLab signals the whole process group
         time.sleep(0.2)
         assert crew.serve(numbers(5)).lost == 0 and crew.alive == ("a",)
+
+
+def test_a_request_that_waited_behind_another_took_what_was_left_of_the_time(monkeypatch):
+    """Two were sent at once: the second one's time begins with the answer to the first."""
+    now = SimpleNamespace(s=10.0)
+    monkeypatch.setattr(pool.time, "perf_counter", lambda: now.s)
+    member = SimpleNamespace(name="a", count=0, times=[], service_ms=20.0, last_answer=0.0, begin=lambda: None)
+    member.sent = {1: (0, 10.0), 2: (1, 10.0)}
+    service = pool._Service(SimpleNamespace(_members=[member]), ["x", "y"], None, None, [], 5.0)
+    service.begin = 9.5
+    now.s = 10.030
+    service._note(member, 1, "one", "")
+    now.s = 10.070
+    service._note(member, 2, "two", "")
+    assert member.times == [pytest.approx(30), pytest.approx(40)]
+    assert service.latencies.tolist() == [pytest.approx(530), pytest.approx(570)]
+    assert member.service_ms == pytest.approx(20 + 0.1 * 10 + 0.1 * (40 - 21)) and service.answers == ["one", "two"]
+    service._note(member, 2, "again", "")  # a ticket of a former call
+    assert member.count == 2 and service.answers[1] == "two"

@@ -103,7 +103,7 @@ def test_a_compiler_below_cuda_home_is_found(no_compiler, monkeypatch, tmp_path)
 
 
 @pytest.mark.skipif(environment.has("gpu"), reason="there is a GPU")
-@pytest.mark.parametrize("make", [plugins.CudaKernel, plugins.triton_kernel, lambda: plugins.OnDevice("f", None)])
+@pytest.mark.parametrize("make", [plugins.CudaKernel, plugins.triton_kernel, lambda: plugins.OnDevice("f", print)])
 def test_without_a_gpu_each_says_so(make):
     with pytest.raises(NotAvailable, match="no GPU can be used here"):
         make()

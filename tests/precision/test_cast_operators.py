@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx
+import onnx_files
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto as T
-from onnx import helper, numpy_helper
+from onnx import helper
+from onnx_files import value
 
-from labsupport import build, environment, export, precision
+from labsupport import build, environment, precision
 from labsupport.errors import BadInput
 from labsupport.precision import layerwise
 
@@ -20,20 +23,9 @@ def node(op, reads, writes, name, **attributes):
     return helper.make_node(op, reads, writes, name, **attributes)
 
 
-def value(name, shape, kind=T.FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
 def saved(folder, nodes, weights=(), *, opset=17, shape=(2, 4), outputs=None, kind=T.FLOAT):
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [value("x", [2, 4], kind)],
-        outputs or [value("y", list(shape), kind)],
-        [numpy_helper.from_array(np.asarray(w), name) for name, w in dict(weights).items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    return export.save(model, folder / "net.onnx")
+    outputs = outputs or [value("y", list(shape), kind)]
+    return onnx_files.saved(folder, nodes, [value("x", [2, 4], kind)], outputs, dict(weights), opset=opset)
 
 
 def plain(graph, x=X):
@@ -273,3 +265,44 @@ def test_a_tensor_without_a_type_is_named(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), str(tmp_path / "net.onnx"))
     with pytest.raises(BadInput, match="ONNX cannot tell the type of 'n'"):
         precision.cast(tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("kind, narrow", [(T.FLOAT16, np.float16), (T.BFLOAT16, ml_dtypes.bfloat16)])
+def test_a_result_that_names_its_type_is_rounded_to_it(kind, narrow, tmp_path):
+    """DequantizeLinear of opset 23 says in an attribute what it writes; a processor has a kernel for FP32."""
+    nodes = [
+        node("QuantizeLinear", ["x", "s", "z"], ["q"], "code"),
+        node("DequantizeLinear", ["q", "s", "z"], ["h"], "decode", output_dtype=kind),
+        node("Cast", ["h"], ["y"], "widen", to=T.FLOAT),
+    ]
+    step = np.float32(0.01003)
+    graph = saved(tmp_path, nodes, {"s": step, "z": np.int8(0)}, opset=23)
+    made = precision.rounded(graph)
+    exact = np.clip(np.rint(X / step), -128, 127) * step
+    answer = plain(made)[0]
+    np.testing.assert_array_equal(answer, exact.astype(narrow).astype(np.float32))
+    assert (answer != exact).any()  # FP32 would not have rounded
+    told = [a.i for each in made.model().graph.node for a in each.attribute if a.name == "output_dtype"]
+    assert told == [T.FLOAT]
+
+
+def test_autocast_keeps_the_node_that_is_named_and_none_whose_name_begins_alike(tmp_path):
+    pytest.importorskip("modelopt")
+    nodes = [node("MatMul", ["x", "w"], ["h"], "layer1"), node("MatMul", ["h", "w"], ["y"], "layer10")]
+    graph = saved(tmp_path, nodes, {"w": np.eye(4, dtype=np.float32) + 0.5})
+    made = precision.autocast(graph, X, keep_wide=["layer1"])
+    assert {name: kind for name, kind in precision.node_types(made).items() if name.startswith("layer")} == {
+        "layer1": "fp32",
+        "layer10": "fp16",
+    }
+
+
+def test_weights_kept_narrow_and_widened_by_a_cast_are_cast(tmp_path):
+    nodes = [node("Cast", ["n"], ["w"], "widen", to=T.FLOAT), node("MatMul", ["x", "w"], ["y"], "layer")]
+    weight = np.random.default_rng(2).standard_normal((4, 4)).astype(np.float16)
+    graph = saved(tmp_path, nodes, {"n": weight}, shape=(2, 4))
+    for to in ("fp16", "bf16"):
+        made = precision.cast(graph, to)
+        assert precision.node_types(made)["layer"] == to
+        error = plain(precision.rounded(made))[0] - X @ weight.astype(np.float32)
+        assert np.abs(error).max() < (0.01 if to == "fp16" else 0.1)

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from onnx_files import saved, value
 from torch import nn
 
 from labsupport import build, comparing, environment, export, models, precision, quantization, runtimes
@@ -185,15 +186,7 @@ def test_casts_and_filled_tensors_are_retyped(tmp_path):
         ),
         helper.make_node("Add", ["numbers", "ones"], ["y"], name="add"),
     ]
-    body = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("ids", TensorProto.INT64, [3])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3])],
-    )
-    graph = export.save(
-        helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "g.onnx"
-    )
+    graph = saved(tmp_path, nodes, [value("ids", [3], TensorProto.INT64)], [value("y", [3])])
     low = precision.cast(graph)
     assert precision.types(low) == {"fp16": 2}
     for variant in (low, precision.rounded(low)):
@@ -211,11 +204,7 @@ def test_constants_of_every_spelling_are_retyped(tmp_path):
         helper.make_node("Add", ["a", "two"], ["b"]),
         helper.make_node("Add", ["b", "zeros"], ["y"]),
     ]
-    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [2])] for name in "xy"]
-    model = helper.make_model(
-        helper.make_graph(nodes, "g", *ends), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
-    )
-    graph = export.save(model, tmp_path / "constants.onnx")
+    graph = saved(tmp_path, nodes, [value("x", [2])], [value("y", [2])])
     for to in ("fp16", "bf16"):
         low = precision.cast(graph, to)
         assert set(precision.types(low)) == {to}
@@ -235,17 +224,9 @@ def test_cast_changes_no_graph_that_it_was_given(small, tmp_path):
     assert graph.sha256 == before and low.path == tmp_path / "low.onnx"
 
 
-def model_of(tmp_path, *, opset=17, node=None, name="bad.onnx"):
+def model_of(tmp_path, *, opset=17, node=None, name="bad"):
     node = node or helper.make_node("Relu", ["x"], ["y"])
-    body = helper.make_graph(
-        [node],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])],
-    )
-    return export.save(
-        helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), tmp_path / name
-    )
+    return saved(tmp_path, [node], [value("x", [2])], [value("y", [2])], opset=opset, name=name)
 
 
 def branch():
@@ -267,13 +248,13 @@ def branch():
         (lambda g, t: precision.cast(precision.cast(g, "bf16")), "is bf16 already"),
         (
             lambda g, t: precision.cast(g, "fp8"),
-            r"to='fp8' is not a precision a graph can be cast to; choose one of \['fp16', 'bf16'\]",
+            r"to='fp8' is not known; choose one of \['fp16', 'bf16'\]",
         ),
         (
             lambda g, t: precision.cast(g, keep_wide=["/conv/Cnv"]),
             r"keep_wide names '/conv/Cnv', and small.onnx has no such node; did you mean one of \['/conv/Conv'",
         ),
-        (lambda g, t: precision.cast(g, keep_wide="/conv/Conv"), r"keep_wide='/conv/Conv' is one text; give a list"),
+        (lambda g, t: precision.cast(g, keep_wide="/conv/Conv"), r"keep_wide='/conv/Conv'; wanted a list of names"),
         (
             lambda g, t: precision.cast(model_of(t, opset=11)),
             "bad.onnx is opset 11; operators take FP16 and BF16 side by side from opset 13 on",
@@ -285,10 +266,7 @@ def branch():
         ),
         (lambda g, t: precision.cast(t / "gone.onnx"), "gone.onnx: no such file"),
         (lambda g, t: precision.cast(None), "a graph is wanted, or the name of its file, and a NoneType came"),
-        (
-            lambda g, t: precision.cast(g, keep_wide=None),
-            "keep_wide=None is of the kind NoneType; wanted is a list of names",
-        ),
+        (lambda g, t: precision.cast(g, keep_wide=None), "keep_wide=None; wanted a list of names"),
         (
             lambda g, t: precision.cast(g, path=g.path),
             "path='small.onnx' is the graph that came in; give the new one a name of its own",
@@ -299,7 +277,7 @@ def branch():
         ),
         (
             lambda g, t: precision.autocast(g, np.zeros((1, 1), np.float32), data_max=None),
-            "data_max=None; give the largest magnitude",
+            "data_max=None; wanted a number",
         ),
     ],
 )
@@ -309,18 +287,7 @@ def test_bad_graphs_and_names_are_told(small, tmp_path, call, message):
 
 
 def test_branches_are_refused(tmp_path):
-    body = helper.make_graph(
-        [branch()],
-        "g",
-        [
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, [2]),
-            helper.make_tensor_value_info("yes", TensorProto.BOOL, []),
-        ],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])],
-    )
-    graph = export.save(
-        helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "if.onnx"
-    )
+    graph = saved(tmp_path, [branch()], [value("x", [2]), value("yes", [], TensorProto.BOOL)], [value("y", [2])])
     with pytest.raises(BadInput, match=r"choose \(If\) holds a branch or a loop, into which these tools do not look"):
         precision.cast(graph)
 

@@ -9,7 +9,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto as T
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
+from onnx_files import node, saved, value
 
 from labsupport import export, precision
 from labsupport.errors import BadInput
@@ -19,21 +20,6 @@ RNG = np.random.default_rng(7)
 X = RNG.standard_normal((3, 4, 8)).astype(np.float32)
 KEEP = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], np.float32)[:, None]  # the last item is all padding
 LOWS = {"-1e9": -1e9, "the least FP32": float(np.finfo(np.float32).min)}
-
-
-def value(name, shape, kind=T.FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def node(op, reads, writes, name, **attributes):
-    return helper.make_node(op, reads, [writes], name, **attributes)
-
-
-def saved(folder, nodes, inputs, outputs, weights):
-    made = [numpy_helper.from_array(np.asarray(values), name) for name, values in weights.items()]
-    graph = helper.make_graph(nodes, "g", inputs, outputs, made)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return export.save(model, folder / "net.onnx")
 
 
 def run(graph, feed):

@@ -146,11 +146,11 @@ def test_bad_input_is_told(faulty):
         (lambda: layerwise.scan(graph, holes), "holds NaN or infinity; look at the preprocessing"),
         (lambda: layerwise.scan(graph, feed[:, :4]), r"has shape \(16, 4\); the network wants \(16, 8\)"),
         (lambda: layerwise.scan(graph, feed, roundings=0), "roundings=0; give a number above 0, such as 40"),
-        (lambda: layerwise.scan(graph, feed, roundings=None), "roundings=None; give a number above 0"),
+        (lambda: layerwise.scan(graph, feed, roundings=None), "roundings=None; wanted a number"),
         (lambda: layerwise.relative(np.ones(3), np.ones(4)), r"shapes \(3,\) and \(4,\) came"),
         (
             lambda: layerwise.scan(graph, feed, to="fp8"),
-            r"to='fp8' is not a precision a graph can be cast to; choose one of \['fp16', 'bf16'\]",
+            r"to='fp8' is not known; choose one of \['fp16', 'bf16'\]",
         ),
         (
             lambda: layerwise.scan(graph, feed, keep_wide=["/Sqr"]),
@@ -189,3 +189,22 @@ def test_compare_refuses_networks_with_other_inputs(faulty):
             pytest.raises(BadInput, match="no output in common"),
         ):
             layerwise.compare(mine, other, feed)
+
+
+@pytest.mark.parametrize("op", ["Add", "Sub", "Sum"])
+def test_what_cancels_is_told_for_each_operator_that_can(op, tmp_path):
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 8]) for name in ("x", "y")]
+    nodes = [
+        helper.make_node("Mul", ["x", "hundred"], ["a"], "large"),
+        helper.make_node("Mul", ["x", "nearly"], ["b"], "near"),
+        helper.make_node(op, ["a", "b"], ["y"], "difference"),
+    ]
+    nearly = 99.9 if op == "Sub" else -99.9
+    weights = [helper.make_tensor(n, TensorProto.FLOAT, [], [v]) for n, v in (("hundred", 100.0), ("nearly", nearly))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feed = np.random.default_rng(1).random((4, 8), np.float32) + 1
+    scan = layerwise.scan(export.save(model, tmp_path / "net.onnx"), feed)
+    assert scan["difference"].cause == "cancellation" and not scan["large"].cause

@@ -134,7 +134,7 @@ def test_what_a_format_holds(name, low, high, within, holds):
         (lambda: number_formats.rounded([1.0], "half"), "'half' is not a format"),
         (lambda: number_formats.rounded(["a"], "fp16"), "rounded wants numbers; <U1 came"),
         (lambda: Format("odd", 5, 30), "odd was given 5 exponent and 30 mantissa bits; 2 to 8 and 1 to 23 fit"),
-        (lambda: Format("odd", 5, 3, "round"), r"ending='round' is unknown; choose one of \['ieee'"),
+        (lambda: Format("odd", 5, 3, "round"), r"ending='round' is not known; choose one of \['ieee'"),
         (lambda: FORMATS["fp16"].holds(2, 1), "magnitudes from 2 to 1 within 1.0; wanted 0 < smallest <= largest"),
         (lambda: number_formats.draw([]), r"formats \[\] and marks \{\} came; name one of"),
         (lambda: number_formats.draw(marks={"zero": 0.0}), "mark magnitudes above 0"),
@@ -145,7 +145,7 @@ def test_what_a_format_holds(name, low, high, within, holds):
             lambda: FORMATS["fp16"].step(np.inf),
             "fp16 has no step at inf; give one number of magnitude 6.55e.04 at most",
         ),
-        (lambda: FORMATS["fp16"].step([1, 2]), r"fp16 has no step at \[1, 2\]"),
+        (lambda: FORMATS["fp16"].step([1, 2]), r"value=\[1, 2\]; wanted a number"),
     ],
 )
 def test_bad_input_is_told(call, message):

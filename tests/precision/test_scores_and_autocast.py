@@ -83,7 +83,7 @@ def test_autocast_keeps_what_overflows_and_what_it_is_told(small, capfd):
     "call, message",
     [
         (lambda g, x: precision.autocast(precision.cast(g), x), "is fp16 already"),
-        (lambda g, x: precision.autocast(g, x, to="fp8"), "to='fp8' is not a precision"),
+        (lambda g, x: precision.autocast(g, x, to="fp8"), "to='fp8' is not known"),
         (
             lambda g, x: precision.autocast(g, x, data_max=0),
             "data_max=0; give the largest magnitude that may become narrow, such as 512",

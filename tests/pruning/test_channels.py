@@ -50,7 +50,7 @@ def test_macs_are_counted_for_one_item_and_modes_are_put_back(network):
 def test_a_module_without_an_example_asks_for_one():
     with pytest.raises(errors.BadInput, match="Sequential has no example_input"):
         pruning.cost(nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(errors.BadInput, match="int has no example_input"):
+    with pytest.raises(errors.BadInput, match="model=3; wanted a torch.nn.Module"):
         pruning.cost(3)
 
 

@@ -140,7 +140,7 @@ def test_a_constant_batch_among_others_is_no_fault(graph, images):
     [
         (
             lambda g, x: quantization.histogram([1.0, 2.0]).threshold("median"),
-            "'median' is not a calibration method; choose one of",
+            "'median' is not known; choose one of",
         ),
         (
             lambda g, x: quantization.histogram([1.0, 2.0]).threshold("percentile", percentile=0.9999),
@@ -148,7 +148,7 @@ def test_a_constant_batch_among_others_is_no_fault(graph, images):
         ),
         (
             lambda g, x: quantization.histogram([1.0, 2.0]).threshold("percentile", percentile=None),
-            "percentile=None; give the share",
+            "percentile=None; wanted a number such as",
         ),
         (
             lambda g, x: quantization.draw_thresholds(quantization.histogram([1.0, 2.0]), methods=()),

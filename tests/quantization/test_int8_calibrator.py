@@ -106,7 +106,7 @@ def test_what_a_calibrator_cannot_take(old_trt, cnn, tmp_path, monkeypatch):
     for batches, options, message in [
         ([cnn[2][:16], cnn[2][:8]], {}, r"batches have \[8, 16\] items"),
         ([], {}, "no calibration batches"),
-        (equal_batches(cnn), {"algorithm": "legacy"}, "algorithm='legacy' is not one; choose"),
+        (equal_batches(cnn), {"algorithm": "legacy"}, "algorithm='legacy' is not known; choose"),
         (
             equal_batches(cnn),
             {"graph": quantization.to_qdq(*cnn[:2])},

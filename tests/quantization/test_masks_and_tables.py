@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnx import TensorProto as T
-from onnx import helper, numpy_helper
-from quantization_graphs import saved
+from onnx import helper
+from onnx_files import node, off, saved, value, weight
 
 from labsupport import export, quantization, runtimes
 from labsupport.errors import BadInput
@@ -20,25 +20,9 @@ LOWS = {"-1e9": -1e9, "-1e4": -1e4, "Swin's -100": -100.0, "the least FP32": flo
 X = RNG.standard_normal((4, 5, 8)).astype(np.float32)
 
 
-def value(name, shape, kind=T.FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def weight(name, values):
-    return numpy_helper.from_array(np.asarray(values), name)
-
-
-def node(op, reads, writes, name, **attributes):
-    return helper.make_node(op, reads, [writes], name, **attributes)
-
-
 def run(graph, feed):
     with runtimes.OnnxRuntime(graph, optimization="off") as session:
         return session(feed)["y"]
-
-
-def off(exact, other) -> float:
-    return float(np.linalg.norm(other - exact) / np.linalg.norm(exact))
 
 
 def attention(folder, how: str, low: float):

@@ -96,7 +96,7 @@ def test_success_without_a_node_is_caught(plain, monkeypatch):
 def test_bad_input_is_named(plain, on_onnx, monkeypatch):
     model, graph, images = plain
     for given, message in [
-        ((graph, [images], {"format": "int3"}), "format='int3' is not one; choose"),
+        ((graph, [images], {"format": "int3"}), "format='int3' is not known; choose"),
         ((graph, [], {}), "no calibration batches"),
         ((graph, [images[:, :1]], {}), r"shape \(16, 1, 32, 32\); the network wants"),
         ((graph, [np.full_like(images, np.nan)], {}), "NaN or infinity"),
@@ -107,7 +107,7 @@ def test_bad_input_is_named(plain, on_onnx, monkeypatch):
             quantized(given[0], given[1], **given[2])
     for formats, message in [
         ((), "formats is empty; choose from"),
-        (["int8", "int3"], "format='int3' is not one; choose"),
+        (["int8", "int3"], "format='int3' is not known; choose"),
     ]:
         with pytest.raises(BadInput, match=message):
             modelopt_road.quantize_graphs(graph, [images], formats=formats)

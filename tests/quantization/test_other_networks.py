@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import TensorProto as T
 from onnx import helper, numpy_helper
-from quantization_graphs import saved
+from onnx_files import run, saved, value
 
-from labsupport import quantization, runtimes
+from labsupport import quantization
 
 RNG = np.random.default_rng(11)
 
 
-def value(name, shape, kind=T.FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
 def weight(name, *shape):
     return numpy_helper.from_array(RNG.standard_normal(shape).astype(np.float32), name)
-
-
-def run(graph, feed):
-    with runtimes.OnnxRuntime(graph, optimization="off") as session:
-        return session(feed)
 
 
 def off(graph, other, feed) -> dict:

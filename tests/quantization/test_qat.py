@@ -176,15 +176,15 @@ def test_bad_input_is_named(trained, prepared):
         with pytest.raises(BadInput, match=message):
             qat.prepare(model, wrong)
     for wrong, message in [
-        (type(model), "the class DepthwiseNet, which is not a network yet came"),
-        (None, "a NoneType came"),
+        (type(model), "model=the class DepthwiseNet; wanted a torch.nn.Module"),
+        (None, "model=None; wanted a torch.nn.Module"),
     ]:
         for call in (qat.prepare, qat.to_onnx):
             with pytest.raises(BadInput, match=message):
                 call(wrong, model.example_input(2))
     with pytest.raises(BadInput, match="is quantized already .* quantizers.; prepare the FP32 network"):
         qat.prepare(prepared, images)
-    with pytest.raises(BadInput, match="method='median' is not one; choose"):
+    with pytest.raises(BadInput, match="method='median' is not known; choose"):
         qat.prepare(model, images, method="median")
     with pytest.raises(BadInput, match="has no layer with an INT8 kernel"):
         qat.prepare(nn.Sequential(nn.ReLU()), images)

@@ -222,8 +222,8 @@ def test_reduced_range_leaves_seven_bits_to_the_weights(cnn):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "gpu"}, "target='gpu' is not one; choose one of"),
-        ({"method": "median"}, "method='median' is not one; choose"),
+        ({"target": "gpu"}, "target='gpu' is not known; choose one of"),
+        ({"method": "median"}, "method='median' is not known; choose"),
         ({"exclude": ["/conv/Konv"]}, "exclude names '/conv/Konv', which is no node.*did you mean"),
         ({"percentile": 1, "method": "percentile"}, "percentile=1; give the share"),
     ],
@@ -327,7 +327,7 @@ def test_sensitivity_finds_the_layer_that_was_made_sensitive(cnn):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"measure": "speed"}, "measure='speed' is not one; choose"),
+        ({"measure": "speed"}, "measure='speed' is not known; choose"),
         ({"layers": ["/conv/Konv"]}, "'/conv/Konv', which cannot be quantized or is not there; did you mean"),
         ({"layers": []}, "layers is empty; leave it out"),
         ({"evaluate": lambda g: "good"}, "gave a str; it must give one number"),

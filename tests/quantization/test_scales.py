@@ -96,7 +96,7 @@ def test_one_line_each():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: quantization.scale_of([1.0], format="int7"), "'int7' is not a format; choose one of"),
+        (lambda: quantization.scale_of([1.0], format="int7"), "'int7' is not known; choose one of"),
         (lambda: quantization.scale_of([]), "empty, shape .0,."),
         (lambda: quantization.scale_of([1.0, np.nan]), "NaN or infinity"),
         (lambda: quantization.scale_of(["a"]), "wants real numbers"),

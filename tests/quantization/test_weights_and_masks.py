@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
+from onnx_files import off, run, saved, value, weight
 
-from labsupport import export, quantization, runtimes
+from labsupport import quantization
 from labsupport.errors import BadInput
 from labsupport.export import constant_folding
 from labsupport.quantization import qdq
@@ -17,29 +18,6 @@ RNG = np.random.default_rng(3)
 SIZES = np.logspace(-2, 1, 24)[:, None]
 ROWS = (RNG.standard_normal((24, 16)) * SIZES).astype(np.float32)  # output channels of very different size
 IMAGES = RNG.standard_normal((32, 16)).astype(np.float32)
-
-
-def value(name, shape, kind=T.FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def weight(name, values):
-    return numpy_helper.from_array(np.asarray(values), name)
-
-
-def saved(folder, nodes, inputs, outputs, weights=(), *, opset=17, name="net"):
-    graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    return export.save(model, folder / f"{name}.onnx")
-
-
-def run(graph, feed):
-    with runtimes.OnnxRuntime(graph, optimization="off") as session:
-        return session(feed)
-
-
-def off(exact, other) -> float:
-    return float(np.linalg.norm(other - exact) / np.linalg.norm(exact))
 
 
 def tensor(name, values):

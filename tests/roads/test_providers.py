@@ -38,7 +38,7 @@ def test_a_misspelled_name_is_refused_with_the_nearest(graph, name, near):
 
 @pytest.mark.parametrize("name", [None, 3, ["CPUExecutionProvider"], ""])
 def test_what_is_no_name_is_refused(graph, name):
-    with pytest.raises(BadInput, match="is no execution provider"):
+    with pytest.raises(BadInput, match="is no execution provider|provider=.*; wanted text"):
         providers.session(graph, name)
 
 

@@ -15,9 +15,8 @@ from torch import nn
 from labsupport import environment, export, roads, runtimes
 from labsupport.errors import BadInput, LabError, NotAvailable
 from labsupport.exercises import lab13
-from labsupport.quiet import quietly
+from labsupport.quiet import natively, quietly
 from labsupport.roads import mxnet_file
-from labsupport.roads.terminal import silent_terminal
 
 IMAGES = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
 WEIGHTS = {"w": np.random.default_rng(1).standard_normal((6, 3)).astype(np.float32)}
@@ -142,7 +141,7 @@ class Fourier(nn.Module):
 
 
 def test_an_operator_that_one_exporter_lacks_is_named():
-    with pytest.raises(LabError, match=r"aten::fft_fft2.*exporter='dynamo'"), quietly(), silent_terminal():
+    with pytest.raises(LabError, match=r"aten::fft_fft2.*exporter='dynamo'"), quietly(), natively(1, 2):
         export.to_onnx(Fourier(), torch.randn(1, 2, 4, 4))
 
 
@@ -162,7 +161,7 @@ def test_an_operator_that_tensorrt_lacks_is_named_by_its_parser():
 
 def test_a_traced_branch_is_refused_by_one_exporter_and_found_by_the_check_of_both_sides():
     gate, above = lab13.Gate(), torch.full((1, 4), 2.0)
-    with pytest.raises(LabError, match="data-dependent"), quietly(), silent_terminal():
+    with pytest.raises(LabError, match="data-dependent"), quietly(), natively(1, 2):
         export.to_onnx(gate, above, exporter="dynamo")
     with runtimes.OnnxRuntime(export.to_onnx(gate, above, dynamic=False)) as run:
         (answer,) = run((-above).numpy()).values()
@@ -196,7 +195,7 @@ def test_a_graph_without_its_external_data_is_refused():
 def test_the_terminal_is_silent_inside_and_as_before_afterward(capfd):
     import os
 
-    with silent_terminal():
+    with natively(1, 2):
         os.write(1, b"native noise")
         os.write(2, b"native noise")
     os.write(1, b"heard")

@@ -34,7 +34,7 @@ def test_a_verdict_is_shown_as_it_was_printed():
 
 
 @pytest.mark.parametrize(
-    "need, call", [("loadgen", lambda: judge(None, [1])), ("ray serve", lambda: ray_cluster().__enter__())]
+    "need, call", [("loadgen", lambda: judge(print, [1])), ("ray serve", lambda: ray_cluster().__enter__())]
 )
 def test_what_is_missing_is_named(need, call, monkeypatch):
     monkeypatch.setattr(needs, "find_spec", lambda name: None)

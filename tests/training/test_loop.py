@@ -174,7 +174,7 @@ EMPTY = data.Split(SPLIT.images[:0], SPLIT.labels[:0], SPLIT.classes)
         (lambda: training.fit(tiny(), SPLIT, seed=-1), "seed=-1; wanted a whole number of at least 0"),
         (lambda: training.fit(tiny(), SPLIT, shift_pixels=-1), "shift_pixels=-1; wanted a whole number of at least 0"),
         (lambda: training.fit(tiny(), SPLIT, learning_rate=0), "learning_rate=0; wanted a number above 0"),
-        (lambda: training.fit(tiny(), SPLIT, device="gpu"), r"device='gpu'; choose one of \['cpu', 'cuda'\]"),
+        (lambda: training.fit(tiny(), SPLIT, device="gpu"), "device='gpu'; wanted 'cpu', 'cuda'"),
         (lambda: training.accuracy(tiny(), SPLIT, batch_size=0), "batch_size=0; wanted a whole number"),
         (lambda: training.accuracy("model", SPLIT), "wants a PyTorch module or a runtime with one input; a str came"),
         (
@@ -271,9 +271,9 @@ def test_a_checkpoint_of_other_images_or_labels_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "given, sentence",
     [
-        (dict(checkpoint=3), "checkpoint=3 is of the kind int; wanted is a path"),
-        (dict(model=None), "model=None is of the kind NoneType; wanted is a torch.nn.Module"),
-        (dict(model=nn.Linear), "model=<class .* is of the kind type; wanted is a torch.nn.Module"),
+        (dict(checkpoint=3), "checkpoint=3; wanted a path"),
+        (dict(model=None), "model=None; wanted a torch.nn.Module"),
+        (dict(model=nn.Linear), "model=the class Linear; wanted a torch.nn.Module"),
         (dict(model=nn.BatchNorm1d(1)), "cannot take images of shape"),
         (
             dict(model=nn.Sequential(nn.Flatten(), nn.LSTM(64, 2))),

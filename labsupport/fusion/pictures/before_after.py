@@ -167,7 +167,7 @@ def _links(kernels, drawn) -> set[tuple[str, str]]:
     Nothing for a plan of names only.
     """
     writer = {tensor.name: kernel for kernel in kernels for tensor in kernel.outputs}
-    found = set()
+    links = set()
     for kernel in kernels:
         todo, seen = [t.name for t in kernel.inputs] if kernel.name in drawn else [], set()
         while todo:
@@ -177,25 +177,25 @@ def _links(kernels, drawn) -> set[tuple[str, str]]:
                 continue
             seen.add(name)
             if source.name in drawn:
-                found.add((source.name, kernel.name))
+                links.add((source.name, kernel.name))
             else:
                 todo += [t.name for t in source.inputs]
-    return found
+    return links
 
 
 def _sources(node: Node, graph: NodeGraph, drawn) -> list[Node]:
     """The drawn nodes that a node hangs on, looking through those that are not drawn."""
-    found, todo, seen = [], list(node.inputs), set()
+    sources, todo, seen = [], list(node.inputs), set()
     while todo:
         producer = graph.producer.get(todo.pop())
         if producer is None or producer.name in seen:
             continue
         seen.add(producer.name)
         if producer.name in drawn:
-            found.append(producer)
+            sources.append(producer)
         elif producer.name not in graph.shape_nodes and producer.name not in graph.constant_nodes:
             todo += producer.inputs
-    return found
+    return sources
 
 
 def _column(canvas: Canvas, side: int, edges, occupied: set[int]) -> None:

@@ -6,6 +6,7 @@ import math
 import queue
 import threading
 from collections import deque
+from multiprocessing.reduction import ForkingPickler
 
 from labsupport.placement import dispatch
 
@@ -16,7 +17,7 @@ class Member:
     def __init__(self, name: str, process, pipe, inbox: queue.SimpleQueue | None = None):
         self.name, self.process, self.pipe, self.alive = name, process, pipe, True
         self.inbox, self.outbox = inbox or queue.SimpleQueue(), queue.SimpleQueue()  # type: ignore[var-annotated]
-        self.receiver: threading.Thread | None = None
+        self.threads: tuple[threading.Thread, ...] = ()
         self.service_ms, self.last_answer = math.nan, 0.0
         self.begin()
 
@@ -26,19 +27,23 @@ class Member:
 
     def connect(self) -> None:
         """Start the threads between the pipe and the two boxes."""
-        self.receiver = threading.Thread(target=self._receive, daemon=True)
-        self.receiver.start()
-        threading.Thread(target=self._send, daemon=True).start()
+        self.threads = tuple(threading.Thread(target=work, daemon=True) for work in (self._receive, self._send))
+        for thread in self.threads:
+            thread.start()
 
     def _send(self) -> None:
         while True:
             ticket, request = self.outbox.get()
             try:
-                self.pipe.send((ticket, request))
+                packed = ForkingPickler.dumps(request)
+            except BaseException as error:  # whatever it is, it must not end this thread
+                self.inbox.put((self, (ticket, None, f"it cannot be sent: {type(error).__name__}: {error}")))
+                continue
+            try:
+                self.pipe.send(ticket)
+                self.pipe.send_bytes(packed)
             except OSError:  # the receiver meets the end of the pipe as well, and says so
                 return
-            except Exception as error:  # it cannot be pickled, whatever it is
-                self.inbox.put((self, (ticket, None, f"it cannot be sent: {type(error).__name__}: {error}")))
             if ticket == "leave":
                 return
 
@@ -64,6 +69,7 @@ class Member:
         if self.process.is_alive():
             self.process.kill()
             self.process.join(3)
-        if self.receiver is not None:
-            self.receiver.join(3)
-            self.pipe.close()
+        self.outbox.put(("leave", None))
+        for thread in self.threads:  # a pipe is closed when nobody writes to it: its number may be another file's next
+            thread.join(3)
+        self.pipe.close()
