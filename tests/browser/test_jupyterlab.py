@@ -117,6 +117,8 @@ def test_the_lab_runs_to_its_end(page):
     page.wait_for_function(f"() => ({STATE})().kernel === 'idle'")
     state = page.evaluate(STATE)
     assert state["errors"] == [] and state["left"] == 0 and state["outputs"] > 15
+    printed = "[...document.querySelectorAll('.jp-CodeCell .jp-OutputArea-output pre')]"
+    assert set(page.evaluate(f"() => {printed}.map(each => getComputedStyle(each).wordBreak)")) == {"normal"}
 
 
 def test_an_exercise_wrong_and_right(page):
