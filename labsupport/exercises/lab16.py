@@ -6,6 +6,7 @@ Material for two networks that nobody here trained: lines of text, upright or up
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,12 @@ class Choose(Exercise):
     """
     answer = "What is good enough decides who may be chosen; what it costs you decides who is."
 
-    def judge(self, function: Any) -> str:
-        _demand_function(function, "choose")
+    def judge(self, choose: Callable) -> str:
         for seed in range(60):
             rows, budget, keep = changes(seed), (3.5, 7.0, 11.0)[seed % 3], (0.9, 0.99)[seed % 2]
             good = _good(rows, budget, keep)
             right = min(good, key=lambda each: each["effort"])["name"] if good else None
-            got = function([dict(each) for each in rows], budget, keep)
+            got = choose([dict(each) for each in rows], budget, keep)
             if got == right:
                 continue
             told = f"budget {budget:g} ms, keep {keep:g}: you chose {got!r}."
@@ -177,13 +177,12 @@ class Objection(Exercise):
     """
     answer = "Measured, right, its own time, beyond the noise: four questions before a change is worth an argument."
 
-    def judge(self, function: Any) -> str:
-        _demand_function(function, "objection")
+    def judge(self, objection: Callable) -> str:
         for seed in range(80):
             rows, keep = changes(seed), (0.9, 0.99)[seed % 2]
             given = rows[0]
             for each in rows[1:]:
-                right, got = _objection(each, given, keep), function(dict(each), dict(given), keep)
+                right, got = _objection(each, given, keep), objection(dict(each), dict(given), keep)
                 if got not in OBJECTIONS:
                     raise Wrong(f"the function gave {described(got)}; wanted is one of {list(OBJECTIONS)}.")
                 if got != right:
@@ -336,11 +335,6 @@ def _objection(change: dict, given: dict, keep: float) -> str:
     if change["unproven"]:
         return "not its time"
     return "" if np.percentile(change["rounds"], 25) > np.percentile(given["rounds"], 75) else "noise"
-
-
-def _demand_function(function, name: str) -> None:
-    if not callable(function) or isinstance(function, type):
-        raise Wrong(f"that is {described(function)}; hand in the function itself: check({name}).")
 
 
 fastest_change = FastestChange()

@@ -12,7 +12,7 @@ from labsupport.export.qdq_nodes import LAYERS, QDQ
 
 def checked(graph) -> export.OnnxGraph:
     """The graph, read where a path came, after a look at its types, opset and layers. Raises BadInput."""
-    graph = graph if isinstance(graph, export.OnnxGraph) else export.load(graph)
+    graph = export.load(graph)
     model = graph.model()
     ops = Counter(node.op_type for node in (surgery.plain(graph.model()) if model.functions else model).graph.node)
     inner = onnx_graph.everywhere([*model.graph.node, *(node for f in model.functions for node in f.node)])

@@ -9,27 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
+from torch_networks import Net, conv
 
 from labsupport import pruning
 from labsupport.errors import BadInput
 from labsupport.pruning import dependencies, masks
-
-
-def conv(i, o, k=3, **options):
-    return nn.Conv2d(i, o, k, padding=k // 2, **options)
-
-
-class Net(nn.Module):
-    """Layers by name, and a function that runs them."""
-
-    def __init__(self, run, **layers):
-        super().__init__()
-        self.run = run
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.run(self, x)
 
 
 def seeded(make):

@@ -8,29 +8,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch_networks import Net, conv
 
 from labsupport import quantization
 from labsupport.errors import LabError
 from labsupport.quantization import qat
 
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(5))
-
-
-class Net(nn.Module):
-    """Layers by name, and a function that runs them."""
-
-    def __init__(self, run, **layers):
-        super().__init__()
-        self.run = run
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.run(self, x)
-
-
-def conv(i, o, k=3):
-    return nn.Conv2d(i, o, k, padding=k // 2)
 
 
 def head(self, x):
