@@ -43,15 +43,11 @@ def returned(work: Callable, what: str, seconds: float | None = None) -> Any:
         except BaseException as error:  # handed on below, in the caller's thread
             box["error"] = error
 
-    before = threading.stack_size(STACK_BYTES)
+    thread = threading.Thread(target=call, daemon=True)
     try:
-        thread = threading.Thread(target=call, daemon=True)
-        thread.start()
-    finally:
-        threading.stack_size(before)
-    try:
+        _start(thread)
         thread.join(seconds)
-    except BaseException:  # the learner pressed the stop button
+    except BaseException:  # the learner pressed the stop button, as early as while the thread was started
         _stop(thread)
         raise
     if thread.is_alive():
@@ -63,6 +59,14 @@ def returned(work: Callable, what: str, seconds: float | None = None) -> Any:
     if error is not None:
         raise error
     return box["value"]
+
+
+def _start(thread: threading.Thread) -> None:
+    before = threading.stack_size(STACK_BYTES)
+    try:
+        thread.start()
+    finally:
+        threading.stack_size(before)
 
 
 def _stop(thread: threading.Thread) -> None:

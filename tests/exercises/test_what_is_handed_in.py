@@ -8,6 +8,7 @@ import collections
 import decimal
 import fractions
 import re
+import threading
 import time
 import types
 
@@ -51,6 +52,29 @@ def test_the_stop_button_passes_through():
 
     with pytest.raises(KeyboardInterrupt):
         scale.check(interrupted)
+
+
+def test_the_stop_button_ends_what_was_only_just_started(monkeypatch):
+    """Python sees the button when `start` returns; the answer must not be called a second time afterwards."""
+    start, calls, threads, called = threading.Thread.start, [], [], threading.Event()
+
+    def pressed(thread):
+        start(thread)
+        threads.append(thread)
+        called.wait(5)
+        raise KeyboardInterrupt
+
+    def slow(x):
+        calls.append(x)
+        called.set()
+        time.sleep(0.5)
+        return 7  # wrong, so the judge calls once more to say what came
+
+    monkeypatch.setattr(threading.Thread, "start", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        scale.check(slow)
+    threads[0].join(5)
+    assert calls == [3] and not threads[0].is_alive()
 
 
 class Untold(Exception):
