@@ -338,9 +338,9 @@ def _objection(change: dict, given: dict, keep: float) -> set[str]:
         return {"answers"}
     if change["unproven"]:
         return {"not its time"}
-    sides, ways = (change["rounds"], given["rounds"]), ("inclusive", "exclusive")
-    quartiles = ([statistics.quantiles(side, n=4, method=way) for side in sides] for way in ways)
-    return {"" if low[0] > high[2] else "noise" for low, high in quartiles}
+    within = [statistics.quantiles(each["rounds"], n=4, method="inclusive") for each in (change, given)]
+    beyond = [statistics.quantiles(each["rounds"], n=4, method="exclusive") for each in (change, given)]
+    return {"" if low[0] > high[2] else "noise" for low, high in (within, beyond)}
 
 
 fastest_change = FastestChange()

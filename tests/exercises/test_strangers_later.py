@@ -80,6 +80,14 @@ def of_rows(spans):
     return sum(rows.values()) / max(rows.values())
 
 
+def whole_rates(service_ms, load):
+    return load * sum(1000 // ms for ms in service_ms.values())
+
+
+def rounded_shares(items, rates):
+    return [round(items * rate / sum(rates)) for rate in rates]
+
+
 def with_the_input(nodes):
     return ["frame", *[outputs[0] for _, outputs in nodes[:-1]]]
 
@@ -160,9 +168,9 @@ WRONG = [
     (lab08.proven, proven_by(3), "a mean of 2.6 standard errors"),
     (lab08.hears, hard_answers, "that the labels do not name"),
     (lab09.ideal, of_the_first_item, "of every item"),
-    (lab09b.offered, lambda service_ms, load: load * sum(1000 // ms for ms in service_ms.values()), "a second"),
+    (lab09b.offered, whole_rates, "What can each worker answer in a second"),
     (lab09c.clean, with_the_input, "'frame' is the input"),
-    (lab09c.shares, lambda items, rates: [round(items * rate / sum(rates)) for rate in rates], "of sum 3"),
+    (lab09c.shares, rounded_shares, "of sum 3"),
     (lab09c.shares, by_remainders, "0.447 s are possible"),
     (lab10.shapes, only_two_axes, r"weight .*, which fit, it raised ValueError"),
     (lab10.shapes, asserts, "it raised AssertionError; wanted is ValueError"),
@@ -183,6 +191,14 @@ def test_a_wrong_answer_is_refused_and_told_why(exercise, answer, words, monkeyp
     verdict = exercise.check(answer)
     assert verdict.outcome == "wrong"
     assert re.search(words, verdict.message), verdict.message
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"),
+    [(lab09b.offered, whole_rates), (lab09c.shares, rounded_shares), (lab09c.shares, by_remainders)],
+)
+def test_no_draw_lets_a_wrong_answer_through(exercise, answer):
+    assert {exercise.check(answer).outcome for _ in range(60)} == {"wrong"}
 
 
 @pytest.mark.parametrize(("exercise", "answer"), [(lab03.merge_it, Stacked), (lab09.ideal, of_rows)])
