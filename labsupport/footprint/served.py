@@ -115,8 +115,8 @@ def serve_session(
     }
     with files.scratch() as folder:
         if feed is not None:
+            np.savez(folder / "feed.npz", **{f"input {name}": array for name, array in feed.items()})  # it has a `file`
             job["feed"] = str(folder / "feed.npz")
-            np.savez(job["feed"], **{f"input {name}": array for name, array in feed.items()})  # "file" is savez's own
         return Ledger(f"{path.name} in ONNX Runtime", *_apart(job))
 
 
