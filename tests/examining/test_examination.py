@@ -68,7 +68,9 @@ def test_each_stated_error_is_that_of_the_file_that_was_kept(examined):
     for name, error in stated.items():
         if name.startswith("INT8, ") and "wide" not in name:
             got = answers(folder / f"int8_{name.removeprefix('INT8, ')}.onnx")
-            assert comparing.relative_error(expected, got) == pytest.approx(error, rel=0.05)
+            assert comparing.relative_error(expected[1::2], got[1::2]) == pytest.approx(
+                error, rel=1e-3
+            )  # not calibrated
         if name == "FP16":
             got = answers(folder / "fp16.onnx", rounded=True)
             assert comparing.relative_error(expected, got) == pytest.approx(error, rel=0.05)
