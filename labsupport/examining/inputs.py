@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,14 +149,20 @@ def _whole(graph) -> bool:
 
 def _drawn(graph, step: int, state: bool, meaning: str, seed: int) -> dict:
     """One feed; the same sizes for every seed. ``state``: of three axes the middle one is a batch, as in an LSTM's."""
-    rng, feed = np.random.default_rng(seed), {}
+    rng, feed, batches = np.random.default_rng(seed), {}, _batch_names(graph)
     for name, (shape, kind) in graph.inputs.items():
         size = (PICTURES if len(shape) == 4 else SEQUENCES)[step]
-        # a first free axis is the batch; one of a single axis has no batch
-        batch = (0, 1) if state and len(shape) == 3 else (0,)
-        sizes = [d if isinstance(d, int) else 1 if i in batch and len(shape) > 1 else size for i, d in enumerate(shape)]
+        # a first free axis is the batch, and every axis of its name; another one of a single axis has no batch
+        batch = (0, 1) if state and len(shape) == 3 else (0,) if len(shape) > 1 else ()
+        sizes = [d if isinstance(d, int) else 1 if i in batch or d in batches else size for i, d in enumerate(shape)]
         feed[name] = _values(rng, name, sizes, TYPES.get(kind, kind), meaning, size)
     return feed
+
+
+def _batch_names(graph) -> set[str]:
+    shapes = [shape for shape, _ in graph.inputs.values()]
+    first = {shape[0] for shape in shapes if len(shape) > 1 and isinstance(shape[0], str)} - {"?"}
+    return {name for name in first if not any(name == shape[0] and name in shape[1:] for shape in shapes if shape)}
 
 
 def _values(rng, name: str, sizes: list[int], dtype: str, meaning: str, size: int) -> np.ndarray:
@@ -168,6 +175,8 @@ def _values(rng, name: str, sizes: list[int], dtype: str, meaning: str, size: in
     few = int(np.prod(sizes)) == 1
     if "mask" in name.lower() or meaning == "ones":
         return np.ones(sizes, dtype)
+    if len(sizes) < 2 and re.search(r"(^|[_.])(len|length)s?($|[_.:])", name.lower()):
+        return np.full(sizes, size).astype(dtype)  # how much of the sequence counts: all of it
     if few and meaning != "ids":
         return np.full(sizes, 16000 if meaning == "rate" else size).astype(dtype)
     return np.asarray(rng.integers(0, 10, sizes)).astype(dtype)

@@ -10,7 +10,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,14 +77,18 @@ def serve_session(
     shrink: bool = False,
     keep_outputs: bool = False,
     optimization: str = "extended",
+    feed: Mapping | None = None,
     **options: bool,
 ) -> Ledger:
     """What ONNX Runtime holds in a process of its own after loading a graph and after each of the ``batches``.
 
+    Zeros go in, of each batch in turn; with a ``feed``, {input: array}, that one goes in each time.
     ``options`` are ONNX Runtime's own: enable_cpu_mem_arena, enable_mem_pattern, enable_mem_reuse. ``shrink`` lets
     the arena give back what is free after each run; ``shared_arena`` makes all ``sessions`` use one arena.
     Source: https://onnxruntime.ai/docs/get-started/with-c.html#features (arena, shrinkage, shared allocators)
     """
+    import numpy as np
+
     from labsupport.runtimes.onnx_runtime import LEVELS
 
     unknown = sorted(set(options) - set(SESSION_OPTIONS))
@@ -109,7 +113,11 @@ def serve_session(
         "level": LEVELS[optimization],
         "options": options,
     }
-    return Ledger(f"{path.name} in ONNX Runtime", *_apart(job))
+    with files.scratch() as folder:
+        if feed is not None:
+            np.savez(folder / "feed.npz", **{f"input {name}": array for name, array in feed.items()})  # it has a `file`
+            job["feed"] = str(folder / "feed.npz")
+        return Ledger(f"{path.name} in ONNX Runtime", *_apart(job))
 
 
 def serve_engine(engine, *, batch: int = 1) -> Ledger:
@@ -219,6 +227,10 @@ def _session_marks(job: dict):
         setattr(settings, option, value)
     if job["shrink"]:
         asked.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    given = {}
+    if "feed" in job:
+        with np.load(job["feed"], allow_pickle=False) as arrays:
+            given = {name.removeprefix("input "): arrays[name] for name in arrays}
     yield "Python and ONNX Runtime", _resident()
     for number in range(1, job["sessions"] + 1):
         session = ort.InferenceSession(job["path"], settings, providers=["CPUExecutionProvider"])
@@ -226,17 +238,21 @@ def _session_marks(job: dict):
         which = f"session {number}, " if job["sessions"] > 1 else ""
         yield f"{which}weights", _resident()
         for turn, batch in enumerate(job["batches"], 1):
-            feed = {
-                value.name: np.zeros(
-                    [axis if isinstance(axis, int) else batch for axis in value.shape], _numpy_type(value.type)
-                )
-                for value in session.get_inputs()
-            }
-            outputs = session.run(None, feed, asked)
-            del feed
+            outputs = session.run(None, given or _zeros(session, batch), asked)
             kept.append(outputs if job["keep_outputs"] else None)
             del outputs
             yield f"{which}run {turn}, batch {batch}", _resident()
+
+
+def _zeros(session, batch: int) -> dict:
+    import numpy as np
+
+    return {
+        value.name: np.zeros(
+            [axis if isinstance(axis, int) else batch for axis in value.shape], _numpy_type(value.type)
+        )
+        for value in session.get_inputs()
+    }
 
 
 def _numpy_type(text: str) -> str:

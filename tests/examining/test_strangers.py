@@ -10,8 +10,9 @@ import pytest
 from conftest import convnet, saved, value, weight
 from onnx import TensorProto, helper
 
-from labsupport import examining
+from labsupport import examining, export, runtimes
 from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.examining import working_copy
 from labsupport.export import keras_models
 
 LIGHT = ["identity", "sixteen bits", "eight bits", "memory", "pruning and cuts"]
@@ -195,3 +196,30 @@ def test_with_labels_the_table_has_an_accuracy(tmp_path, network):
     np.savez(tmp_path / "data.npz", x=images, labels=np.zeros(12, int))
     made = examining.examine(network, inputs=tmp_path / "data.npz", stages=["baseline"], progress=False)
     assert all(0 <= each.accuracy <= 1 for each in made.candidates)
+
+
+@pytest.mark.parametrize(
+    "copy_off, alone_off, said",
+    [
+        (0.9, 0.78, r"the answer of net.onnx is mostly rounding: .* the same file is off by 78%, .*--inputs data.npz"),
+        (0.9, 0.0, r"net.onnx answers differently once shapes fixed to those of the first sample \(off by 90.0%\)"),
+    ],
+)
+def test_a_copy_that_answers_otherwise_is_told_from_an_answer_that_is_rounding(
+    network, tmp_path, monkeypatch, copy_off, alone_off, said
+):
+    """A text detector on random pixels answers 1e-8 everywhere, and any other order of sums another 1e-8."""
+    graph, feed = export.load(network), {"x": np.ones((1, 3, 16, 16), np.float32)}
+    with runtimes.OnnxRuntime(graph) as run:
+        answer = run(feed)
+    assert working_copy.working(graph, feed, answer, tmp_path)[0].inputs["x"][0] == (1, 3, 16, 16)
+    monkeypatch.setattr(working_copy, "_off", lambda *_, **options: alone_off if options else copy_off)
+    with pytest.raises(LabError, match=said):
+        working_copy.working(graph, feed, answer, tmp_path)
+
+
+def test_a_copy_that_does_not_run_is_named_after_the_owners_file(network, tmp_path, monkeypatch):
+    graph, feed = export.load(network), {"x": np.ones((1, 3, 16, 16), np.float32)}
+    monkeypatch.setattr(working_copy.export, "save", lambda model, path: graph)
+    with pytest.raises(LabError, match="net.onnx does not run once shapes fixed"):
+        working_copy.working(graph, {"x": feed["x"][:, :2]}, {"y": np.ones((1, 5), np.float32)}, tmp_path)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from faces import stand_in
 from footprint_graphs import MIB_FLOATS, graph_of
 from onnx import TensorProto, helper
+from onnx_files import model_of, node, value
 
 from labsupport import environment, export, footprint
 from labsupport.benchmarking import memory_meter as memory
@@ -60,6 +63,19 @@ def test_a_session_that_reuses_memory_holds_less_than_one_that_keeps_it(chain):
     assert [stage for stage, _, _ in usual.lines] == ["Python and ONNX Runtime", "weights", "run 1, batch 1"]
     assert usual.lines[0][1] > 10 and usual.gpu_mib is None
     assert kept["run 1, batch 1"] > 70 > 2 * usual["run 1, batch 1"] > 16
+
+
+def test_a_feed_is_what_goes_in(tmp_path):
+    """16 MiB of answers for the large feed, of a graph whose names are the ones that np.savez takes for itself."""
+    axes = ["rows", 1024]
+    model = model_of([node("Relu", ["file"], "y", "relu")], [value("file", axes)], [value("y", axes)])
+    onnx.save(model, tmp_path / "net.onnx")
+
+    def answers_mib(rows):
+        feed = {"file": np.ones((rows, 1024), np.float32)}
+        return footprint.serve_session(tmp_path / "net.onnx", feed=feed, keep_outputs=True).lines[2][1]
+
+    assert answers_mib(4096) - answers_mib(1) > 14
 
 
 def test_sessions_name_their_stages_and_can_share_one_arena(chain):

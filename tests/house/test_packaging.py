@@ -120,6 +120,11 @@ def test_requirements_are_well_formed_and_satisfiable_together(project):
         assert {package: found for package, found in pins.items() if len(found) > 1} == {}, name
 
 
+def test_what_a_pin_holds_back_breaks_no_other_package_of_the_labs():
+    """Lab 00 shows the doctor's rows; a release that wants more than a pin of ours allows gets a pin, too."""
+    assert [finding.value for finding in doctor.check_requirements()] == ["fit together"]
+
+
 def test_ci_types_the_command_that_a_contributor_types():
     script = (REPOSITORY / ".ci/run").read_text(encoding="utf-8")
     assert script.rstrip().endswith("\npython3 -m labsupport test --all")
