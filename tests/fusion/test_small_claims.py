@@ -56,6 +56,11 @@ def test_what_is_drawn_hangs_on_no_shape(tmp_path):
     assert graph.shape_nodes == {"size"} and not graph.constant_nodes
 
 
+def test_what_stands_behind_a_tensor_ends_where_it_is_told_to(tmp_path):
+    graph = nodes_of(chain(tmp_path / "c.onnx"))
+    assert graph.ancestors(["y"], until=["h"]) == {"b", "c"} and graph.ancestors(["y"], until=[]) == {"a", "b", "c"}
+
+
 def test_bytes_of_a_product_of_two_activations_need_no_weight():
     sides = [Tensor("a", (2, 3), "fp32"), Tensor("b", (3, 5), "fp32")]
     product = Kernel("k", "matmul", inputs=tuple(sides), outputs=(Tensor("y", (2, 5), "fp32"),))
