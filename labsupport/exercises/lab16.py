@@ -121,8 +121,8 @@ class BrokenNode(Exercise):
 
 class CalibrationData(Exercise):
     question = (
-        "Choose the calibration data of `text_direction.onnx`: an array float32 (N, 3, 48, 192) of 16 to 128 samples. "
-        "It is quantized with them (maximum) and judged on new lines of text. Hand in the array."
+        "Choose the calibration data of `text_direction.onnx`: an array float32 (N, 3, 48, 192) of 16 to 128 "
+        "different samples. It is quantized with them (maximum) and judged on new lines of text. Hand in the array."
     )
     hints = (
         "The ranges of the activations must be those of the network's work: what does it read in service?",
@@ -151,6 +151,8 @@ class CalibrationData(Exercise):
                 f"on new lines the quantized network errs by {error:.2g}; {OFF:g} is allowed. Are these samples what "
                 "it reads in service, in the same range of values?"
             )
+        if (different := len({x.tobytes() for x in samples})) < FEWEST_LINES:
+            raise Wrong(f"only {different} of {len(samples)} samples differ; {FEWEST_LINES} different ones are wanted.")
         return f"On new lines it errs by {error:.2g}: these samples have the ranges of the network's work."
 
 
@@ -257,8 +259,7 @@ def chords(count: int, seed: int = 0):
             pitch_hz = 440 * 2 ** ((key - 69) / 12)
             for partial in range(1, 6):
                 wave += np.sin(2 * np.pi * pitch_hz * partial * time_s) / partial**1.5
-        loudness = (0.2, 0.02)[place % 2]
-        waves.append((loudness * wave * np.exp(-1.5 * time_s))[None, :, None].astype(np.float32))
+        waves.append(((0.2, 0.02)[place % 2] * wave * np.exp(-1.5 * time_s))[None, :, None].astype(np.float32))
     return waves
 
 
@@ -276,8 +277,7 @@ def text_graph():
     from labsupport import examining, export
 
     with examining.case_of(TEXT, save=export.fresh_folder()) as case:
-        lines, _ = text_lines(1)
-        case.samples = _samples([{"x": lines}])
+        case.samples = _samples([{"x": text_lines(1)[0]}])
         return case.working
 
 
