@@ -126,6 +126,8 @@ def test_a_batch_that_the_graph_does_not_have_is_not_ignored(tmp_path):
 def test_a_gpu_that_rtx_does_not_know(graph):
     with pytest.raises(BadInput, match=r"compute_capability=\(9, 0\).*choose one of"):
         build.engine(graph, compute_capability=(9, 0))
+    with pytest.raises(BadInput, match=r"compute_capability=\(9,\); give a pair such as"):
+        recipe.Recipe(compute_capability=(9,))
 
 
 @needs_rtx
