@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from onnx_files import node, saved, value
 
 from labsupport import environment, runtimes
 from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.runtimes import onnx_runtime
 from labsupport.runtimes.trt_tensors import narrowed
 
 
@@ -45,6 +47,13 @@ def test_token_ids_are_narrowed_where_they_fit(made):
         with pytest.raises(BadInput, match="beyond 32 bits"):
             narrowed(made([1, number]), spec)
         assert narrowed(made([number]), runtimes.TensorSpec((None,), "int64"))[0] == number
+
+
+@pytest.mark.parametrize("code, cuts_off", [(0, True), (1, False)])
+def test_a_release_that_makes_0_of_nine_tenths_cuts_off(code, cuts_off, monkeypatch):
+    answering = SimpleNamespace(run=lambda names, feed: [np.array([code], np.int8)])
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *_, **__: answering)
+    assert onnx_runtime._cuts_off_half.__wrapped__() is cuts_off
 
 
 def test_outputs_are_new_with_every_call(run, expected):
