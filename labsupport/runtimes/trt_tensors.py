@@ -40,7 +40,8 @@ def narrowed(array, spec: TensorSpec):
 
     if spec.dtype != "int32" or not str(array.dtype).endswith("int64"):
         return array
-    if len(array) and int(abs(array).max()) >= 2**31:
+    # both ends: the least INT64 has no absolute value in INT64; and a single number has no length
+    if 0 not in tuple(array.shape) and not -(2**31) <= int(array.min()) <= int(array.max()) < 2**31:
         raise BadInput(
             "an int64 input holds values beyond 32 bits, and TensorRT 8.6 has no INT64; use TensorRT 10 or newer"
         )

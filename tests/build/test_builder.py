@@ -126,6 +126,8 @@ def test_a_batch_that_the_graph_does_not_have_is_not_ignored(tmp_path):
 def test_a_gpu_that_rtx_does_not_know(graph):
     with pytest.raises(BadInput, match=r"compute_capability=\(9, 0\).*choose one of"):
         build.engine(graph, compute_capability=(9, 0))
+    with pytest.raises(BadInput, match=r"compute_capability=\(9,\); give a pair such as"):
+        recipe.Recipe(compute_capability=(9,))
 
 
 @needs_rtx
@@ -313,15 +315,16 @@ def test_a_function_without_source_builds(monkeypatch):
 
 def test_a_function_with_a_class_inside_has_one_name_in_every_process():
     """Its code object's repr holds an address; an engine kept by it would never be found again."""
-    source = "def configure(trt, builder, network, config):\n class Inside:\n  def step(self): return 1\n return Inside"
+    source = "def configure(trt, builder, network, config):\n class Inside:\n  def step(self): return 1\n"
+    source += " return Inside, config.first"
     names = []
     for _ in range(2):
         made = {}
         exec(compile(source, "<cell>", "exec"), made)
         names.append(recipe.code_of(made["configure"]))
-    made = {}
-    exec(compile(source.replace("return 1", "return 2"), "<cell>", "exec"), made)
-    assert names[0] == names[1] != recipe.code_of(made["configure"])
+    for change in (("return 1", "return 2"), ("first", "second")):
+        exec(compile(source.replace(*change), "<cell>", "exec"), made)
+        assert names[0] == names[1] != recipe.code_of(made["configure"])
 
 
 def test_a_hardware_level_that_a_release_lacks(monkeypatch):

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from labsupport import environment
-from labsupport.build import engines
+from labsupport.build import engines, timing_cache
 from labsupport.errors import EngineError, LabError, UntrustedEngine
 
 FACTS = {
@@ -55,7 +55,20 @@ def test_an_engine_without_a_sidecar_is_refused_with_the_way_to_allow_it(engine)
     engines.sidecar_path(engine.path).unlink()
     with pytest.raises(UntrustedEngine, match="has no sidecar.*allow_foreign=True"):
         engines.load(engine.path)
-    assert engines.load(engine.path, allow_foreign=True).plan()
+    stranger = engines.load(engine.path, allow_foreign=True)
+    assert stranger.plan() and stranger.build_s == 0 and stranger.precisions == {"unknown": 1}
+
+
+def test_timings_of_each_gpu_and_each_release_lie_in_a_file_of_their_own(monkeypatch):
+    makers = [("rtx", "1.7", "NVIDIA L4"), ("rtx", "1.7", "NVIDIA H200"), ("rtx", "1.8", "NVIDIA L4"),
+              ("tensorrt", "1.7", "NVIDIA L4"), ("rtx", "1.7", None)]  # fmt: skip
+    names = []
+    for product, version, gpu in makers:
+        target = {"product": product, "version": version, "gpu": gpu}
+        monkeypatch.setattr(engines, "built_for", lambda target=target: target)
+        names.append(timing_cache.path().name)
+    assert names[:2] == ["rtx-1.7-nvidia-l4.cache", "rtx-1.7-nvidia-h200.cache"]
+    assert names[-1] == "rtx-1.7-no-gpu.cache" and len(set(names)) == 5
 
 
 def test_somebody_elses_engine_is_refused(engine, tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ def test_the_options_reach_the_room(asked, capsys):
     assert (str(model), str(given["inputs"]), str(given["save"])) == ("net.onnx", "d.npz", "out")
     assert given["limits"] == examining.Limits(5.0, 0.9, 3.0)
     assert capsys.readouterr().out == "the decision\n"
+    assert cli.main(["examine", "net.onnx"]) == 0 and asked[1][1]["limits"] == examining.Limits(None, 0.99, 10.0)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def notebook(**instead):
     cells = [
         new_markdown_cell("# Signs: a title\n\nWhich one do you choose?"),
         new_code_cell("environment.describe()", outputs=[machine]),
-        new_markdown_cell("## The decision\n\nIt is computed."),
+        new_markdown_cell("## The cost\n\nIt was measured.\n\n### The decision\n\nIt is computed."),
         new_code_cell("decision", outputs=[spoken, heard, picture, caption], metadata={"tags": ["report"]}),
         new_code_cell("table", outputs=[table], metadata={"tags": ["report", "nbval-check-output"]}),
         new_markdown_cell("## Not shown"),
@@ -48,7 +48,7 @@ def test_the_page_holds_what_is_tagged_under_its_heading():
         "python3 -m labsupport report 12",
     ):  # fmt: skip
         assert wanted in page, wanted
-    for unwanted in ("not for the page", "Not shown", "a warning", "(picture", "environment.describe()"):
+    for unwanted in ("not for the page", "Not shown", "The cost", "a warning", "(picture", "environment.describe()"):
         assert unwanted not in page, unwanted
     assert page.count("Two &lt;bars&gt;") == 2  # once as the picture's description, once below it
 

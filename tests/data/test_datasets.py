@@ -151,6 +151,13 @@ def test_idx_files_are_read(tmp_path, packed):
     assert np.array_equal(dataset.test.labels, np.arange(10) % 3)
 
 
+@pytest.mark.parametrize("name", ["train", "t10k"])
+def test_a_class_that_only_one_of_the_two_files_has_is_a_class(tmp_path, name):
+    write_idx(tmp_path, changes={f"{name}-labels-idx1-ubyte": lambda labels: labels.replace(b"\2", b"\7")})
+    dataset = data.mnist_idx(tmp_path)
+    assert dataset.train.classes == dataset.test.classes == tuple("01234567")
+
+
 def test_idx_files_with_a_dot_in_their_names_are_read(tmp_path):
     write_idx(tmp_path)
     for file in list(tmp_path.iterdir()):

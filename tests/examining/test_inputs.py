@@ -125,6 +125,7 @@ def test_an_axis_of_the_batchs_name_has_one_row_and_lengths_are_those_of_the_seq
         value("words", ids, TensorProto.INT64),
         value("input_lengths", lines, TensorProto.INT64),
         value("silence", lines),
+        value("places", ["seq"]),  # one axis is no batch by itself
     ]
     nodes = [helper.make_node("Add", ["words", "words"], ["y"])]
     path = saved(
@@ -132,7 +133,7 @@ def test_an_axis_of_the_batchs_name_has_one_row_and_lengths_are_those_of_the_seq
     )
     feed = made_for(path).feeds[0]
     assert {name: x.shape for name, x in feed.items()} == {
-        "words": (1, 512), "input_lengths": (1,), "silence": (1,), "state": (2, 1, 2),
+        "words": (1, 512), "input_lengths": (1,), "silence": (1,), "places": (512,), "state": (2, 1, 2),
     }  # fmt: skip
     assert feed["input_lengths"].tolist() == [512] and feed["silence"].dtype == np.float32
 

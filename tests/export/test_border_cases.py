@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 
 from labsupport import export, footprint, pruning, quantization, runtimes
 from labsupport.errors import BadInput
-from labsupport.export import constant_folding, surgery
+from labsupport.export import constant_folding, sparse_weights, surgery
 from labsupport.footprint.shipped import shipped
 from labsupport.fusion import roofline
 
@@ -67,6 +67,17 @@ def test_sparse_values_of_constant_nodes_and_branches_are_weights(tmp_path):
     written = export.save(model, tmp_path / "b.onnx").model().graph.node[0].attribute
     (body,) = [attribute.g for attribute in written if attribute.name == "then_branch"]
     assert not body.sparse_initializer and numpy_helper.to_array(body.initializer[0]).ravel().tolist() == whole.tolist()
+
+
+def test_a_sparse_value_that_a_function_is_handed_is_left_to_its_caller():
+    inside = node("Constant", [], "w")
+    kind = onnx.AttributeProto.SPARSE_TENSOR
+    inside.attribute.add(name="sparse_value", ref_attr_name="table", type=kind)
+    function = helper.make_function("own", "F", [], ["w"], [inside], [helper.make_opsetid("", 17)], ["table"])
+    model = model_of([node("F", [], "y", domain="own")], [], [value("y", [4, 8])], {}, domains=["own"])
+    model.functions.append(function)
+    (kept,) = sparse_weights.written_out(model).functions[0].node[0].attribute
+    assert (kept.name, kept.ref_attr_name) == ("sparse_value", "table")
 
 
 def test_a_free_axis_written_as_minus_one_is_free(tmp_path):

@@ -35,10 +35,12 @@ def test_fp32_is_weights_and_the_peak_of_lab_04(graph):
     assert found.total_mib == pytest.approx(found.weights_mib + found.activations_mib)
 
 
-def test_fp16_is_half_whether_the_file_is_cast_or_the_builder_will(graph):
-    half = shipped.shipped(graph).total_mib / 2
-    assert shipped.shipped(graph, "fp16").total_mib == pytest.approx(half)
-    assert shipped.shipped(precision.cast(graph)).weights_mib == pytest.approx(shipped.shipped(graph).weights_mib / 2)
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+def test_sixteen_bits_are_half_whether_the_file_is_cast_or_the_builder_will(graph, kind):
+    whole, cast = shipped.shipped(graph), precision.cast(graph, to=kind)
+    assert shipped.shipped(graph, kind).total_mib == pytest.approx(whole.total_mib / 2)
+    assert shipped.shipped(cast).weights_mib == pytest.approx(whole.weights_mib / 2)
+    assert shipped.shipped(cast, kind).weights_mib == pytest.approx(whole.weights_mib / 2)  # narrow is not halved again
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])

@@ -299,6 +299,9 @@ def test_pictures_say_in_words_what_they_show():
         footprint.draw_lifetimes(large),
         footprint.draw_arena(footprint.arena(large, offsets)),
     ]
+    bars = pictures[0].figure.axes[0].patches  # a step is as wide as 1, about its number
+    ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars]
+    assert ends == [(tensor.born - 0.5, tensor.dies + 0.5) for tensor in BLOCK.tensors]
     assert repr(pictures[0]) == (
         "A block: 3 tensors over 4 steps; together 7.0 MiB, alive at once at most 5.0 MiB, in step 1."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from plan_samples import REAL, onnx_file, recorded, synthetic
 
 from labsupport import fusion, recordings, runtimes
 from labsupport.errors import BadInput
+from labsupport.fusion.pictures import before_after
 
 
 def test_diff_finds_regrouping_types_and_tactics(real, workpieces):
@@ -121,6 +123,16 @@ def test_drawing_keeps_an_edge_that_runs_up_the_page(block):
         for d in (down, both)
     ]
     assert heads[1] > heads[0]
+
+
+def test_rails_share_a_lane_only_where_one_ends_above_the_other():
+    rails = []
+    canvas = SimpleNamespace(
+        NODE=(0, 1), KERNEL=(2, 3), spot=lambda row: (0, row),
+        rail=lambda side, lane, upper, lower, upwards: rails.append((lane, upper, lower, upwards)),
+    )  # fmt: skip
+    before_after._column(canvas, -1, {(0, 2), (2, 4), (3, 7), (5, 7), (9, 6), (8, 8)}, occupied=set(range(10)))
+    assert rails == [(0, 0, 2, False), (1, 2, 4, False), (0, 3, 7, False), (1, 5, 7, False), (2, 6, 9, True)]
 
 
 def test_drawing_is_saved_as_svg_or_png(real, tmp_path):

@@ -11,6 +11,7 @@ from plan_samples import onnx_file
 from labsupport import fusion, runtimes
 from labsupport.fusion.executed_nodes import Placement, passes_through, through
 from labsupport.fusion.kernels import Kernel
+from labsupport.fusion.node_accounts import account
 from labsupport.fusion.onnx_nodes import nodes_of
 from labsupport.fusion.plan_schema import Tensor
 
@@ -43,6 +44,21 @@ def test_a_dropout_is_handed_on_unless_it_may_be_training(tmp_path):
     weights = {"r": np.float32(0.4), "t": np.array(False)}
     graph = nodes_of(onnx_file(tmp_path / "d.onnx", nodes, [("x", [4])], [("y", [4])], weights))
     assert [passes_through(graph, node) for node in graph.nodes] == [True, True, False]
+
+
+def test_a_split_is_read_in_place_only_where_nobody_wrote_its_parts(tmp_path):
+    nodes = [
+        ("split", "Split", ["x"], ["a", "b"], {}),
+        ("left", "Exp", ["a"], ["y"], {}),
+        ("right", "Sin", ["b"], ["z"], {}),
+    ]
+    graph = nodes_of(onnx_file(tmp_path / "s.onnx", nodes, [("x", [4])], [("y", [2]), ("z", [2])]))
+    claims, readers = {"left": ("k1",), "right": ("k2",)}, {"a": ["k1"], "b": ["k2"]}
+    assert account(graph, claims, readers=readers).moved == {"split": "read in place by k1 and k2"}
+    half = account(graph, claims, readers=readers, writers={"a": ["k0"]})
+    assert half.moved == {"split": "read in place by k2"}
+    copied = account(graph, claims, readers=readers, writers={"a": ["k0"], "b": ["k0"]})
+    assert copied.unplaced == ("split",) and not copied.moved and copied.balanced
 
 
 def test_what_is_drawn_hangs_on_no_shape(tmp_path):

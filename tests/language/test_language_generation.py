@@ -36,6 +36,8 @@ def test_a_draft_never_changes_the_answer(session, ahead):
         assert drafted.accepted <= drafted.drafted and drafted.steps <= plain.steps, name
     right = generation.generate(session, prompt, 30, draft=drafts["right"], ahead=ahead)
     assert right.accepted == right.drafted and right.tokens_per_step > min(ahead, 2)
+    assert plain.first_ms > 0 and len(plain.step_ms) == plain.steps == 29 and min(plain.step_ms) > 0
+    assert plain.tokens_per_step == 1 and plain.tokens_per_s == pytest.approx(1e3 * 29 / sum(plain.step_ms))
 
 
 def test_an_answer_stops_at_its_end(session):

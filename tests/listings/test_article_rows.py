@@ -95,6 +95,14 @@ def test_the_listing_that_hangs_is_stopped_and_leaves_nothing(tmp_path, monkeypa
     assert outcome.kind == "hung" and list(tmp_path.iterdir()) == []
 
 
+def test_only_the_one_that_never_ends_is_given_two_seconds(monkeypatch):
+    heard = []
+    monkeypatch.setattr(listings.sandbox, "python", lambda code, *, seconds, **_: heard.append(seconds))
+    for name, helped in (("4.3.1-compile", True), ("5.3.2-balance", True), ("5.3.2-balance", False)):
+        ROWS[name].run(helped=helped)
+    assert heard == [20, 2, 20]
+
+
 def test_what_is_no_program_is_refused():
     for name in ("B.1-flow", "D.1-mse"):
         with pytest.raises(BadInput, match="which nothing runs; read its verdict"):

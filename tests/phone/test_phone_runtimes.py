@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,13 @@ class Small(nn.Module):
 
     def forward(self, x):
         return self.head(torch.relu(self.second(torch.relu(self.first(x)))).mean((2, 3)))
+
+
+def test_converters_are_heard_on_standard_output_alone(capfd):
+    with phone.silently():
+        os.write(1, b"heard")
+        os.write(2, b"dropped")
+    assert capfd.readouterr() == ("heard", "")
 
 
 @pytest.fixture(scope="module")

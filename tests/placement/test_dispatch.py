@@ -64,6 +64,8 @@ def test_two_workers_by_hand():
     assert simulate([0, 0, 0, 0], times, "shortest queue").latencies_ms == (1, 4, 2, 8)
     # the fourth is done at the same moment on either, and goes to the first
     assert simulate([0, 0, 0, 0], times, "least expected finish").latencies_ms == (1, 2, 3, 4)
+    # the fifth would be the fast one's fifth, and the slow one needs 4 ms; the sixth would be its second
+    assert simulate([0] * 6, times, "least expected finish").latencies_ms == (1, 2, 3, 4, 4, 5)
     stolen = simulate([0, 0, 0, 0], times, "work stealing")
     assert stolen.latencies_ms == (1, 4, 2, 3) and stolen.moved == 1
 

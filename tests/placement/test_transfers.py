@@ -106,8 +106,9 @@ def test_in_line_waits_after_every_batch():
 
 def test_in_turns_waits_only_for_the_buffer_it_will_write():
     notes = []
-    transfers.in_turns([Lane("a", notes), Lane("b", notes)], 3)
-    assert notes == ["wait a", "infer a", "wait b", "infer b", "wait a", "infer a", "wait a", "wait b"]
+    transfers.in_turns([Lane(name, notes) for name in "abc"], 4)
+    turns = [f"{word} {name}" for name in "abca" for word in ("wait", "infer")]
+    assert notes == [*turns, "wait a", "wait b", "wait c"]
 
 
 def test_waiting_times_are_medians():

@@ -324,6 +324,14 @@ def test_a_sweep_has_every_run_at_every_size_with_its_error():
     points = plugins.sweep([run], rows=(1, 4), columns=32, samples=2)
     assert [round(point.mb * 1e6) for point in points] == [3 * 32 * 4, 4 * 3 * 32 * 4]
     assert all(point.error < 1e-5 and point.gb_per_s == pytest.approx(point.mb / point.ms) for point in points)
+    feed = dict(zip(("x", "gate", "weight"), plugins.example(4, 32)))
+    peak = np.abs(plugins.reference(*feed.values())).max()
+
+    def short(feed):
+        return {"y": run(feed)["y"] - np.float32(peak / 4)}
+
+    short.name = "a quarter of the peak short everywhere"
+    assert plugins.sweep([short], rows=[4], columns=32, samples=2)[0].error == pytest.approx(0.25, rel=1e-4)
     for rows in ([], [0], [1.5]):
         with pytest.raises(BadInput, match="whole numbers of 1 or more"):
             plugins.sweep([run], rows=rows, columns=32)

@@ -34,12 +34,15 @@ def test_the_error_is_split_into_rounding_and_clipping(options):
         assert measured.rounding == pytest.approx(float(scale.scale) ** 2 / 12, rel=0.1)
 
 
-def test_symmetric_by_hand():
-    scale = quantization.scale_of([-2.54, 1.0])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_symmetric_by_hand(sign):
+    scale = quantization.scale_of(sign * np.array([-2.54, 1.0]))
     assert float(scale.scale) == pytest.approx(0.02) and int(scale.zero_point) == 0
-    codes = quantization.quantize([-2.54, 0.0, 0.01, 0.031, 1.0, 9.0], scale)
-    assert codes.dtype == np.int8 and codes.tolist()[:2] + codes.tolist()[3:] == [-127, 0, 2, 50, 127]
-    assert quantization.dequantize(codes, scale).tolist()[-1] == pytest.approx(2.54)
+    assert (float(scale.lowest), float(scale.highest)) == pytest.approx((-2.54, 2.54))
+    codes = quantization.quantize(sign * np.array([-2.54, 0.0, 0.01, 0.031, 1.0, 9.0]), scale)
+    wanted = [sign * code for code in (-127, 0, 2, 50, 127)]
+    assert codes.dtype == np.int8 and codes.tolist()[:2] + codes.tolist()[3:] == wanted
+    assert quantization.dequantize(codes, scale).tolist()[-1] == pytest.approx(sign * 2.54)
 
 
 def test_affine_by_hand():

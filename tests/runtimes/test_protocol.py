@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from onnx_files import node, saved, value
 
 from labsupport import environment, runtimes
 from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.runtimes import onnx_runtime
+from labsupport.runtimes.trt_tensors import narrowed
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,26 @@ def test_the_contract(run, expected):
         np.testing.assert_allclose(out["logits"], y.numpy(), atol=2e-4)
     tensors = run({"images": x.to(run.device)})
     assert isinstance(tensors["logits"], torch.Tensor) and tensors["logits"].device.type == run.device
+
+
+@pytest.mark.parametrize("made", [np.array, torch.tensor])
+def test_token_ids_are_narrowed_where_they_fit(made):
+    """TensorRT 8.6 has no INT64."""
+    spec, least, most = runtimes.TensorSpec((None,), "int32"), -(2**31), 2**31 - 1
+    narrow = narrowed(made([least, 7, most]), spec)
+    assert str(narrow.dtype).removeprefix("torch.") == "int32" and narrow.tolist() == [least, 7, most]
+    assert int(narrowed(made(most), spec)) == most and narrowed(made([], dtype=made([1]).dtype), spec).shape == (0,)
+    for number in (most + 1, least - 1, 2**63 - 1, -(2**63)):
+        with pytest.raises(BadInput, match="beyond 32 bits"):
+            narrowed(made([1, number]), spec)
+        assert narrowed(made([number]), runtimes.TensorSpec((None,), "int64"))[0] == number
+
+
+@pytest.mark.parametrize("code, cuts_off", [(0, True), (1, False)])
+def test_a_release_that_makes_0_of_nine_tenths_cuts_off(code, cuts_off, monkeypatch):
+    answering = SimpleNamespace(run=lambda names, feed: [np.array([code], np.int8)])
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *_, **__: answering)
+    assert onnx_runtime._cuts_off_half.__wrapped__() is cuts_off
 
 
 def test_outputs_are_new_with_every_call(run, expected):

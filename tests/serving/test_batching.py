@@ -116,6 +116,25 @@ def test_the_requests_of_a_replica_that_fails_are_answered_by_another(bad):
         assert box.living == ("replica 2",) or "replica 1" in box.living  # the bad one may never have been asked
 
 
+def test_requests_that_are_given_back_go_first_and_in_their_order():
+    def fails(images):
+        raise RuntimeError("no more")
+
+    def notes(images):
+        served.extend(images[:, 0, 0])
+        return doubled(images)
+
+    served, gate = [], Gate(fails)
+    with server(gate, max_batch=3, delay_ms=500) as box:
+        futures = [box.submit(request(value)) for value in (1, 2, 3)]
+        assert gate.entered.wait(10)
+        box.add(notes)
+        futures.append(box.submit(request(4)))
+        gate.opened.set()
+        assert [future.result(10)[0, 0] for future in futures] == [2, 4, 6, 8]
+    assert served == [1, 2, 3, 4]
+
+
 def test_when_the_last_replica_fails_everybody_hears_of_it():
     with server(broken, max_batch=1) as box:
         with pytest.raises(LabError, match="no replica could answer .*the device is lost.*0 are left"):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,6 +72,13 @@ class TestLoadgen:
 
         verdict = judge(submit, self.feeds, rate_per_s=200, p99_limit_ms=100, seconds=0.5)
         assert verdict.faults >= 100 and not verdict.valid
+
+
+@pytest.mark.skipif(not shutil.which("false"), reason="no command that always fails")
+def test_what_cannot_be_read_beforehand_does_not_stop_the_next_attempt(monkeypatch):
+    module = importlib.import_module("labsupport.serving.ray_cluster")
+    monkeypatch.setattr(module, "sys", SimpleNamespace(executable=shutil.which("false")))
+    module._warm()  # an agent that lacks a package is no reason to give up
 
 
 @pytest.mark.skipif(not environment.has("ray serve"), reason="Ray Serve is not installed")

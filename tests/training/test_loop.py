@@ -192,12 +192,22 @@ def test_bad_input_is_named(call, message):
         call()
 
 
-def test_a_loss_that_is_no_number_stops_with_advice():
+def test_infinite_weights_stop_with_advice():
     model = tiny()
     with torch.no_grad():
         model[2].weight[0, 0] = torch.inf
     with pytest.raises(LabError, match="the loss became (nan|inf) in epoch 1 of 5; lower learning_rate"):
         training.fit(model, SPLIT)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+def test_a_loss_that_is_no_number_stops(number):
+    def objective(model, images, labels):
+        logits = model(images)
+        return logits, logits.sum() * 0 + float(number)
+
+    with pytest.raises(LabError, match=f"the loss became {number} in epoch 1 of 2"):
+        training.fit(tiny(), SPLIT, epochs=2, objective=objective)
 
 
 def test_training_on_a_missing_gpu_says_so(monkeypatch):
