@@ -193,7 +193,7 @@ def test_two_of_four():
             (lambda w: w.flatten(1), r"it gave \(\d+, \d+\)"),
             (loops, "Some of these four are equally large"),
             (lambda w: (w * pruning.mask24(w)).float(), "for a weight of torch.float64 it gave torch.float32"),
-            (lambda w: (w * pruning.mask24(w)).reshape(8, 16, 3, 3), "RuntimeError|ValueError"),
+            (lambda w: (w * pruning.mask24(w)).reshape(7, 11), "RuntimeError|ValueError"),
             (lambda w: 2 * w * pruning.mask24(w), "with their own values"),
             (lambda w: (w * pruning.mask24(w)).numpy(), "wanted is a tensor"),
             (lambda w: w * pruning.keep_largest(w, 0.5), "of the groups along the inputs have two zeros; all"),
