@@ -46,15 +46,6 @@ def test_a_session_holds_what_a_process_of_its_own_says(examined):
     assert 1 < float(re.search(r"holds ([\d.]+) MiB in a process of its own", said)[1]) < 100
 
 
-def test_the_fullest_step_is_named_with_what_it_holds(examined):
-    _, _, made = examined
-    said = [finding.text for finding in made.rows["memory"].findings]
-    assert said[:2] == [
-        "activations: 0.02 MiB if each kept its place, 0.02 MiB alive at most",
-        "the fullest step is relu, which holds a 0.01 MiB, b 0.01 MiB",
-    ]
-
-
 def test_the_changes_are_ordered_by_effort_and_start_with_doing_nothing(examined):
     _, _, made = examined
     efforts = [each.effort for each in made.candidates]
