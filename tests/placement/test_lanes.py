@@ -35,6 +35,13 @@ def test_busy_time_counts_overlapping_spans_once():
     assert timeline.overlapped([Span("a", 0, 0, 1), Span("b", 0, 1, 2)]) == 0
 
 
+def test_the_slowest_stage_is_so_by_the_median():
+    ends = {"often": (3, 3, 4), "once": (1, 2, 90)}
+    spans = tuple(Span(row, item, 0, end) for row, each in ends.items() for item, end in enumerate(each))
+    run = pipeline.PipelineRun("two", (1, 2, 3), spans, 0.5, 1)
+    assert run.stage_ms == {"often": 3, "once": 2} and run.bottleneck == "often" and run.items_per_s == 6
+
+
 def test_a_drawing_says_what_it_shows():
     drawing = timeline.draw([Span("copy in", 0, 5, 7), Span("compute", 0, 6, 8)], title="Two rows")
     assert "Two rows: 2 spans over 3 ms; copy in busy 67%, compute busy 67%; 25% of the work" in drawing.text
