@@ -138,6 +138,11 @@ class Case:
         """The samples that have an expected answer."""
         return list(self.samples.feeds[: len(self.expected)])
 
+    @property
+    def calibrating(self) -> list[dict]:
+        """Every second sample. What is calibrated on these is judged by the others; a single sample does both."""
+        return self.feeds[::2]
+
     @functools.cached_property
     def _copy(self):
         if self.graph.size_mib > LARGEST_MIB:
@@ -179,16 +184,18 @@ class Case:
             graph = self.working
         return runtimes.TensorRt(build.engine(graph, progress=False, **options), name=name)
 
-    def error_of(self, run) -> float:
+    def error_of(self, run, *, calibrated: bool = False) -> float:
         """‖answer − reference‖ / ‖reference‖ over all samples, the worst output; inf where a shape differs.
 
-        Outputs of whole numbers count, by the share that differs, only where there are no others.
+        Outputs of whole numbers count, by the share that differs, only where there are no others. ``calibrated``
+        leaves out the samples of ``calibrating``.
         """
-        got = [run(feed) for feed in self.feeds]
-        floats = [name for name, x in self.expected[0].items() if x.dtype.kind == "f" and x.size]
+        judging = slice(1, None, 2) if calibrated and len(self.feeds) > 1 else slice(None)
+        expected, got = self.expected[judging], [run(feed) for feed in self.feeds[judging]]
+        floats = [name for name, x in expected[0].items() if x.dtype.kind == "f" and x.size]
         worst = 0.0
-        for name in floats or self.expected[0]:
-            pairs = [(y[name], answer[name]) for y, answer in zip(self.expected, got, strict=True)]
+        for name in floats or expected[0]:
+            pairs = [(y[name], answer[name]) for y, answer in zip(expected, got, strict=True)]
             if any(a.shape != b.shape for a, b in pairs):
                 return math.inf
             ours, theirs = (np.concatenate([np.ravel(pair[i]) for pair in pairs]) for i in (0, 1))
@@ -212,8 +219,9 @@ class Case:
         return change.accuracy >= self.limits.keep_accuracy * (self.accuracy_of(self.original) or 0)
 
     def judge(
-        self, name: str, run, *, effort: int, code: str, lab: str, graph=None, answers=None, note="", unproven=""
-    ) -> Candidate:
+        self, name: str, run, *, effort: int, code: str, lab: str, graph=None, answers=None, note="", unproven="",
+        calibrated: bool = False,
+    ) -> Candidate:  # fmt: skip
         """A change, timed in turn with the network as given. ``answers`` is the run whose error counts, if another."""
         rounds = int(min(max(PAIR_S / (8 * max(self.call_s, 1e-6)), ROUNDS[0]), ROUNDS[1]))
         self.afford(8 * (rounds + 1) * self.call_s, f"timing {name!r}")
@@ -221,7 +229,8 @@ class Case:
         pair = benchmarking.paired(self.base, run, feed, rounds=rounds, runs_per_round=2, warmup=2)
         file, graph = graph.path.name if graph else "", graph or self.graph
         return Candidate(
-            name, effort, pair.after.samples_ms, pair.samples, self.error_of(judged), graph.size_mib, code, lab,
+            name, effort, pair.after.samples_ms, pair.samples, self.error_of(judged, calibrated=calibrated),
+            graph.size_mib, code, lab,
             pair.after.machine, self.accuracy_of(judged), note, file, unproven,
         )  # fmt: skip
 

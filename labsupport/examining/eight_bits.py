@@ -17,10 +17,12 @@ def stage(case) -> Row:
     """INT8 by the better of two calibrations; where it errs too much, the layers one by one and a mix."""
     row, target = Row("eight bits"), "tensorrt" if environment.has("engine execution") else "onnxruntime"
     case.afford(40 * case.call_s + 2, "calibration and INT8")
-    ranges = quantization.calibrate(case.working, case.feeds, target=target)
-    if not case.samples.given or len(case.feeds) < FEW:
-        kind = "real" if case.samples.given else "made"
-        row.find(f"calibrated on {len(case.feeds)} {kind} samples; {FEW} real ones are the least", "measured", "06")
+    ranges = quantization.calibrate(case.working, case.calibrating, target=target)
+    few, unseen = len(case.calibrating), len(case.feeds) - len(case.calibrating)
+    said = f"calibrated on {few} {'real' if case.samples.given else 'made'} samples"
+    if not case.samples.given or few < FEW:
+        said += f", and {FEW} real ones are the least"
+    row.find(f"{said}; errors are those of {f'{unseen} others' if unseen else 'the same one'}", "measured", "06")
     start, errors = case.now(), {}
     for method in METHODS:
         graph = quantization.to_qdq(case.working, ranges, target=target, method=method, path=_file(case, method))
@@ -42,7 +44,7 @@ def _file(case, method: str):
 
 def _error(case, graph) -> float:
     with runtimes.OnnxRuntime(graph) as run:
-        return case.error_of(run)
+        return case.error_of(run, calibrated=True)
 
 
 def _offer(case, row: Row, path, name: str, effort: int, code: str) -> None:
@@ -50,7 +52,7 @@ def _offer(case, row: Row, path, name: str, effort: int, code: str) -> None:
 
     graph = export.load(path)
     with case.runtime(graph, "int8", name=name) as run:
-        row.candidates.append(case.judge(name, run, effort=effort, code=code, lab="06", graph=graph))
+        row.candidates.append(case.judge(name, run, effort=effort, code=code, lab="06", graph=graph, calibrated=True))
 
 
 def _mixed(case, row: Row, ranges, target: str, method: str, each_s: float) -> None:
@@ -116,7 +118,8 @@ def _code(case, target: str, method: str, wide) -> str:
         "import numpy as np\nfrom labsupport import export, quantization\n\n"
         f'graph = export.load("{case.folder.name}/{case.working.path.name}")\n'
         f'arrays = np.load("{given}")  # an array for each input, calls in front\n'
-        "batches = [{name: arrays[name][i : i + 1] for name in graph.inputs} for i in range(32)]\n"
+        f"places = range(0, {2 * len(case.calibrating)}, 2)  # the others judged the result\n"
+        "batches = [{name: arrays[name][i : i + 1] for name in graph.inputs} for i in places]\n"
         f'int8 = quantization.to_qdq(graph, batches, target="{target}", method="{method}",\n'
         f"                           exclude={list(wide)!r}, path='int8.onnx')"
     )

@@ -181,6 +181,8 @@ class Allocator(Exercise):
         for place, lives in enumerate(drawn):
             plans[f"drawn {place}"] = planned(place_tensors, lives, "a network drawn at random")
         plan = plans["ResNet-50"]
+        if plan.size_mib > 100 * whole.total_mib:
+            raise Wrong(f"the plan ends at {plan.size_mib:.3g} MiB. Are those bytes? Offsets are wanted in MiB.")
         if plan.size_mib > 0.9 * whole.total_mib:
             raise Wrong(
                 f"nothing overlaps, and nothing is used again: {plan.size_mib:.0f} MiB, where {whole.peak_mib:.0f} "

@@ -93,7 +93,8 @@ class Formats(Exercise):
 class ToBf16(Exercise):
     question = (
         "Write `to_bf16(x)`: a float32 array rounded to BF16, to the nearest and in a tie to the even one, handed "
-        "back as float32. Use the bits (`x.view(np.uint32)`), not a library's cast. Hand in the function."
+        "back as float32. Use the bits (`x.view(np.uint32)`); a library's cast gives the same and teaches nothing. "
+        "Hand in the function."
     )
     hints = (
         (
@@ -273,6 +274,8 @@ class Rescaled(Exercise):
                 raise Wrong("rescaled gave None. Did it forget its `return`?")
             if not isinstance(tame, torch.nn.Module):
                 raise Wrong(f"rescaled gave {described(tame)}; wanted is the block with other weights.")
+            if {parameter.dtype for parameter in tame.parameters()} != {torch.float32}:
+                raise Wrong("the copy is no FP32 module any more. Change its numbers only; the check makes it FP16.")
             if tame is given:
                 raise Wrong("that is the block that was handed in; work on copy.deepcopy(block) and return the copy.")
             if any(not torch.equal(value, before[name]) for name, value in given.state_dict().items()):

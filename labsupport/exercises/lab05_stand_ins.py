@@ -31,7 +31,7 @@ def bf16_cases(plain) -> dict:
 
     rng = np.random.default_rng()
     drawn = rng.integers(0, 2**32, (5, 6, 7), dtype=np.uint32).view(np.float32)
-    halves = (rng.integers(0, 0x7F00, 40, dtype=np.uint32) << 16) + np.uint32(0x8000)
+    halves = (rng.integers(0x80, 0x7F00, 40, dtype=np.uint32) << 16) + np.uint32(0x8000)
     # small payloads of a NaN are what the carry turns into infinity, the largest into zero
     nans = np.array([0x7F800001, 0x7FC00000, 0x7FFFFFFF, 0xFF800001, 0xFFFFFFFF], np.uint32)
     return {

@@ -19,13 +19,14 @@ def class_of_two():
     from labsupport import distillation
 
     teacher = distillation.staged_cnn(classes=5, width=4)
+    images, labels = teacher.example_input(6), torch.arange(6) % 5
     with torch.no_grad():
         teacher.head.weight *= 50
-    labels = torch.arange(6) % 5
+        teacher.head.bias -= teacher(images).mean(0)  # so the likeliest class is not the same for all
     return (
         distillation.staged_cnn(classes=5, width=2).train(),
         distillation.freeze(teacher),
-        teacher.example_input(6),
+        images,
         labels,
     )
 
@@ -99,6 +100,10 @@ def drawn_duels() -> list[tuple[str, list[float], list[float], bool]]:
     case("many seeds with a wide spread", [1 + 1.4 * (-1) ** i + draw.uniform(-0.2, 0.2) for i in range(40)], True)
     case("gains about 0", [draw.uniform(0.2, 0.4) * (-1) ** i for i in range(6)], False)
     case("the same twice", [0.0] * 5, False)
+    case("three seeds that agree", [big, big + 0.1, big - 0.1], True)
+    for errors, right in ((1.3, False), (2.6, True)):  # standard errors of the mean; about 0.3 each, of 12 such gains
+        gains = [0.3 * errors + (-1) ** i for i in range(12)]
+        case(f"a mean of {errors} standard errors", [big / 4 * gain for gain in gains], right)
     case("two seeds", [big, big + 0.1], False)
     case("one seed", [big], False)
     draw.shuffle(cases)

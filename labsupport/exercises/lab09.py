@@ -67,8 +67,8 @@ class GraphGain(Exercise):
 
 class Lookahead(Exercise):
     question = (
-        "Write `answers(load, infer, batches)`, which returns [infer(load(b)) for b in batches] and loads the next "
-        f"batch while this one is inferred, with at most {AT_ONCE} loaded batches at once."
+        "Write `answers(load, infer, batches)` for one batch or more: it returns [infer(load(b)) for b in batches] and "
+        f"loads the next batch while this one is inferred, with at most {AT_ONCE} loaded batches at once."
     )
     hints = (
         "One thread that loads is enough. The first batch is waited for; every later one is asked for before infer is "
@@ -161,20 +161,27 @@ class Ideal(Exercise):
     def judge(self, ideal_gain: Callable) -> str:
         needs_function(ideal_gain, "ideal_gain")
         equal, lopsided = (("copy in", 1.0), ("compute", 1.0), ("copy out", 1.0)), (("decode", 0.5), ("infer", 7.5))
-        for steps in (STEPS, equal, lopsided, (("a", 1.0), ("b", 2.0), ("c", 3.0), ("d", 6.0))):
-            spans = in_a_line(steps)
-            right, got = sum(ms for _, ms in steps) / max(ms for _, ms in steps), ideal_gain(list(spans))
+        four = (("a", 1.0), ("b", 2.0), ("c", 3.0), ("d", 6.0))
+        small, large = (("decode", 2.0), ("infer", 1.0)), (("decode", 3.0), ("infer", 12.0))
+        for kinds in ((STEPS,), (equal,), (lopsided,), (four,), (small, large)):
+            steps, spans = tuple(step for kind in kinds for step in kind), in_a_line(*kinds)
+            rows = [sum(ms for row, ms in steps if row == name) for name in dict(steps)]
+            right, got = sum(rows) / max(rows), ideal_gain(list(spans))
             if got is None:
                 raise Wrong("ideal_gain gave None. Did it forget its `return`?")
             got = as_number(got, "what ideal_gain gave")
             if abs(got - right) > 0.01 * right:
-                raise Wrong(self._slip(got, right, steps))
-        return "Right for four runs. Two rows of 0.5 and 7.5 ms gain 7 %, however cleverly they are overlapped."
+                raise Wrong(self._slip(got, right, steps, len(kinds)))
+        return "Right for five runs. Two rows of 0.5 and 7.5 ms gain 7 %, however cleverly they are overlapped."
 
     @staticmethod
-    def _slip(got: float, right: float, steps) -> str:
+    def _slip(got: float, right: float, steps, kinds: int) -> str:
         seen = ", ".join(f"{row} {ms:g} ms" for row, ms in steps)
         start = f"for items of {seen} it gave {got:.3g}, not {right:.3g}: "
+        if kinds > 1:
+            return (
+                start.replace("items of", "two kinds of items in turn,") + "do all spans of a row count, of every item?"
+            )
         if abs(got * right - 1) < 0.01:
             return start + "that is the other way round, new time over old time."
         if abs(got - len(steps)) < 0.01:

@@ -33,13 +33,13 @@ def box():
     )
 
 
-def in_a_line(steps=STEPS, items: int = 4) -> tuple:
-    """Spans of a run without any overlap."""
+def in_a_line(*kinds, items: int = 4) -> tuple:
+    """Spans of a run without any overlap; items of several kinds come in turn."""
     from labsupport.comparing.timeline import Span
 
     spans, now = [], 0.0
     for item in range(items):
-        for row, ms in steps:
+        for row, ms in kinds[item % len(kinds)] if kinds else STEPS:
             spans.append(Span(row, item, now, now + ms))
             now += ms
     return tuple(spans)

@@ -24,7 +24,8 @@ class Clean(Exercise):
     question = (
         "Write `clean(nodes)` for a graph in the order in which it runs: each node is (inputs, outputs), two lists of "
         "names. Return the names at which it can be cut so that one tensor carries everything on: all nodes up to its "
-        "maker stand before the cut, and no other tensor made before is read behind it. The graph's input is `frame`."
+        "maker stand before the cut, and no other tensor made before is read behind it. The graph's input, `frame`, "
+        "is not among them, and neither is a tensor that no later node reads."
     )
     hints = (
         "Go through the nodes in their order. Behind each one, ask: which tensors are known so far and still needed?",
@@ -58,6 +59,8 @@ class Clean(Exercise):
         written = "; ".join(f"{' '.join(inputs)} → {' '.join(outputs)}" for inputs, outputs in nodes)
         start = f"for {written}: "
         for name in got:
+            if name == "frame":
+                return start + "'frame' is the input: no node stands before that cut, so it is not asked for."
             if name not in right:
                 return start + f"{name!r} is no clean cut. Which other tensor is read behind it, or is nothing left?"
             if got.count(name) > 1:
@@ -151,8 +154,11 @@ class Shares(Exercise):
     def judge(self, shares: Callable) -> str:
         needs_function(shares, "shares")
         draws = random.Random()
-        for pictures, count in ((100, 2), (7, 3), (64, 4), (3, 5)):
-            rates = [round(draws.uniform(1, 9), 2) for _ in range(count)]
+        sizes = ((100, 2), (7, 3), (64, 4), (3, 5))
+        drawn = [(n, [round(draws.uniform(1, 9), 2) for _ in range(gpus)]) for n, gpus in sizes]
+        # by rounding the first has 4 pictures; in the second the largest remainder is not the first one to be done
+        for pictures, rates in ((3, [2.0, 2.0]), (7, [8.95, 3.2, 6.41]), *drawn):
+            count = len(rates)
             got = [as_number(each, "a share") for each in items(shares(pictures, list(rates)), "shares")]
             if len(got) != count or any(each < 0 or each != int(each) for each in got) or sum(got) != pictures:
                 given = ", ".join(f"{each:g}" for each in got)

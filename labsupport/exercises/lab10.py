@@ -81,13 +81,14 @@ class Shapes(Exercise):
             ((1, "length", 32), (1, "length", 32), (32,)),
         ]
         for shapes in fits:
-            got = y_shape(*shapes)
+            said = f"for x {shapes[0]}, gate {shapes[1]}, weight {shapes[2]}"
+            try:
+                got = y_shape(*shapes)
+            except Exception as error:
+                raise Wrong(f"{said}, which fit, it raised {type(error).__name__}.") from error
             shape = tuple(items(got, f"for {shapes} y_shape"))
             if shape != shapes[0]:
-                raise Wrong(
-                    f"for x {shapes[0]}, gate {shapes[1]}, weight {shapes[2]} it gave {str(shape)[:60]}; y is shaped "
-                    "as x."
-                )
+                raise Wrong(f"{said} it gave {str(shape)[:60]}; y is shaped as x.")
         misfits: dict[str, tuple] = {
             "gate has other rows": ((4, 8), (3, 8), (8,)),
             "gate would have to be broadcast": ((4, 8), (1, 8), (8,)),
@@ -102,6 +103,8 @@ class Shapes(Exercise):
                 got = y_shape(*shapes)
             except ValueError:
                 continue
+            except Exception as error:
+                raise Wrong(f"{what}: for {shapes} it raised {type(error).__name__}; wanted is ValueError.") from error
             raise Wrong(
                 f"{what}: for {shapes} it gave {got} and should have raised ValueError. The kernel would read beyond "
                 "the tensor's end."

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -170,8 +171,8 @@ class InTime(Exercise):
         import numpy as np
 
         draws = np.random.default_rng()
-        for _ in range(30):
-            stream = stream_of_frames(draws)
+        for number in range(30):
+            stream = stream_of_frames(draws, tight=number % 3 == 0)
             best, _ = counted_misses(oldest_in_time, *stream)
             count, late = counted_misses(next_frame, *stream)
             if late:
@@ -195,7 +196,7 @@ class Update(Exercise):
         "`version`, "
         "`payload` and `signature`, which is `lab11.sign(key, version, payload)`. Return a new dict with the package's "
         "version and payload if the signature is right, the version is newer and `works(payload)` is True; otherwise "
-        "`box`."
+        "`box`, also where the signature is missing or no text, or `works` raises."
     )
     hints = (
         "The order matters: nothing unsigned may run, so `works` comes last. Compare with `hmac.compare_digest`.",
@@ -225,9 +226,10 @@ class Update(Exercise):
         for name, package, result, replaced in packages_drawn(key):
             box, ran = {"version": 4, "payload": b"the engine that runs"}, []
             kept = dict(box)
-            got = install(
-                box, dict(package), key, lambda payload, ran=ran, result=result: was_tested(payload, ran, result)
-            )
+            try:
+                got = install(box, dict(package), key, functools.partial(was_tested, ran=ran, result=result))
+            except Exception as error:
+                raise Wrong(f"{name}: install raised {type(error).__name__}: {error}. The box has to go on.") from error
             if box != kept:
                 raise Wrong(
                     f"{name}: the function changed the box in place; a power cut in the middle leaves half an update."

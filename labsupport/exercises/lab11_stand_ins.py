@@ -79,13 +79,15 @@ def sees_all(module, images) -> bool:
     return bool((total > 0).float().mean() > 0.9)
 
 
-def stream_of_frames(draws) -> tuple:
+def stream_of_frames(draws, tight: bool = False) -> tuple:
     """(arrivals, service, deadline, stalls) in ms: a camera, and now and then a moment in which the box does "
-    "something else."""
+    "something else. A tight deadline lies so close that behind a stall no waiting frame may have time left."""
     import numpy as np
 
     period = float(draws.uniform(5, 40))
     service, deadline = period * float(draws.uniform(0.3, 0.8)), period * float(draws.uniform(1.6, 4.0))
+    if tight:
+        deadline = service * float(draws.uniform(1.05, 1.3))
     stalls = {int(number): period * float(draws.uniform(3, 9)) for number in draws.choice(180, 4, replace=False)}
     return np.arange(200) * period, service, deadline, stalls
 

@@ -104,6 +104,8 @@ class Deadlines(Exercise):
 
 def _why_late(got: int, wanted: int, arrivals: Any, service: Any, deadline: float) -> str:
     said = f"{got} frames late, and {wanted} are"
+    if not got:
+        return f"{said}. Are all times in seconds, and does a frame wait for those before it?"
     if got == int((service > deadline).sum()):
         return f"{said}: you count the frames whose own work is long. Others wait behind them."
     if got == int((service.cumsum() + arrivals[0] - arrivals > deadline).sum()) or got == int(
@@ -268,6 +270,8 @@ def _why_not_claimed(name: str, number: float, value: float, wanted: dict) -> st
     import math
 
     said = f"{name}: {number:.3g}, and {value:.3g} is right"
+    if value < 0 <= number and math.isclose(number, 0, abs_tol=1e-9):
+        return f"{said}: what became worse is below zero, not zero."
     if math.isclose(number, 100 * value, rel_tol=1e-2):
         return f"{said}: hand in shares, 0.3 for 30 %."
     if math.isclose(number, -value, rel_tol=1e-2):

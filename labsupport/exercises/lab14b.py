@@ -140,7 +140,7 @@ class Split(Exercise):
         "Write `split(up, down, rank, world)`: the parts of two weights that one of `world` processes holds, so "
         "that the sum of "
         "`F.gelu(x @ up_part) @ down_part` over all ranks is `F.gelu(x @ up) @ down`. up is (hidden, inner), down "
-        "(inner, hidden)."
+        "(inner, hidden); `inner` is a multiple of `world`."
     )
     hints = (
         "GELU acts on each inner value alone, so a process may own some inner values entirely: columns of up.",

@@ -207,7 +207,10 @@ class Contained(Exercise):
         started = time.monotonic()
         limit = 2.0 if wanted == "hung" else 20.0
         before = set(os.listdir())
-        given = function(code, limit)
+        try:
+            given = function(code, limit)
+        except SystemExit:
+            raise Wrong(f"{name}: it ended your own program. Run the code in a child process.") from None
         took = time.monotonic() - started
         left = sorted(entry for entry in set(os.listdir()) - before if word in entry)
         for entry in left:

@@ -99,6 +99,14 @@ def test_none_an_unfinished_and_another_set(filled, tmp_path):
         wheelhouse.set_in(folder)
 
 
+def test_pytorch_that_cannot_be_fetched_names_the_way_to_another_index(tmp_path):
+    run = Pip(tmp_path, broken="wheel")
+    place = Installation(tmp_path, run=run, say=lambda line: None, platform="linux")
+    with pytest.raises(InstallationError, match="PyTorch could not be fetched.*; --torch-index URL names another$"):
+        wheelhouse._torch(["pip"], place, "cpu", tmp_path, None)
+    assert [command[-1] for command in run.commands] == ["torch==2.13.0+cpu", installation.TORCH_CPU_INDEX]
+
+
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InstallationError, match="cannot be filled .*name a folder that is yours"):

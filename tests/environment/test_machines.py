@@ -118,6 +118,11 @@ def test_without_a_gpu_rtx_comes_first(probed):
     assert "no NVIDIA driver was found" in machine.problem
 
 
+def test_a_driver_that_tells_no_version_is_not_called_too_old(probed):
+    machine = probed(GpuProbe((H100,), "580.1", ""), BOTH)
+    assert (machine.tensorrt_product, machine.problem) == ("tensorrt", None)
+
+
 def test_the_variable_overrides_the_choice(probed, monkeypatch):
     monkeypatch.setenv("LABSUPPORT_TENSORRT", "tensorrt_rtx")
     assert probed(GpuProbe((H100,), "580.1", "13.0"), BOTH).generation == "rtx"

@@ -46,6 +46,14 @@ def test_a_session_holds_what_a_process_of_its_own_says(examined):
     assert 1 < float(re.search(r"holds ([\d.]+) MiB in a process of its own", said)[1]) < 100
 
 
+def test_a_floor_of_single_nodes_lies_above_that_of_one_kernel(examined):
+    """Each node alone moves its own inputs and outputs; here they take longer than the arithmetic."""
+    _, _, made = examined
+    (said,) = [finding.text for finding in made.rows["baseline"].findings if finding.text.startswith("floor")]
+    floor, apart = map(float, re.search(r"floor ([\d.e-]+) ms, ([\d.e-]+) ms with each node alone", said).groups())
+    assert 1.2 * floor < apart
+
+
 def test_the_changes_are_ordered_by_effort_and_start_with_doing_nothing(examined):
     _, _, made = examined
     efforts = [each.effort for each in made.candidates]
@@ -68,7 +76,9 @@ def test_each_stated_error_is_that_of_the_file_that_was_kept(examined):
     for name, error in stated.items():
         if name.startswith("INT8, ") and "wide" not in name:
             got = answers(folder / f"int8_{name.removeprefix('INT8, ')}.onnx")
-            assert comparing.relative_error(expected, got) == pytest.approx(error, rel=0.05)
+            assert comparing.relative_error(expected[1::2], got[1::2]) == pytest.approx(
+                error, rel=1e-3
+            )  # not calibrated
         if name == "FP16":
             got = answers(folder / "fp16.onnx", rounded=True)
             assert comparing.relative_error(expected, got) == pytest.approx(error, rel=0.05)

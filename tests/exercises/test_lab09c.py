@@ -26,7 +26,7 @@ def test_clean():
             (lambda nodes: by_counting(nodes)[:-1], "is one, too"),
             (lambda nodes: [], "is one, too"),
             (lambda nodes: [*by_counting(nodes), "scores"], "is no clean cut"),
-            (lambda nodes: [*by_counting(nodes), "frame"], "is no clean cut"),
+            (lambda nodes: [*by_counting(nodes), "frame"], "'frame' is the input"),
             (lambda nodes: None, "forget its `return`"),
             (lambda nodes: [*by_counting(nodes), *by_counting(nodes)], "each name belongs in the list once"),
             (lambda nodes: 5, "wanted is a list"),

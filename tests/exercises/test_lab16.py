@@ -120,6 +120,7 @@ def test_calibration_data():
             (lines * np.float32(0.05), "in the same range of values"),
             (rng.random(lines.shape).astype(np.float32), "what it reads in service"),
             (np.zeros_like(lines), "the calibration data are constant"),
+            (np.concatenate([lines[:15], lines[:1]]), "only 15 of 16 samples differ; 16 different ones are wanted"),
             (lines[:4], "4 samples came; 16 to 128 are wanted"),
             (lines.transpose(0, 2, 3, 1).copy(), r"that is float32 \(32, 48, 192, 3\)"),
             (lines.astype(np.float64), "that is float64"),

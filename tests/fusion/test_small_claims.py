@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from plan_samples import onnx_file
@@ -70,6 +72,11 @@ def test_what_is_drawn_hangs_on_no_shape(tmp_path):
     assert graph.shape_nodes == {"size"} and not graph.constant_nodes
 
 
+def test_what_stands_behind_a_tensor_ends_where_it_is_told_to(tmp_path):
+    graph = nodes_of(chain(tmp_path / "c.onnx"))
+    assert graph.ancestors(["y"], until=["h"]) == {"b", "c"} and graph.ancestors(["y"], until=[]) == {"a", "b", "c"}
+
+
 def test_bytes_of_a_product_of_two_activations_need_no_weight():
     sides = [Tensor("a", (2, 3), "fp32"), Tensor("b", (3, 5), "fp32")]
     product = Kernel("k", "matmul", inputs=tuple(sides), outputs=(Tensor("y", (2, 5), "fp32"),))
@@ -90,6 +97,19 @@ def test_kernels_of_the_same_nodes_are_the_same_where_one_plan_took_a_node_out(t
     other = fusion.xray({"Layers": ["a", "b + c"]}, graph=graph, name="other")
     (group,) = fusion.diff(whole, other).regrouped
     assert [[k.nodes for k in side] for side in group] == [[("a", "b"), ("c",)], [("a",), ("b", "c")]]
+
+
+def test_a_difference_that_was_timed_adds_up_each_side(tmp_path):
+    graph = chain(tmp_path / "c.onnx")
+    times = {"a": 0.25, "b + c": 0.5, "a + b": 1.0, "c": 2.0}
+    one, two = (
+        dataclasses.replace(
+            plan, kernels=tuple(dataclasses.replace(k, time_ms=times[k.name]) for k in plan.kernels), total_ms=1.0
+        )
+        for plan in (fusion.xray({"Layers": layers}, graph=graph) for layers in (["a", "b + c"], ["a + b", "c"]))
+    )
+    (row,) = fusion.diff(one, two).table().to_dict("records")
+    assert (row["ms before"], row["ms after"]) == (0.75, 3.0)
 
 
 def test_a_name_that_the_runtime_could_have_invented_is_the_graphs_own(tmp_path):

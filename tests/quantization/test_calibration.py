@@ -57,6 +57,19 @@ def test_mse_is_the_best_of_the_four_by_its_own_measure(format):
     assert noise["mse"] <= 1.05 * min(noise.values())
 
 
+def test_mse_of_a_byte_knows_whether_values_below_zero_share_its_steps():
+    """A byte has 255 steps from 0 on, and half as many a side where values lie below: coarse steps pay for a clip."""
+    values = np.abs(np.random.default_rng(4).standard_t(2, 20_000)).astype(np.float32)
+    signed = values * np.where(np.arange(len(values)) % 2, 1, -1)
+    above, both = (quantization.histogram(x).threshold("mse", format="uint8") for x in (values, signed))
+
+    def error(limit, low):
+        scale = quantization.scale_of(low=low, high=limit, format="uint8")
+        return float(np.mean((quantization.fake_quantize(values, scale) - values) ** 2))
+
+    assert error(both, -both) < error(above, -above) and error(above, 0) < error(both, 0)
+
+
 def test_mse_is_where_a_plain_search_finds_it():
     values = RANDOM.laplace(size=50_000).astype(np.float32)
     found = quantization.histogram(values).threshold("mse")
