@@ -64,7 +64,7 @@ class Load(Percentiles):
         """Columns of a comparison."""
         return {
             "server": self.name,
-            "offered, 1/s": round(self.offered_per_s),
+            "offered, 1/s": round(self.offered_per_s) if math.isfinite(self.offered_per_s) else None,
             "answered, 1/s": round(self.answered_per_s),
             "p50, ms": float(f"{self.p50_ms:.3g}"),
             "p99, ms": float(f"{self.p99_ms:.3g}"),
@@ -113,7 +113,7 @@ def offer(
     seconds = time.perf_counter() - begin
     for helper in helpers:
         helper.join(patience_s)
-    return calls.load(name, seconds, len(due) / float(due[-1]))
+    return calls.load(name, seconds, len(due) / float(due[-1]) if due[-1] else math.inf)  # all at once
 
 
 class _Calls:

@@ -155,6 +155,12 @@ def test_the_time_of_what_still_waits_in_the_queue_counts():
     assert result.items_per_s <= 8 / 0.040
 
 
+def test_the_spread_of_a_rate_is_a_share_of_the_rate_of_the_whole():
+    result = benchmarking.Throughput("run", 60, 2.0, 8, 1, (100.0, 200.0, 260.0, 290.0, 900.0), "here")
+    assert result.items_per_s == 240 and result.spread == pytest.approx(90 / 240)
+    assert result.as_metric() == {"value": 240, "unit": "items/s", "samples": 60, "spread": result.spread}
+
+
 def test_a_rate_has_the_digits_that_the_spread_of_its_times_leaves():
     """0.1 % of spread earns four digits, 30 % two."""
     for times, shown in (((9.13, 9.134, 9.13, 9.12), 876.2), ((9.13, 12, 9.13, 7.5), 880.0)):

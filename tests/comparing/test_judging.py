@@ -132,6 +132,14 @@ def test_speedup_carries_its_direction():
     assert metric["unit"] == "×" and metric["samples"] == 100 and 0.02 < metric["spread"] < 0.04
 
 
+def test_the_spreads_of_a_speedup_add_up_as_independent_ones():
+    before = Latency("a", "host", [7, 10, 10, 13, 13], 8, "here")  # IQR over median: 0.3
+    after = Latency("b", "host", [3, 3, 5, 5, 6], 8, "here")  # 0.4
+    assert comparing.speedup(before, after).as_metric() == {
+        "value": 2, "unit": "×", "samples": 5, "spread": pytest.approx(0.5)
+    }  # fmt: skip
+
+
 def test_a_noisy_side_is_said():
     noisy = Latency("engine", "host", [1, 1.5, 2, 3, 9], 8, "NVIDIA H100")
     assert repr(comparing.speedup(seen(), noisy)).endswith("NOISY")
@@ -292,7 +300,7 @@ def test_an_error_is_a_number(text):
         comparing.table([{"runtime": "engine", "median ms": 0.5, "max error": text}])
 
 
-@pytest.mark.parametrize("number", [0, 1e-3, math.inf, np.float32(0.1), "1e-3", "inf", "99.8 %"])
+@pytest.mark.parametrize("number", [0, 1e-3, math.inf, np.float32(0.1), "1e-3", "inf", "99.8 %", " 99.8% "])
 def test_an_error_may_be_infinite_or_written_out(number):
     assert len(comparing.table([{"runtime": "engine", "median ms": 0.5, "max error": number}])) == 1
 

@@ -54,15 +54,6 @@ def test_a_floor_of_single_nodes_lies_above_that_of_one_kernel(examined):
     assert 1.2 * floor < apart
 
 
-def test_the_fullest_step_is_named_with_what_it_holds(examined):
-    _, _, made = examined
-    said = [finding.text for finding in made.rows["memory"].findings]
-    assert said[:2] == [
-        "activations: 0.02 MiB if each kept its place, 0.02 MiB alive at most",
-        "the fullest step is relu, which holds a 0.01 MiB, b 0.01 MiB",
-    ]
-
-
 def test_the_changes_are_ordered_by_effort_and_start_with_doing_nothing(examined):
     _, _, made = examined
     efforts = [each.effort for each in made.candidates]

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 from fusion_graphs import mysterious
+from onnx_files import node, saved, value
 
 from labsupport import export, models
 from labsupport.errors import BadInput
@@ -24,6 +25,12 @@ def test_a_convolution_block_by_hand(tmp_path):
     assert [step.flops for step in done.steps] == [2 * values * 64 * 9, values]
     assert [step.bytes for step in done.steps] == [4 * (2 * values + weights), 4 * 2 * values]
     assert done.bytes_together == 4 * (2 * values + weights)
+
+
+def test_a_tensor_that_a_node_reads_twice_is_moved_once(tmp_path):
+    nodes = [node("Mul", ["x", "x"], "h", "square"), node("Concat", ["h", "x", "h"], "y", "thrice", axis=1)]
+    done = roofline.work(saved(tmp_path, nodes, [value("x", [2, 8])], [value("y", [2, 24])]))
+    assert [step.bytes for step in done.steps] == [4 * 2 * 16, 4 * 2 * (16 + 24)] and done.bytes_together == 4 * 2 * 32
 
 
 def test_a_chain_moves_nineteen_tensors_apart_and_two_together(tmp_path):

@@ -88,6 +88,13 @@ def test_help_gets_a_listing_further():
     assert ROWS["4.3.1-compile"].run(helped=True).ok
 
 
+def test_with_its_help_every_listing_is_a_program():
+    helped = [row for row in ROWS.values() if row.help]
+    assert len(helped) > 15
+    for row in helped:
+        compile(row.helped, row.id, "exec")
+
+
 def test_the_listing_that_hangs_is_stopped_and_leaves_nothing(tmp_path, monkeypatch):
     pytest.importorskip("tensorrt_rtx")
     monkeypatch.chdir(tmp_path)

@@ -28,9 +28,18 @@ def slow(ms: float):
 def test_busy_time_counts_overlapping_spans_once():
     spans = [Span("a", 0, 0, 2), Span("a", 1, 1, 3), Span("b", 0, 2, 4), Span("a", 2, 10, 11)]
     assert timeline.busy_ms(spans, "a") == 4 and timeline.busy_ms(spans, "b") == 2 and timeline.busy_ms(spans) == 5
+    inside = [Span("a", 0, 0, 10), Span("a", 1, 2, 5), Span("a", 2, 4, 7), Span("b", 0, 8, 12)]
+    assert timeline.busy_ms(inside) == 12 and timeline.busy_ms(inside, "a") == 10
     assert timeline.rows_of(spans) == ["a", "b"]
     assert timeline.overlapped(spans) == pytest.approx(1 / 6)
     assert timeline.overlapped([Span("a", 0, 0, 1), Span("b", 0, 1, 2)]) == 0
+
+
+def test_the_slowest_stage_is_so_by_the_median():
+    ends = {"often": (3, 3, 4), "once": (1, 2, 90)}
+    spans = tuple(Span(row, item, 0, end) for row, each in ends.items() for item, end in enumerate(each))
+    run = pipeline.PipelineRun("two", (1, 2, 3), spans, 0.5, 1)
+    assert run.stage_ms == {"often": 3, "once": 2} and run.bottleneck == "often" and run.items_per_s == 6
 
 
 def test_a_drawing_says_what_it_shows():

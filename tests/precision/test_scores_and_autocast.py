@@ -36,7 +36,7 @@ def split(count):
 
 def test_accuracy_counts_nan_as_wrong_and_says_so():
     assert precision.accuracy(Constant([1, 0, 0]), split(9)) == precision.Score(3 / 9, 0.0, 9)
-    assert precision.accuracy(Constant([np.nan, 0, 0]), split(9)) == precision.Score(0.0, 1.0, 9)
+    assert precision.accuracy(Constant([np.nan, 0, 0]), split(9), batch_size=4) == precision.Score(0.0, 1.0, 9)
     assert repr(precision.Score(0.5, 0.25, 8)) == "50.0% right, 25.0% answered with NaN or infinity, of 8 images"
 
 

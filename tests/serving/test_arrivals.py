@@ -61,6 +61,13 @@ def test_an_error_in_the_answer_and_a_cancelled_one_are_lost():
     assert offer(submit, range(2), [0.0, 0.001]).lost == 2
 
 
+def test_the_offered_rate_counts_to_the_last_arrival_and_all_at_once_has_none():
+    load = offer(answered, [1, 2, 3], [0.0, 0.0, 0.02])
+    assert load.offered_per_s == pytest.approx(150) and load.as_row()["offered, 1/s"] == 150
+    at_once = offer(answered, [1, 2], [0.0, 0.0])
+    assert at_once.answers == (2, 4) and at_once.as_row()["offered, 1/s"] is None
+
+
 def test_latency_counts_from_the_moment_a_request_was_due():
     def blocking(feed):
         time.sleep(0.02)

@@ -89,11 +89,15 @@ def test_a_lone_last_image_does_not_stop_a_batch_norm():
 
 
 def test_moved_images_keep_their_shape_and_shift_zero_moves_nothing():
-    images = stripes(3).images
+    images = np.random.default_rng(0).integers(256, size=(3, 7, 6, 2), dtype=np.uint8)
     generator = torch.Generator().manual_seed(0)
     moved = [loop._moved(images, 2, generator) for _ in range(8)]
     assert all(batch.shape == images.shape for batch in moved)
     assert any(not np.array_equal(batch, images) for batch in moved)
+    for each in moved:  # what came from outside repeats the border
+        sources = [[np.arange(size) + shift for shift in range(-2, 3)] for size in images.shape[1:3]]
+        rows, columns = ([np.clip(s, 0, size - 1) for s in ways] for ways, size in zip(sources, images.shape[1:3]))
+        assert any(np.array_equal(each, images[:, down][:, :, right]) for down in rows for right in columns)
     assert loop._moved(images, 0, generator) is images
 
 
