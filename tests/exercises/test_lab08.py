@@ -199,7 +199,10 @@ def test_proven():
         wrong=[
             (lambda alone, taught: np.mean(taught) > np.mean(alone), "and it says"),
             (lambda alone, taught: True, "it says True"),
-            (lambda alone, taught: all(b > a for a, b in zip(alone, taught)), "many seeds|one seed|two seeds|2.6 standard errors"),
+            (
+                lambda alone, taught: all(b > a for a, b in zip(alone, taught)),
+                "many seeds|one seed|two seeds|2.6 standard errors",
+            ),
             (unpaired, "small gain of seeds that differ|2.6 standard errors"),
             (over_the_deviation, "many seeds with a wide spread|2.6 standard errors"),
             (of_any_size, "a teacher that harms"),
