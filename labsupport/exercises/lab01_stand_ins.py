@@ -58,7 +58,8 @@ def drawn_sweeps() -> list[tuple[list[dict[str, Any]], float]]:
         # within 4.2 ms: batch 4 is best, batch 8 the largest; batch 16 gives the most, and its tail is late
         medians = [(1, ms, 1.1), (2, 1.25 * ms, slow), (4, 1.43 * ms, 1.2), (8, 3.6 * ms, 1.1), (16, 3.9 * ms, slow)]
         rows = [row(*each) for each in [*medians, (32, 9.0 * ms, 1.1)]]
-        draw.shuffle(rows)
+        if cases:  # the first in order of size: the last that fits is not the best one
+            draw.shuffle(rows)
         cases.append((rows, 4.2 * ms))
         cases.append((rows, 1.3 * ms))  # only batch 1 keeps it
     return cases
