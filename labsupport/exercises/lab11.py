@@ -195,8 +195,8 @@ class Update(Exercise):
         "Write `install(box, package, key, works)`. `box` is a dict with `version` and `payload`; `package` has "
         "`version`, "
         "`payload` and `signature`, which is `lab11.sign(key, version, payload)`. Return a new dict with the package's "
-        "version and payload if the signature is right, the version is newer and `works(payload)` is True; otherwise "
-        "`box`, also where the signature is missing or no text, or `works` raises."
+        "version and payload if the signature is right, the version is newer and `works(payload)` is True. Otherwise "
+        "return `box`, also where the signature is missing or no text, or `works` raises."
     )
     hints = (
         "The order matters: nothing unsigned may run, so `works` comes last. Compare with `hmac.compare_digest`.",

@@ -84,13 +84,25 @@ def traffic(rng: Any) -> tuple:
     service = 0.015 * (0.5 + rng.random(80))
     service[rng.integers(0, 80, 4)] += 0.12
     arrivals, deadline = 5 + np.cumsum(gaps), 0.04
-    done = finished(arrivals, service)
-    never_waiting = service.cumsum() + arrivals[0] - arrivals
-    mistakes = service, never_waiting, done, done - service - arrivals, done - arrivals  # the last is right
-    counts = {int((each > deadline).sum()) for each in mistakes}
-    if len(counts) < len(mistakes) or 0 in counts:  # two that no count tells apart, or one from no answer at all
+    counts = list(late_frames(arrivals, service, deadline).values())
+    if len(set(counts)) < len(counts) or 0 in counts:  # two that no count tells apart, or one from no answer at all
         return traffic(rng)
     return arrivals, service, deadline
+
+
+def late_frames(arrivals: Any, service: Any, deadline: float) -> dict[str, int]:
+    """How many frames are late, under "", and how many each mistake counts, under the words that name it."""
+    done = finished(arrivals, service)
+    taken = {
+        "": done - arrivals,
+        "you count the frames whose own work is long. Others wait behind them.": service,
+        "your worker never waits for a frame, so after a pause it is ahead of time.": (
+            service.cumsum() + arrivals[0] - arrivals
+        ),
+        "that is the moment of the answer; the deadline counts from the frame's arrival.": done,
+        "you count the waiting alone; the frame's own work belongs to it.": done - service - arrivals,
+    }
+    return {words: int((seconds > deadline).sum()) for words, seconds in taken.items()}
 
 
 def finished(arrivals: Any, service: Any) -> Any:

@@ -87,8 +87,6 @@ def serve_session(
     the arena give back what is free after each run; ``shared_arena`` makes all ``sessions`` use one arena.
     Source: https://onnxruntime.ai/docs/get-started/with-c.html#features (arena, shrinkage, shared allocators)
     """
-    import numpy as np
-
     from labsupport.runtimes.onnx_runtime import LEVELS
 
     unknown = sorted(set(options) - set(SESSION_OPTIONS))
@@ -113,11 +111,7 @@ def serve_session(
         "level": LEVELS[optimization],
         "options": options,
     }
-    with files.scratch() as folder:
-        if feed is not None:
-            np.savez(folder / "feed.npz", **{f"input {name}": array for name, array in feed.items()})  # it has a `file`
-            job["feed"] = str(folder / "feed.npz")
-        return Ledger(f"{path.name} in ONNX Runtime", *_apart(job))
+    return Ledger(f"{path.name} in ONNX Runtime", *_apart(job, feed))
 
 
 def serve_engine(engine, *, batch: int = 1) -> Ledger:
@@ -153,9 +147,14 @@ def held_mib(device: str = "cpu") -> float:
 # --- the process of its own -------------------------------------------------------------------------------------
 
 
-def _apart(job: dict) -> tuple[tuple, str]:
+def _apart(job: dict, feed: Mapping | None = None) -> tuple[tuple, str]:
     """Run a job of `_report` in a fresh Python; its lines, and whose GPU memory they tell."""
+    import numpy as np
+
     with files.scratch() as folder:
+        if feed is not None:
+            np.savez(folder / "feed.npz", **{f"input {name}": array for name, array in feed.items()})  # it has a `file`
+            job = {**job, "feed": str(folder / "feed.npz")}
         asked, told = folder / "job.json", folder / "lines.json"
         asked.write_text(json.dumps(job), encoding="utf-8")
         paths = [str(environment.REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]

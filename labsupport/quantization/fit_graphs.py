@@ -43,7 +43,7 @@ def checked(graph) -> export.OnnxGraph:
             f"{graph.path.name} has no layer with an INT8 kernel: it is made of {', '.join(ops)}{where}; "
             f"{', '.join(LAYERS)} have one"
         )
-    if unfolded := _unfolded(model) if ops.get("BatchNormalization") else []:
+    if ops.get("BatchNormalization") and (unfolded := _unfolded(model)):
         raise BadInput(
             f"{graph.path.name} has BatchNormalization×{len(unfolded)} behind convolutions, whose factors belong "
             "into the weights before they are rounded; export it with fold_batchnorm=True, or let ONNX Runtime fold "

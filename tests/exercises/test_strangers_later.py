@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hmac
+import operator
 import re
 import statistics
 
@@ -47,20 +48,10 @@ def place_in_bytes(tensors):
     return offsets
 
 
-def gains_of(alone, taught):
-    gains = np.subtract(taught, alone)
-    return gains, gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
-
-
-def proven_from_four(alone, taught):
-    gains, error = gains_of(alone, taught)
-    return len(gains) > 3 and bool(gains.mean() > 2 * error)
-
-
-def proven_by(errors):
+def proven_by(errors, fewest=3):
     def proven(alone, taught):
-        gains, error = gains_of(alone, taught)
-        return len(gains) > 2 and bool(gains.mean() > errors * error)
+        gains = np.subtract(taught, alone)
+        return len(gains) >= fewest and bool(gains.mean() > errors * gains.std(ddof=1) / len(gains) ** 0.5)
 
     return proven
 
@@ -131,14 +122,13 @@ def no_losses(before_ms, after_ms, before_mib, after_mib):
     return dict(zip(("more answers a second", "less time an answer", "less memory"), (max(0, row) for row in rows)))
 
 
-def below_the_budget(changes, budget_ms, keep):
-    good = [c for c in changes if not c["unproven"] and c["median_ms"] < budget_ms and c["error"] <= 1 - keep]
-    return min(good, key=lambda c: c["effort"])["name"] if good else None
+def chosen_by(in_time, close):
+    def choose(changes, budget_ms, keep):
+        proven = [c for c in changes if not c["unproven"]]
+        good = [c for c in proven if in_time(c["median_ms"], budget_ms) and close(c["error"], 1 - keep)]
+        return min(good, key=lambda c: c["effort"])["name"] if good else None
 
-
-def below_the_error(changes, budget_ms, keep):
-    good = [c for c in changes if not c["unproven"] and c["median_ms"] <= budget_ms and c["error"] < 1 - keep]
-    return min(good, key=lambda c: c["effort"])["name"] if good else None
+    return choose
 
 
 def objects(change, given, keep, equal=False):
@@ -163,7 +153,7 @@ def ends_here(code, seconds):
 WRONG = [
     (lab04.allocator, place_in_bytes, "Are those bytes"),
     (lab05.rescaled, lambda block: copy.deepcopy(block).half(), "no FP32 module any more"),
-    (lab08.proven, proven_from_four, "three seeds that agree"),
+    (lab08.proven, proven_by(2, fewest=4), "three seeds that agree"),
     (lab08.proven, proven_by(1), "a mean of 1.3 standard errors"),
     (lab08.proven, proven_by(3), "a mean of 2.6 standard errors"),
     (lab08.hears, hard_answers, "that the labels do not name"),
@@ -178,8 +168,8 @@ WRONG = [
     (lab11.update, trusts_the_package, "a package without a signature: install raised KeyError"),
     (lab12.deadlines, never_late, "Are all times in seconds"),
     (lab12.claim, no_losses, "is below zero, not zero"),
-    (lab16.choose, below_the_budget, "good enough"),
-    (lab16.choose, below_the_error, "good enough"),
+    (lab16.choose, chosen_by(operator.lt, operator.le), "good enough"),
+    (lab16.choose, chosen_by(operator.le, operator.lt), "good enough"),
     (lab16.objection, lambda *three: objects(*three, equal=True), "you say 'answers'"),
     (labB.contained, ends_here, "it ended your own program"),
 ]

@@ -6,13 +6,12 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from faces import stand_in
 from footprint_graphs import MIB_FLOATS, graph_of
 from onnx import TensorProto, helper
-from onnx_files import model_of, node, value
+from onnx_files import node, saved, value
 
 from labsupport import environment, export, footprint
 from labsupport.benchmarking import memory_meter as memory
@@ -68,12 +67,11 @@ def test_a_session_that_reuses_memory_holds_less_than_one_that_keeps_it(chain):
 def test_a_feed_is_what_goes_in(tmp_path):
     """16 MiB of answers for the large feed, of a graph whose names are the ones that np.savez takes for itself."""
     axes = ["rows", 1024]
-    model = model_of([node("Relu", ["file"], "y", "relu")], [value("file", axes)], [value("y", axes)])
-    onnx.save(model, tmp_path / "net.onnx")
+    graph = saved(tmp_path, [node("Relu", ["file"], "y", "relu")], [value("file", axes)], [value("y", axes)])
 
     def answers_mib(rows):
         feed = {"file": np.ones((rows, 1024), np.float32)}
-        return footprint.serve_session(tmp_path / "net.onnx", feed=feed, keep_outputs=True).lines[2][1]
+        return footprint.serve_session(graph, feed=feed, keep_outputs=True).lines[2][1]
 
     assert answers_mib(4096) - answers_mib(1) > 14
 

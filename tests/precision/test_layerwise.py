@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper
+from onnx_files import saved, value
 from torch import nn
 
 from labsupport import export, precision, runtimes
@@ -193,7 +195,6 @@ def test_compare_refuses_networks_with_other_inputs(faulty):
 
 @pytest.mark.parametrize("op, more", [("Add", ()), ("Sub", ()), ("Sum", ()), ("Sum", ("tiny",))])
 def test_what_cancels_is_told_for_each_operator_that_can(op, more, tmp_path):
-    from onnx import TensorProto, helper
 
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 8]) for name in ("x", "y")]
     nodes = [
@@ -213,15 +214,10 @@ def test_what_cancels_is_told_for_each_operator_that_can(op, more, tmp_path):
 
 
 def test_each_result_of_a_node_is_held_against_its_own_twin(tmp_path):
-    from onnx import TensorProto, helper
-
-    shapes = {"x": [4, 8], "y": [4, 8], "mean": [4, 1], "root": [4, 1]}
-    x, *ends = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
     nodes = [helper.make_node("LayerNormalization", ["x", "w"], ["y", "mean", "root"], "norm")]
-    weights = [helper.make_tensor("w", TensorProto.FLOAT, [8], np.linspace(0.1, 3, 8))]
-    model = helper.make_model(
-        helper.make_graph(nodes, "g", [x], ends, weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
-    )
+    ends = [value("y", [4, 8]), value("mean", [4, 1]), value("root", [4, 1])]
+    weights = {"w": np.linspace(0.1, 3, 8, dtype=np.float32)}
+    graph = saved(tmp_path, nodes, [value("x", [4, 8])], ends, weights)
     feed = np.random.default_rng(1).random((4, 8), np.float32)
-    row = layerwise.scan(export.save(model, tmp_path / "net.onnx"), feed)["norm"]
+    row = layerwise.scan(graph, feed)["norm"]
     assert 0 < row.own_error < 1e-3 and not row.cause  # the mean stays FP32, of inputs that were rounded
