@@ -7,6 +7,7 @@ the sweeping of what killed processes left.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -48,6 +49,7 @@ def written_beside(path: Path, data: bytes, *, mode: int | None = None) -> Itera
 
     ``mode`` as in `replace`. Raises OSError.
     """
+    check_ordinary(path)
     sweep(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{os.getpid()}-", suffix=".part")
     part = Path(name)
@@ -62,6 +64,12 @@ def written_beside(path: Path, data: bytes, *, mode: int | None = None) -> Itera
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def check_ordinary(path: Path) -> None:
+    """Raise OSError where a device, a pipe or a socket stands: root's file in its place takes it from every program."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "a device, a pipe or a socket stands there", str(path))
 
 
 @contextlib.contextmanager

@@ -12,89 +12,24 @@ function, a network, a runtime): what that raises is his.
 from __future__ import annotations
 
 import functools
-import numbers
+import math
 import os
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from importlib.machinery import PathFinder, SourceFileLoader
 from typing import Any
 
-from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport import kinds
+from labsupport.errors import BadInput, LabError, NotAvailable, first_line
 
 PACKAGE = __name__.rpartition(".")[0]
 # Whoever calls these reads the errors of the system from them, or answers for all errors himself.
-UNGUARDED = re.compile(rf"{PACKAGE}\.(errors|files|quiet|guards|command_line.*|exercises.*)$")
-MOST = 10**9  # no size, count or length of these labs comes near it
-LOOKS = ("__getattr__", "__getattribute__", "__iter__", "__len__", "__repr__")  # of a value, not of a caller's function
+UNGUARDED = re.compile(rf"{PACKAGE}\.(errors|files|quiet|guards|kinds|command_line.*|exercises.*)$")
+OWN = ("__call__", "__init__")  # a caller's own work; all else of the kind __len__ is a look at a value of his
+RECEIVERS = ("self", "cls")
 LONGEST = 60  # characters of a value in a message
-
-
-def _is_text(value) -> bool:
-    return isinstance(value, str)
-
-
-def _is_path(value) -> bool:
-    return isinstance(value, (str, os.PathLike)) and bool(str(value)) and "\0" not in str(value)
-
-
-def _is_whole(value) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
-
-
-def _is_number(value) -> bool:
-    """Every number but NaN and the truth values; of any library, as an array without axes is one, too."""
-    if _is_choice(value) or getattr(getattr(value, "dtype", None), "kind", "f") not in "fiu":
-        return False
-    return (_is_whole(value) or isinstance(value, numbers.Real) or getattr(value, "ndim", None) == 0) and value == value
-
-
-def _is_size(value) -> bool:
-    return _is_whole(value) and abs(value) <= MOST
-
-
-def _is_device(value) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"cpu|cuda(:\d{1,3})?", value) is not None
-
-
-def _is_choice(value) -> bool:
-    return isinstance(value, bool) or type(value).__name__ == "bool"  # NumPy has one of its own
-
-
-def _are_names(value) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
-
-
-def _is_network(value) -> bool:
-    return any(base.__module__.startswith("torch.nn.") for base in type(value).__mro__)
-
-
-KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "str": (_is_text, "text"),
-    "int": (_is_size, "a whole number"),
-    "float": (_is_number, "a number"),
-    "bool": (_is_choice, "True or False"),
-    "Path": (_is_path, "a path"),
-    "str | Path": (_is_path, "a path"),
-    "str | os.PathLike": (_is_path, "a path"),
-    "Callable": (callable, "a function"),
-    "nn.Module": (_is_network, "a torch.nn.Module, such as models.resnet18()"),
-    "torch.nn.Module": (_is_network, "a torch.nn.Module, such as models.resnet18()"),
-    "list": (_are_names, "a list"),
-    "Mapping": (lambda value: isinstance(value, Mapping), "a mapping such as {name: value}"),
-    "Iterable[str]": (_are_names, "a list of names"),
-    "Sequence[str]": (_are_names, "a list of names"),
-    "Iterable[int]": (_are_names, "a list of whole numbers"),
-    "Sequence[int]": (_are_names, "a list of whole numbers"),
-}
-SURE = (_is_text, _is_size, _is_whole, _is_number, _is_choice, _is_device, _is_network)  # nothing else can be wrong
-LARGE = ("flops", "macs", "bytes", "bytes_together", "weight_bytes", "size_bytes")  # of a large network, beyond MOST
-BY_NAME = {  # in place of what the type alone says
-    **{(name, "int"): (_is_whole, "a whole number") for name in LARGE},
-    ("seed", "int"): (_is_whole, "a whole number"),
-    ("device", "str"): (_is_device, "'cpu', 'cuda' or 'cuda:1'"),
-}
 
 
 def install() -> None:
@@ -152,6 +87,8 @@ def _guard_class(cls: type) -> None:
     for name, value in list(vars(cls).items()):
         if isinstance(value, types.FunctionType) and (name == "__init__" or not (network or name.startswith("_"))):
             setattr(cls, name, guarded(value))
+        elif isinstance(value, classmethod) and not (network or name.startswith("_")):
+            setattr(cls, name, classmethod(guarded(value.__func__)))
 
 
 def guarded(function: Callable) -> Callable:
@@ -160,9 +97,9 @@ def guarded(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def guard(*args, **kwargs):
-        for place, name, check, wanted, _ in checks:
+        for place, name, check, wanted, _ in checks if not _is_inside(sys._getframe(1)) else ():
             value = args[place] if place < len(args) else kwargs.get(name, guard)
-            if value is not guard and not _fits(check, value) and not _is_inside(sys._getframe(1)):
+            if value is not guard and not kinds.fits(check, value):
                 raise BadInput(f"{_title(function)}: {name}={shown(value)}{_kind(value)}; wanted {wanted}")
         try:
             return function(*args, **kwargs)
@@ -178,20 +115,12 @@ def guarded(function: Callable) -> Callable:
 
 def _kind(value) -> str:
     """The kind of a value whose text does not show it; a word on a number that nobody can mean."""
-    if type(value).__module__ != "builtins" and not isinstance(value, type):
-        return f" is of the kind {type(value).__name__}"
-    return f" is beyond {MOST:,}" if isinstance(value, int) and abs(value) > MOST else ""
-
-
-def _fits(check: Callable, value) -> bool:
-    try:
-        return bool(check(value))
-    except Exception:  # an object whose attributes raise fits nothing
-        return False
-
-
-def _fits_or_none(check: Callable, value) -> bool:
-    return value is None or _fits(check, value)
+    kind = type(value)  # never value.__class__, which an object may answer with an error
+    if kind.__module__ != "builtins" and not issubclass(kind, type):
+        return f" is of the kind {kind.__name__}"
+    if kind is float and not math.isfinite(value):
+        return " is not finite"
+    return f" is beyond {kinds.MOST:,}" if kind is int and abs(value) > kinds.MOST else ""
 
 
 def _is_inside(frame: types.FrameType | None) -> bool:
@@ -204,22 +133,15 @@ def _checks(function: Callable) -> tuple[tuple[int, str, Callable, str, bool], .
     import inspect
 
     parameters = list(inspect.signature(function).parameters.values())
-    own = [parameter for parameter in parameters if parameter.name != "self"]
+    own = [parameter for parameter in parameters if parameter.name not in RECEIVERS]
     if own and str(own[0].annotation).startswith("Tensor"):
         return ()
     checks = []
     for place, parameter in enumerate(parameters):
-        kind = str(parameter.annotation).removesuffix(" | None")
-        if kind in KINDS and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            chips_name = parameter.name == "device" and parameter.default is parameter.empty  # "V100 SXM2", say
-            check, wanted = KINDS[kind] if chips_name else BY_NAME.get((parameter.name, kind), KINDS[kind])
-            sure = check in SURE
-            if type(parameter.default) in (int, float, str) and (parameter.name, kind) not in BY_NAME:
-                wanted = f"{wanted} such as {parameter.default!r}"
-            if parameter.default is None or str(parameter.annotation).endswith(" | None"):
-                check, wanted = functools.partial(_fits_or_none, check), f"{wanted}, or None"
+        found = kinds.expected(parameter)
+        if found and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             place = place if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else sys.maxsize
-            checks.append((place, parameter.name, check, wanted, sure))
+            checks.append((place, parameter.name, *found))
     return tuple(checks)
 
 
@@ -232,18 +154,26 @@ def _is_ours(error: Exception, args: tuple, kwargs: dict) -> bool:
     codes = {code for value in (*args, *kwargs.values()) if (code := _code(value)) is not None}
     _, *frames = _frames(error)
     return any(
-        frame.f_code in codes or place and frame.f_globals is theirs and frame.f_code.co_name not in LOOKS
+        frame.f_code in codes or place and frame.f_globals is theirs and not _is_look(frame.f_code.co_name)
         for place, frame in enumerate(frames)
     )
 
 
+def _is_look(name: str) -> bool:
+    return name.startswith("__") and name not in OWN
+
+
 def _code(value) -> types.CodeType | None:
-    """The code of a function, a generator or an object that is called; None for everything else."""
-    if isinstance(value, types.GeneratorType):
+    """The code of a function, a generator or an object that is called; None for everything else, and for libraries'."""
+    kind = type(value)
+    if issubclass(kind, types.GeneratorType):
         return value.gi_code
-    value = getattr(value, "func", value) if isinstance(value, functools.partial) else value
-    value = getattr(value, "__wrapped__", value) if isinstance(value, types.FunctionType) else value
-    value = value if isinstance(value, (types.FunctionType, types.MethodType)) else type(value).__dict__.get("__call__")
+    if issubclass(kind, functools.partial):
+        value, kind = value.func, type(value.func)
+    if issubclass(kind, types.FunctionType):
+        value = getattr(value, "__wrapped__", value)
+    elif not issubclass(kind, types.MethodType):
+        value = None if kind.__module__.startswith("torch.") else vars(kind).get("__call__")
     return getattr(value, "__code__", None)
 
 
@@ -251,11 +181,11 @@ def _typed(error: Exception, function: Callable, args: tuple, kwargs: dict) -> L
     """The typed error in place of a raw one: what was called, what came, what was wrong, what is wanted."""
     import inspect
 
-    title, said = _title(function), (str(error).strip().splitlines() or ["no reason given"])[0][:200]
+    title, said = _title(function), first_line(error)[:200]
     if isinstance(error, ImportError):
         return NotAvailable(f"{title}: {said}; `python3 -m labsupport doctor` says what is missing here")
-    names = [name for name in inspect.signature(function).parameters if name != "self"]
-    args = args[1:] if "self" in inspect.signature(function).parameters else args
+    names = [name for name in inspect.signature(function).parameters if name not in RECEIVERS]
+    args = args[len(inspect.signature(function).parameters) - len(names) :]
     came = ", ".join([*map(shown, args), *(f"{name}={shown(value)}" for name, value in kwargs.items())])
     if _is_fault(error, names, args, kwargs, {name for _, name, _, _, sure in _checks(function) if sure}):
         return LabError(

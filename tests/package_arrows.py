@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "labsupport"
 # The floors, from the ground up; a room is a folder, or a file that stands beside the folders.
 FLOORS = [
-    {"errors", "files", "guards", "quiet"},
+    {"errors", "files", "guards", "kinds", "quiet"},
     {"export", "environment", "models", "data"},
     {"benchmarking", "build", "training", "listings"},
     {"comparing", "runtimes", "recordings", "distillation"},

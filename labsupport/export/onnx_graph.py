@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from labsupport import files
-from labsupport.errors import BadInput, LabError, first_line
+from labsupport.errors import BadInput, LabError, NotAvailable, first_line
 from labsupport.export.node_walks import bodies, everywhere, external, tensors_of
 from labsupport.export.sparse_weights import written_out
 
@@ -111,9 +111,7 @@ def load(
     try:
         model = _light(path)
     except Exception as error:
-        raise BadInput(
-            f"{path.name} is not an ONNX file or is cut off ({first_line(error)}); export it again"
-        ) from error
+        raise _unread(path, error) from error
     if not model.graph.node:
         raise BadInput(f"{path.name} holds no operator nodes: it is not an ONNX network; export it again")
     _check(model, path)
@@ -127,6 +125,13 @@ def load(
         exporter=exporter,
         folded=dict(folded or {}),
     )
+
+
+def _unread(path: Path, error: Exception) -> LabError:
+    if isinstance(error, ImportError):
+        said = f"{path.name} cannot be read here: {first_line(error)}"
+        return NotAvailable(f"{said}; `python3 -m labsupport doctor` says what is missing")
+    return BadInput(f"{path.name} is not an ONNX file or is cut off ({first_line(error)}); export it again")
 
 
 def _light(path: Path):
@@ -244,6 +249,7 @@ def another_file(path: str | os.PathLike, graph: OnnxGraph) -> Path:
 def staging(path: Path):
     """A file of the same name in a folder of its own, which takes the place of ``path`` if the block succeeds."""
     try:
+        files.check_ordinary(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.scratch(inside=path.parent, prefix=".export-") as folder:
             yield folder / path.name
