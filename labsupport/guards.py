@@ -12,7 +12,6 @@ function, a network, a runtime): what that raises is his.
 from __future__ import annotations
 
 import functools
-import math
 import os
 import re
 import sys
@@ -118,8 +117,6 @@ def _kind(value) -> str:
     kind = type(value)  # never value.__class__, which an object may answer with an error
     if kind.__module__ != "builtins" and not issubclass(kind, type):
         return f" is of the kind {kind.__name__}"
-    if kind is float and not math.isfinite(value):
-        return " is not finite"
     return f" is beyond {kinds.MOST:,}" if kind is int and abs(value) > kinds.MOST else ""
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import numbers
 import os
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, ValuesView
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set, ValuesView
 from typing import Any
 
 MOST = 10**9  # no size, count or length of these labs comes near it
@@ -25,7 +24,13 @@ def _is_label(value) -> bool:
 
 
 def _is_path(value) -> bool:
-    return isinstance(value, (str, os.PathLike)) and bool(str(value)) and "\0" not in str(value)
+    """A path to nothing, a file or a folder; a pipe would wait for ever, and a device is no place for a file."""
+    named = isinstance(value, (str, os.PathLike)) and bool(str(value)) and "\0" not in str(value)
+    return named and (os.path.isfile(value) or os.path.isdir(value) or not os.path.exists(value))
+
+
+def _is_folder(value) -> bool:
+    return _is_path(value) and not os.path.isfile(value)
 
 
 def _is_whole(value) -> bool:
@@ -37,10 +42,6 @@ def _is_number(value) -> bool:
     if _is_choice(value) or getattr(getattr(value, "dtype", None), "kind", "f") not in "fiu":
         return False
     return (_is_whole(value) or isinstance(value, numbers.Real) or getattr(value, "ndim", None) == 0) and value == value
-
-
-def _is_finite(value) -> bool:
-    return _is_number(value) and abs(value) != math.inf
 
 
 def _is_size(value) -> bool:
@@ -56,10 +57,9 @@ def _is_choice(value) -> bool:
 
 
 def _are_numbers(value) -> bool:
+    """An array or a tensor, or what could become one: of lists the function says itself what is wrong."""
     if not hasattr(value, "dtype"):
-        import numpy as np
-
-        return not isinstance(value, Iterator) and np.asarray(value).dtype.kind in "fiu"
+        return isinstance(value, (list, tuple, range)) or _is_number(value)
     # NumPy counts the narrow types that it does not know as "V", and structured arrays, too; Torch's have no kind.
     return getattr(value.dtype, "kind", "f") in "fiubV" and not getattr(value.dtype, "names", None)
 
@@ -88,11 +88,11 @@ def _is_of(name: str, value) -> bool:
 
 
 NETWORK = (_is_network, "a torch.nn.Module with a forward, such as models.resnet18()")
-PATH = (_is_path, "a path")
+PATH = (_is_path, "a path (no pipe, no device)")
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "str": (_is_text, "text"),
     "int": (_is_size, "a whole number"),
-    "float": (_is_finite, "a number"),
+    "float": (_is_number, "a number"),
     "bool": (_is_choice, "True or False"),
     "Path": PATH,
     "str | Path": PATH,
@@ -101,76 +101,51 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "Callable": (callable, "a function"),
     "nn.Module": NETWORK,
     "torch.nn.Module": NETWORK,
+    "Limits": (functools.partial(_is_of, "Limits"), "Limits, as examining.Limits or those of comparing.Gate.beside"),
+    "OnnxGraph": (functools.partial(_is_of, "OnnxGraph"), "an OnnxGraph, as export.load gives"),
     "np.ndarray": (_are_numbers, "an array of numbers"),
     "list": (_are_counted, "a list"),
-    "tuple": (_are_counted, "a tuple"),
     "Sequence": (_are_counted, "a list"),
     "Iterable": (_are_items, "a list"),
     "Mapping": (lambda value: isinstance(value, Mapping), "a mapping such as {name: value}"),
     "dict": (lambda value: isinstance(value, Mapping), "a mapping such as {name: value}"),
 }
-OURS = "Arena Candidate Cost Cut Finding Hint Histogram Latency Lifetimes Limits Masked OnnxGraph Plan Profile Recipe"
-KINDS |= {name: (functools.partial(_is_of, name), f"a {name}") for name in (*OURS.split(), "Scale", "Split")}
-MANY = {"str": "names", "int": "whole numbers", "float": "numbers", "np.ndarray": "arrays", "Callable": "functions"}
-SURE = (
-    _is_text,
-    _is_label,
-    _is_size,
-    _is_whole,
-    _is_finite,
-    _is_number,
-    _is_choice,
-    _is_device,
-    _is_network,
-)  # no more to check
+MANY = {"str": "names", "int": "whole numbers"}
+# What passes one of these has nothing else to check.
+SURE = (_is_text, _is_label, _is_size, _is_whole, _is_number, _is_choice, _is_device, _is_network)
 LARGE = ("flops", "macs", "bytes", "bytes_together", "weight_bytes", "size_bytes")  # of a large network, beyond MOST
 BY_NAME = {  # in place of what the type alone says, which is "" where there is none
     **{(name, "int"): (_is_whole, "a whole number") for name in LARGE},
-    **{(name, "float"): (_is_number, "a number") for name in ("patience_s", "stall_s", "error")},  # infinite, too
     **{
-        (name, "str"): (_is_label, f"text of at most {LONGEST_LABEL} characters") for name in ("name", "title", "label")
+        (name, kind): (_is_label, f"text of at most {LONGEST_LABEL} characters")
+        for name in ("name", "title", "label", "unit")
+        for kind in ("str", "")
     },
+    **{
+        (name, kind): (_is_folder, "a folder")
+        for name in ("folder", "metrics_folder")
+        for kind in ("Path", "str | Path")
+    },
+    ("path", ""): PATH,
     **{(name, ""): (_are_numbers, "an array of numbers") for name in ("values", "codes", "expected")},
-    **{(name, ""): (callable, "a runtime, or a function of its feed") for name in ("run", "before", "after")},
     ("layers", "list"): (_are_records, "the list of records that an engine's inspector gives"),
     ("seed", "int"): (_is_whole, "a whole number"),
     ("device", "str"): (_is_device, "'cpu', 'cuda' or 'cuda:1'"),
 }
 
 
-@functools.cache
 def _known(annotation: str) -> tuple[Callable[[Any], bool], str] | None:
-    """(check, what is wanted) of an annotation, with the items of a list or mapping; None for what has no check."""
-    if annotation in KINDS:
-        return KINDS[annotation]
-    if " | " in annotation:
-        parts = [known for part in annotation.split(" | ") if (known := _known(part))]
-        checks = [check for check, _ in parts]
-        every = len(parts) == annotation.count(" | ") + 1
-        return (functools.partial(_fits_one, checks), " or ".join(wanted for _, wanted in parts)) if every else None
+    """(check, what is wanted) of an annotation, of names and counts with the items; None for what has no check."""
     outer, _, inner = annotation.removesuffix("]").partition("[")
-    if outer not in KINDS or outer == "Callable":
-        return KINDS.get(outer)
-    keyed = outer in ("Mapping", "dict")
-    items = {inner.partition(", ")[2]} if keyed else {*inner.removesuffix(", ...").split(", ")}
-    item = items.pop() if len(items) == 1 else ""  # those of a tuple[str, float] differ
+    if annotation in KINDS or outer not in KINDS or inner not in MANY:
+        return KINDS.get(annotation, KINDS.get(outer) if " | " not in annotation else None)
     check, wanted = KINDS[outer]
-    if known := _known(item):
-        wanted += "" if keyed else f" of {MANY.get(item, f'{item}s')}"
-    return functools.partial(_fits_items, check, known and known[0], keyed and inner.startswith("str,")), wanted
+    return functools.partial(_fits_items, check, KINDS[inner][0]), f"{wanted} of {MANY[inner]}"
 
 
-def _fits_one(checks: list, value) -> bool:
-    return any(fits(check, value) for check in checks)
-
-
-def _fits_items(check: Callable, item: Callable | None, named: bool, value) -> bool:
-    """Whether a list or mapping fits, and its first hundred items; those of a generator are not taken from it."""
-    if not check(value) or named and not all(isinstance(key, str) for key in value):
-        return False
-    if item is None or not (isinstance(value, Mapping) or _are_counted(value)):
-        return True
-    return all(map(item, itertools.islice(value.values() if isinstance(value, Mapping) else value, 100)))
+def _fits_items(check: Callable, item: Callable, value) -> bool:
+    """Whether a list fits, and its first hundred items; those of a generator are not taken from it."""
+    return check(value) and (not _are_counted(value) or all(map(item, itertools.islice(value, 100))))
 
 
 def expected(parameter) -> tuple[Callable[[Any], bool], str, bool] | None:
@@ -178,8 +153,6 @@ def expected(parameter) -> tuple[Callable[[Any], bool], str, bool] | None:
     kind, default = _kind_of(parameter), parameter.default
     chips_name = parameter.name == "device" and default is parameter.empty  # "V100 SXM2", say
     known = _known(kind) if chips_name else BY_NAME.get((parameter.name, kind), _known(kind))
-    if default is math.inf:
-        known = (_is_number, "a number")
     if known is None:
         return None
     check, wanted = known
@@ -199,7 +172,7 @@ def _kind_of(parameter) -> str:
         return "float"
     if isinstance(default, (types.FunctionType, types.BuiltinFunctionType)):
         return "Callable"
-    return type(default).__name__ if type(default) in (bool, int, float, str) else ""
+    return type(default).__name__ if type(default) in (bool, int, float) else ""
 
 
 def fits(check: Callable, value) -> bool:

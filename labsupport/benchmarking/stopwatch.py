@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -97,7 +98,7 @@ def throughput(run, feed, *, seconds=1.0, in_flight=1, warmup=10, event=None, no
     device: more items per second, while each waits longer for its turn.
     """
     at_least(in_flight=in_flight)
-    if not seconds > 0:
+    if not 0 < seconds < math.inf:
         raise BadInput(f"seconds={seconds!r}: throughput needs a positive stretch of time")
     if in_flight == 1:
         wait = _warm_up(run, feed, warmup, 0, now)
@@ -121,7 +122,9 @@ def energy(run, feed, *, seconds=2.0, now=time.perf_counter_ns) -> Energy:
     Where there is no counter the result says why instead of a number. At least 1 s, because the counter moves in
     steps of up to 100 ms. Source: nvmlDeviceGetTotalEnergyConsumption, NVML API reference.
     """
-    if not seconds >= 1:
+    if not callable(run):
+        raise BadInput(f"run is a {type(run).__name__}; wanted a runtime, or a function of its feed")
+    if not 1 <= seconds < math.inf:
         raise BadInput(f"seconds={seconds!r}: the energy counter moves in steps of up to 100 ms; use 1 s or more")
     counter, why_not = energy_counter(str(getattr(run, "device", "cpu")))
     if counter is None:

@@ -56,7 +56,7 @@ def distill(
     *,
     temperature: float = 4.0,
     alpha: float = 0.9,
-    hints: Sequence[Hint] = (),
+    hints: Hint | Sequence[Hint] = (),
     epochs: int = 60,
     batch_size: int = 50,
     learning_rate: float = 2e-2,

@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from labsupport import benchmarking, build, comparing, environment, export, runt
 from labsupport.errors import BadInput, LabError, NotAvailable
 from labsupport.examining import inputs, journal, sources, working_copy
 from labsupport.examining.rows import Candidate
+from labsupport.export import OnnxGraph
 
 ROUNDS = (3, 15)  # of A/B/B/A, fewest and most
 LARGEST_MIB = 2048  # of a network whose copies are made
@@ -60,7 +62,13 @@ class Case:
     """One network under examination; what a stage needs is made when it is first asked for. Close it, or use `with`."""
 
     def __init__(
-        self, graph, folder: Path, limits: Limits, samples_file: Path | None, example=None, now=time.monotonic
+        self,
+        graph: OnnxGraph,
+        folder: Path,
+        limits: Limits,
+        samples_file: Path | None,
+        example: dict | None = None,
+        now=time.monotonic,
     ):
         self.graph, self.folder, self.limits, self.samples_file = graph, folder, limits, samples_file
         self.example, self.now, self.started = example, now, now()
@@ -184,7 +192,7 @@ class Case:
             graph = self.working
         return runtimes.TensorRt(build.engine(graph, progress=False, **options), name=name)
 
-    def error_of(self, run, *, calibrated: bool = False) -> float:
+    def error_of(self, run: Callable, *, calibrated: bool = False) -> float:
         """‖answer − reference‖ / ‖reference‖ over all samples, the worst output; inf where a shape differs.
 
         Outputs of whole numbers count, by the share that differs, only where there are no others. ``calibrated``
@@ -202,7 +210,7 @@ class Case:
             worst = max(worst, comparing.relative_error(ours, theirs) if floats else float(np.mean(ours != theirs)))
         return worst
 
-    def accuracy_of(self, run) -> float | None:
+    def accuracy_of(self, run: Callable) -> float | None:
         """Share of labels that the first output's largest entry meets; None without labels."""
         labels = self.samples.labels
         if labels is None:

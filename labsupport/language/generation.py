@@ -88,6 +88,7 @@ def greedy(logits: np.ndarray) -> int:
 
 def sampler(temperature: float = 1.0, seed: int = 0) -> Callable:
     """A ``pick`` that draws from `probabilities`; the same seed draws the same tokens."""
+    probabilities(np.zeros(1), temperature)  # refuses a wrong temperature here, not at the first token
     dice = np.random.default_rng(seed)
 
     def pick(logits):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from labsupport import environment, export
-from labsupport.errors import BadInput, LabError, first_line
+from labsupport.errors import BadInput, LabError, at_least, first_line
 from labsupport.phone.silence import silently
 from labsupport.runtimes.protocol import Base, TensorSpec
 
@@ -74,6 +74,7 @@ def use_threads(threads: int) -> None:
 
     A loaded program holds the pool of threads, and ExecuTorch crashes when it is replaced; then it is a LabError.
     """
+    at_least(threads=threads)
     environment.require("executorch")
     with silently():
         from executorch.extension.pybindings import portable_lib

@@ -80,12 +80,13 @@ class Histogram:
         Sources: Migacz, "8-bit inference with TensorRT", GTC 2017 (entropy); Wu et al., arXiv:2004.09602 (the four).
         """
         one_of(METHODS, method=method)
+        one_of(scales.FORMATS, format=format)
+        if not 50 < percentile <= 100:
+            raise BadInput(f"percentile={percentile!r}; give the share of values to keep, above 50 and at most 100")
         most = max(-self.lowest, self.highest, 0.0)
         if method == "max" or most == 0:
             return most
         if method == "percentile":
-            if not 50 < percentile <= 100:
-                raise BadInput(f"percentile={percentile!r}; give the share of values to keep, above 50 and at most 100")
             share = np.cumsum(self.magnitudes) / self.magnitudes.sum()
             place = int(np.searchsorted(share, percentile / 100 - 1e-12))
             return min(most, (place + 1) * self.reach / len(share))

@@ -55,7 +55,7 @@ class LabBook:
         whole = Replay(self.name, machine_class, label, recording["command"], metrics)
         return whole if metric is None else whole[metric]
 
-    def recorded(self, metric) -> Recorded | None:
+    def recorded(self, metric: str) -> Recorded | None:
         """The metric as :meth:`replay` finds it, or None where nobody has recorded it on a GPU; a broken recording
         raises.
         """
@@ -153,7 +153,9 @@ def session(name: str, *, command: str, root: Path | None = None):
             book.store()  # what processes of the script's own have measured, and the plans
 
 
-def store(lab, metrics_folder: str | Path, *, command: str, seconds=None, root: Path | None = None) -> Path:
+def store(
+    lab, metrics_folder: str | Path, *, command: str, seconds: float | None = None, root: Path | None = None
+) -> Path:
     """Merge what a run measured into `data/recordings/<machine class>/<lab>.json`, and its plans.
 
     `seconds` is what the whole lab took, recorded as `lab.seconds`; a script that measures a part of it gives none.

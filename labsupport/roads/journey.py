@@ -45,6 +45,8 @@ def travel(
     ``expected`` (N, classes) is what the network answers by the reference; the error is relative (Euclidean). A road
     that raises NotAvailable is closed; any other error of a road is the caller's to see. Each runtime is closed.
     """
+    if not roads:
+        raise BadInput("roads is empty; give at least one, {name: road}")
     rows: list[dict] = []
     for name, road in roads.items():
         try:

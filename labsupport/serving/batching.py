@@ -58,6 +58,8 @@ class Batcher:
     ):
         for name, value in {"max_batch": max_batch, "max_waiting": max_waiting}.items():
             at_least(**{name: value})
+        for size in shape:
+            at_least(0, shape=size)
         if not 0 <= delay_ms <= 10_000:
             raise BadInput(f"delay_ms={delay_ms!r}; give 0 to 10000 ms")
         if not replicas or not all(callable(run) for run in replicas):

@@ -84,7 +84,9 @@ def test_a_miss_by_a_hair_shows_its_digits():
     ids=repr,
 )  # fmt: skip
 def test_what_is_no_gate_is_refused(limits):
-    with pytest.raises(BadInput, match="a gate needs one requirement|is no requirement; wanted is"):
+    with pytest.raises(
+        BadInput, match="a gate needs one requirement|is no requirement; wanted is|limits=.*; wanted a mapping"
+    ):
         requirements.declare(limits)
 
 

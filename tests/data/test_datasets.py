@@ -341,7 +341,7 @@ IMAGES, LABELS = np.zeros((3, 4, 4, 1), np.uint8), np.array([0, 1, 0])
         (lambda: data.image_folder(".", seed=-1), "seed=-1; wanted a whole number of at least 0"),
         (lambda: data.image_folder(None), "folder=None; wanted a path"),
         (lambda: data.token_ids(1, 1, 1, seed=-1), "seed=-1; wanted a whole number of at least 0"),
-        (lambda: data.preprocess(None), "NoneType came"),
+        (lambda: data.preprocess(None), "images=None; wanted an array of numbers"),
         (lambda: data.preprocess(IMAGES, mean="x"), "mean='x'; wanted one finite number or 1, one for each channel"),
         (
             lambda: data.preprocess(IMAGES, mean=[[1], [1, 2]]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 
 import numpy as np
 import onnx
@@ -13,8 +14,8 @@ from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 from onnx_files import model_of, value
 
-from labsupport import export
-from labsupport.errors import BadInput
+from labsupport import export, files
+from labsupport.errors import BadInput, NotAvailable
 from labsupport.export import onnx_graph, surgery
 
 
@@ -149,6 +150,23 @@ def test_footprint_reads_files_through_the_checked_loader(tmp_path):
         footprint.lifetimes(tmp_path / "empty.onnx")
     with pytest.raises(BadInput, match="cut.onnx is not an ONNX file or is cut off"):
         footprint.lifetimes(tmp_path / "cut.onnx")
+
+
+def test_a_missing_package_is_not_blamed_on_the_file(tmp_path, monkeypatch):
+    path = kept_beside(tmp_path, "initializer")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(NotAvailable, match="cannot be read here: .*onnx.*doctor` says what is missing"):
+        export.load(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes in its folders")
+def test_a_pipe_or_a_device_is_never_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with pytest.raises(BadInput, match="wanted a path .no pipe, no device"):
+        export.save(onnx.ModelProto(), tmp_path / "pipe.onnx")
+    with pytest.raises(OSError, match="a device, a pipe or a socket stands there"):
+        files.replace(tmp_path / "pipe.onnx", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe.onnx"] and (tmp_path / "pipe.onnx").is_fifo()
 
 
 def relu(kind=T.FLOAT, **options):

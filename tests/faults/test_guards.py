@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
+import os
 
 import hostile
+import numpy as np
 import pytest
 
-from labsupport import guards, recordings
+from labsupport import comparing, examining, guards, quantization, recordings, roads, serving
 from labsupport.data import roadside
 from labsupport.errors import BadInput, LabError
 from labsupport.placement import dispatch
@@ -106,11 +109,109 @@ def test_a_class_that_nobody_called_and_a_number_beyond_use_are_named():
             "times=1000000000000000 is beyond 1,000,000,000; wanted a whole number",
         ),
         (lambda: guarded(network(1, 1), share=True), "share=True; wanted a number such as 0.5"),
-        (lambda: guarded(network(1, 1), share=float("nan")), "share=nan is not finite; wanted a number such as 0.5"),
+        (lambda: guarded(network(1, 1), share=float("nan")), "share=nan; wanted a number such as 0.5"),
     ):
         with pytest.raises(BadInput, match=message):
             call()
     assert guarded(network(1, 1), 3) == 3
+
+
+class Dead:
+    """Raises whatever it is asked for, its class, too."""
+
+    def __getattribute__(self, name):
+        raise LookupError(f"dead {name}")
+
+
+def test_an_object_that_raises_on_its_class_is_answered():
+    def loose(thing) -> int:
+        return len(thing)
+
+    with pytest.raises(BadInput, match="count=a Dead is of the kind Dead; wanted a whole number"):
+        guards.guarded(whole)(Dead())
+    for function in (loose, first):
+        with pytest.raises(BadInput, match="a Dead"):
+            guards.guarded(function)(Dead())
+
+
+def test_a_network_without_a_forward_is_named():
+    torch = pytest.importorskip("torch")
+
+    def annotated(model: nn.Module) -> None:  # noqa: F821
+        return model(1)
+
+    def loose(run) -> None:
+        return run(1)
+
+    with pytest.raises(BadInput, match="model=Module.* is of the kind Module; wanted a torch.nn.Module with a forward"):
+        guards.guarded(annotated)(torch.nn.Module())
+    with pytest.raises(BadInput, match='missing the required "forward" function'):
+        guards.guarded(loose)(torch.nn.Module())
+    assert guards.guarded(annotated)(torch.nn.Identity()) == 1
+
+
+def test_a_class_method_is_guarded():
+    for content in ([1], 2.5, None):
+        with pytest.raises(BadInput, match="Row.from_plain: content=.*; wanted a mapping"):
+            examining.Row.from_plain(content)
+    assert examining.Row.from_plain(examining.Row("a").plain()) == examining.Row("a")
+
+
+def test_a_value_that_raises_when_numpy_or_python_looks_at_it_is_answered():
+    class Odd(str):
+        def __str__(self):
+            raise UnicodeError("no text")
+
+        def __array__(self, *_, **__):
+            raise ArithmeticError("no array")
+
+    for look in (str, np.asarray):
+        with pytest.raises(BadInput, match="(UnicodeError: no text|ArithmeticError: no array)"):
+            guards.guarded(lambda value, look=look: look(value))(Odd("a"))
+
+
+def counted(names: Sequence[str] = (), sizes: Iterable[int] = (), warmup=1, wait_ms=0) -> tuple:  # noqa: F821
+    """What came."""
+    return list(names), list(sizes), warmup, wait_ms
+
+
+def test_items_are_checked_and_default_values_say_a_kind():
+    guarded = guards.guarded(counted)
+    for given, message in (
+        ({"names": itertools.repeat("a")}, "wanted a list of names"),
+        ({"names": ["a", None]}, r"names=\['a', None\]; wanted a list of names"),
+        ({"names": ["a\0b"]}, "wanted a list of names"),
+        ({"names": ["\ud800"]}, "wanted a list of names"),
+        ({"sizes": [1, float("inf")]}, r"sizes=\[1, inf\]; wanted a list of whole numbers"),
+        ({"warmup": 10**400}, "warmup=1.* is beyond 1,000,000,000; wanted a whole number such as 1"),
+        ({"warmup": 1.5}, "warmup=1.5; wanted a whole number"),
+        ({"wait_ms": "long"}, "wait_ms='long'; wanted a number such as 0"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            guarded(**given)
+    given = {"names": {"a": 1}.keys(), "sizes": (n for n in (1, 2)), "wait_ms": 0.5}
+    assert guarded(**given) == (["a"], [1, 2], 1, 0.5)
+
+
+def test_what_makes_no_sense_is_refused_before_anything_waits(tmp_path):
+    torch = pytest.importorskip("torch")
+    histogram = quantization.histogram([0.5, 1.0])
+    os.mkfifo(tmp_path / "pipe")
+    for call, message in (
+        (lambda: histogram.add(torch.nn.Sequential()), "wanted an array of numbers"),
+        (lambda: histogram.add({"a": 1}), "wanted an array of numbers"),
+        (lambda: histogram.threshold(format="int3"), "format='int3' is not known"),
+        (lambda: histogram.threshold(percentile=float("inf")), "percentile=inf"),
+        (lambda: serving.Batcher([len], shape=[float("inf")]), "wanted a list of whole numbers"),
+        (lambda: serving.Batcher([len], shape=[-1]), "shape=-1; wanted a whole number of at least 0"),
+        (lambda: comparing.pareto(itertools.repeat({})), "rows=.*; wanted a list"),
+        (lambda: recordings.check_live(tmp_path / "pipe"), "folder=.*; wanted a folder"),
+        (lambda: recordings.lab("01_measuring").recorded(None), "metric=None; wanted text"),
+        (lambda: roads.travel({}, {}, [0], [0]), "roads is empty"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            call()
+    assert histogram.add(torch.ones(3)).counts.sum() == 5
 
 
 def test_tables_of_functions_go_to_spawned_processes():

@@ -197,7 +197,7 @@ def test_an_arena_uses_memory_again():
         ({"a": -1, "b": 2, "c": 0}, "'a' is placed at -1; an offset is a number of MiB, 0 or more"),
         ({"a": None, "b": 2, "c": 0}, "'a' is placed at None"),
         ({"a": float("nan"), "b": 2, "c": 0}, "'a' is placed at nan"),
-        ([0, 2, 0], "offsets is a list; wanted is a mapping"),
+        ([0, 2, 0], r"offsets=\[0, 2, 0\]; wanted a mapping"),
     ],
 )
 def test_a_plan_in_which_tensors_collide_is_refused(offsets, sentence):

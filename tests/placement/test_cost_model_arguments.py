@@ -79,7 +79,7 @@ WRONG = {  # what changes → what is said
     ),
     "another order": ({"cuts": lambda n: swapped(cuts.natural(n[0]))}, "'a' stands behind 'b'; give each cut once"),
     "a cut twice": ({"cuts": ["x", "a", "a", "y"]}, "'a' stands behind 'a'; give each cut once"),
-    "no crossing": ({"cross_ms": None}, "cross_ms is a NoneType; give a function from MiB to ms"),
+    "no crossing": ({"cross_ms": None}, "cross_ms=None; wanted a function"),
     "a crossing that is no time": ({"cross_ms": lambda n: lambda mib: "1"}, "'1' ms is no time of a segment"),
 }
 

@@ -177,7 +177,7 @@ def test_a_bound_below_one_is_refused(bound):
 @pytest.mark.parametrize("stages", [{}, [], {"a": 3}, None])
 def test_stages_are_functions_by_name(stages):
     for make in (pipeline.run, pipeline.one_by_one):
-        with pytest.raises(BadInput, match="mapping from name to function"):
+        with pytest.raises(BadInput, match="mapping from name to function|stages=.*; wanted a mapping"):
             make([1], stages)
 
 

@@ -300,8 +300,8 @@ def test_store_refuses_results_without_provenance(live, root, move):
     move((Machine(driver=None), "h100-trt8.6"))
     with pytest.raises(RecordingError, match=r"lack machine\.driver and were not stored"):
         recordings.store("01_measuring", live, command=COMMAND, seconds=1, root=root)
-    with pytest.raises(RecordingError, match="lab.seconds has the value nan"):
-        recordings.store("01_measuring", live, command=COMMAND, seconds=math.nan, root=root)
+    with pytest.raises(RecordingError, match="lab.seconds has the value inf"):
+        recordings.store("01_measuring", live, command=COMMAND, seconds=math.inf, root=root)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(live, root, monkeypatch):

@@ -155,7 +155,7 @@ def test_an_interrupted_write_leaves_the_checkpoint_before_it(saved, monkeypatch
     [
         ({"epoch": -1}, "epoch=-1; wanted a whole number of at least 0"),
         ({"epoch": True}, "epoch=True"),
-        ({"facts": ["seed"]}, "facts is a list; wanted a dict"),
+        ({"facts": ["seed"]}, r"facts=\['seed'\]; wanted a mapping"),
         ({"facts": {"teacher": small()}}, r"fingerprint\(model\)"),
     ],
 )
