@@ -122,8 +122,8 @@ BY_NAME = {  # in place of what the type alone says, which is "" where there is 
         for kind in ("str", "")
     },
     **{
-        (name, kind): (_is_folder, "a folder")
-        for name in ("folder", "metrics_folder")
+        (name, kind): (_is_folder, "a path to a folder")
+        for name in ("folder", "metrics_folder", "root")
         for kind in ("Path", "str | Path")
     },
     ("path", ""): PATH,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from labsupport import benchmarking, build, comparing, environment, export, runtimes
-from labsupport.errors import BadInput, LabError, NotAvailable
+from labsupport.errors import BadInput, LabError, NotAvailable, one_of
 from labsupport.examining import inputs, journal, sources, working_copy
 from labsupport.examining.rows import Candidate
 from labsupport.export import OnnxGraph
@@ -180,6 +180,7 @@ class Case:
 
     def runtime(self, graph, kind: str, *, keep_wide=(), threads: int = 1, name: str = "as given"):
         """A runtime for a graph: on a GPU its TensorRT engine ("fp32", "fp16", "int8"), else ONNX Runtime's session."""
+        one_of(("fp32", "fp16", "int8"), kind=kind)
         if not environment.has("engine execution"):
             return runtimes.OnnxRuntime(graph, threads=threads, name=name)
         options: dict = {"precision": "fp32" if kind == "fp32" else "as-is", "name": f"{self.graph.path.stem}-{kind}"}

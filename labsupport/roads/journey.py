@@ -22,7 +22,7 @@ class Function(Base):
     function does not give an array, or gives another number of rows than came.
     """
 
-    def __init__(self, call: Callable, example: np.ndarray, *, name: str, device="cpu"):
+    def __init__(self, call: Callable, example: np.ndarray, *, name: str, device: str = "cpu"):
         self.name, self._call, self.device = name, call, device
         answer = np.asarray(call(example))
         if answer.ndim < 1 or len(answer) != len(example):

@@ -12,6 +12,7 @@ import numpy as np
 from labsupport import environment, files
 from labsupport.errors import BadInput, LabError, one_of
 
+MOST = 10**6  # requests of one verdict
 SCENARIOS = ("server", "offline")
 
 
@@ -61,6 +62,8 @@ def judge(
     one_of(SCENARIOS, scenario=scenario)
     if not feeds or not rate_per_s > 0 or not p99_limit_ms > 0 or not seconds > 0:
         raise BadInput("give feeds, and a rate, a limit and a time above 0")
+    if rate_per_s * seconds > MOST:  # its schedule lies in memory, and LoadGen crashes when that is full
+        raise BadInput(f"rate_per_s={rate_per_s!r} for {seconds:g} s: LoadGen takes {MOST:,} requests at most")
     import mlperf_loadgen as lg
 
     settings = lg.TestSettings()

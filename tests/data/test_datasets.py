@@ -274,7 +274,7 @@ def cut(folder):
     "prepare, message",
     [
         (lambda folder: folder.rmdir(), "does not exist; give the folder that holds the images"),
-        (lambda folder: (folder.rmdir(), folder.write_text("")), "is a file, not a folder"),
+        (lambda folder: (folder.rmdir(), folder.write_text("")), "wanted a path to a folder"),
         (lambda folder: None, "has no images; wanted a subfolder for each class"),
         (lambda folder: (folder / "cat").mkdir(), "has no images"),
         (lambda folder: write_images(folder, ("cat",)), "has one class only, 'cat'"),

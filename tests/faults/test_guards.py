@@ -178,7 +178,7 @@ def counted(names: Sequence[str] = (), sizes: Iterable[int] = (), warmup=1, wait
 def test_items_are_checked_and_default_values_say_a_kind():
     guarded = guards.guarded(counted)
     for given, message in (
-        ({"names": itertools.repeat("a")}, "wanted a list of names"),
+        ({"names": itertools.repeat("a", 5)}, "wanted a list of names"),
         ({"names": ["a", None]}, r"names=\['a', None\]; wanted a list of names"),
         ({"names": ["a\0b"]}, "wanted a list of names"),
         ({"names": ["\ud800"]}, "wanted a list of names"),
@@ -204,8 +204,8 @@ def test_what_makes_no_sense_is_refused_before_anything_waits(tmp_path):
         (lambda: histogram.threshold(percentile=float("inf")), "percentile=inf"),
         (lambda: serving.Batcher([len], shape=[float("inf")]), "wanted a list of whole numbers"),
         (lambda: serving.Batcher([len], shape=[-1]), "shape=-1; wanted a whole number of at least 0"),
-        (lambda: comparing.pareto(itertools.repeat({})), "rows=.*; wanted a list"),
-        (lambda: recordings.check_live(tmp_path / "pipe"), "folder=.*; wanted a folder"),
+        (lambda: comparing.pareto(itertools.repeat({}, 5)), "rows=.*; wanted a list"),
+        (lambda: recordings.check_live(tmp_path / "pipe"), "folder=.*; wanted a path to a folder"),
         (lambda: recordings.lab("01_measuring").recorded(None), "metric=None; wanted text"),
         (lambda: roads.travel({}, {}, [0], [0]), "roads is empty"),
     ):

@@ -50,7 +50,8 @@ class TestLoadgen:
     feeds = [np.zeros((1, 2), np.float32)] * 8
 
     @pytest.mark.parametrize(
-        "options", [{"scenario": "single"}, {"rate_per_s": 0}, {"p99_limit_ms": -1}, {"seconds": 0}]
+        "options",
+        [{"scenario": "single"}, {"rate_per_s": 0}, {"rate_per_s": 2**64}, {"p99_limit_ms": -1}, {"seconds": 0}],
     )
     def test_options_that_make_no_sense(self, options):
         with pytest.raises(BadInput):
