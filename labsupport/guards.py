@@ -170,7 +170,7 @@ def _code(value) -> types.CodeType | None:
     if issubclass(kind, types.FunctionType):
         value = getattr(value, "__wrapped__", value)
     elif not issubclass(kind, types.MethodType):
-        value = None if kind.__module__.startswith("torch.") else vars(kind).get("__call__")
+        value = None if kind.__module__.partition(".")[0] in ("torch", PACKAGE) else vars(kind).get("__call__")
     return getattr(value, "__code__", None)
 
 

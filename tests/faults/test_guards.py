@@ -10,7 +10,7 @@ import hostile
 import numpy as np
 import pytest
 
-from labsupport import comparing, examining, guards, quantization, recordings, roads, serving
+from labsupport import comparing, examining, guards, models, quantization, recordings, roads, runtimes, serving
 from labsupport.data import roadside
 from labsupport.errors import BadInput, LabError
 from labsupport.placement import dispatch
@@ -148,6 +148,11 @@ def test_a_network_without_a_forward_is_named():
     with pytest.raises(BadInput, match='missing the required "forward" function'):
         guards.guarded(loose)(torch.nn.Module())
     assert guards.guarded(annotated)(torch.nn.Identity()) == 1
+
+
+def test_a_runtime_of_ours_is_not_the_caller_s_own_code():
+    with pytest.raises(BadInput, match=r"a Dead\) cannot work \(LookupError: dead"):
+        guards.guarded(lambda run, feed: run(feed))(runtimes.Torch(models.article_cnn(size=28)), Dead())
 
 
 def test_a_class_method_is_guarded():
