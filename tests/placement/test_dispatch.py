@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -167,7 +168,11 @@ def test_a_killed_process_loses_none_of_2000_requests(doubling):
     requests = numbers(2000)
     with pool.Pool([pool.Worker("a", doubling), pool.Worker("b", doubling)], requests[0]) as crew:
         assert set(crew.service_ms) == {"a", "b"} and all(ms > 0 for ms in crew.service_ms.values())
-        calm = crew.serve(requests[:100], "work stealing", arrivals_ms=np.linspace(0, 20, 100))
+        arrivals_ms, start = np.linspace(0, 200, 100), time.perf_counter()
+        calm = crew.serve(requests[:100], "work stealing", arrivals_ms=arrivals_ms)
+        elapsed_ms = 1e3 * (time.perf_counter() - start)
+        # Latency counts from the arrival, so both together are a moment of this run.
+        assert min(calm.latencies_ms) > 0 and (np.array(calm.latencies_ms) + arrivals_ms <= elapsed_ms).all()
         assert (
             calm.lost == 0
             and calm.died == ()

@@ -94,6 +94,12 @@ def test_a_repository_with_a_fault_is_refused_before_the_server_starts(repositor
         triton_repository.validate(repository)
 
 
+def test_a_free_axis_in_the_configuration_fits_any_size(repository):
+    path = repository / "small" / "config.pbtxt"
+    path.write_text(path.read_text().replace("[ 3, 2, 2 ]", "[ 3, -1, -1 ]"))
+    assert triton_repository.validate(repository) == ["small"]
+
+
 def test_folders_with_nothing_in_them(tmp_path, repository):
     with pytest.raises(BadInput, match="has no MODEL/config.pbtxt"):
         triton_repository.validate(tmp_path / "nowhere")
