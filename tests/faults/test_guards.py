@@ -184,6 +184,7 @@ def test_items_are_checked_and_default_values_say_a_kind():
     guarded = guards.guarded(counted)
     for given, message in (
         ({"names": itertools.repeat("a", 5)}, "wanted a list of names"),
+        ({"names": {"a"}}, r"names=\{'a'\}; wanted a list of names"),
         ({"names": ["a", None]}, r"names=\['a', None\]; wanted a list of names"),
         ({"names": ["a\0b"]}, "wanted a list of names"),
         ({"names": ["\ud800"]}, "wanted a list of names"),
