@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from labsupport import examining
 from labsupport.errors import BadInput
-from labsupport.examining import Candidate, Finding, Limits, Row
+from labsupport.examining import Candidate, Finding, Limits, Row, page
 
 
 def change(name, effort, ms, *, error=0.0, spread=0.01, accuracy=None, base_ms=10.0):
@@ -94,3 +96,13 @@ def test_a_row_survives_its_journal():
     row = Row("baseline", [Finding("a", "read", "02")], [HALF], [{"data": "", "words": "w"}], ["<table>"], seconds=1.5)
     assert Row.from_plain(row.plain()) == row
     assert "left out: no time" in repr(Row("memory", left_out="no time"))
+
+
+def test_the_page_draws_no_front_of_a_single_point():
+    case = SimpleNamespace(limits=examining.Limits(), samples=SimpleNamespace(given=True, labels=None))
+
+    def kinds(*changes):
+        rows = {"baseline": Row("baseline", candidates=list(changes))}
+        return [part["kind"] for part in page._decision(case, rows, examining.decide(changes))]
+
+    assert "picture" not in kinds(NOTHING) and kinds(NOTHING, HALF).count("picture") == 1

@@ -180,6 +180,9 @@ def test_an_opset_of_the_future_and_an_unknown_type_are_named(tmp_path):
     path.write_bytes(relu(opset=99).SerializeToString())
     with pytest.raises(BadInput, match=r"odd.onnx says that it is opset 99, and onnx .* knows \d+ at most"):
         export.load(path)
+    newest = onnx.defs.onnx_opset_version()
+    path.write_bytes(relu(opset=newest, ir=10).SerializeToString())
+    assert export.load(path).opset == newest  # the newest one is known
     path.write_bytes(relu(kind=99).SerializeToString())
     with pytest.raises(BadInput, match="odd.onnx: 'x' has element type 99, which ONNX does not know"):
         export.load(path)

@@ -192,7 +192,8 @@ def test_an_arena_uses_memory_again():
         ({"a": 0, "b": 0, "c": 5}, r"'a' and 'b' are both alive in step 1 and share memory: 0 to 2 MiB and 0 to 3 MiB"),
         ({"a": 0, "b": 2, "c": 4.5}, "'b' and 'c' are both alive in step 2"),
         ({"a": 3, "b": 2, "c": 5}, "'a' and 'b' are both alive"),
-        ({"a": 0, "b": 2}, "places no tensor 'c'"),
+        ({"a": 0, "b": 2}, r"places no tensor 'c' \(and 0 more\)"),
+        ({"a": 0}, r"places no tensor 'b' \(and 1 more\)"),
         ({"a": 0, "b": 2, "c": 0, "z": 1}, "places an unknown tensor 'z'"),
         ({"a": -1, "b": 2, "c": 0}, "'a' is placed at -1; an offset is a number of MiB, 0 or more"),
         ({"a": None, "b": 2, "c": 0}, "'a' is placed at None"),
@@ -302,6 +303,13 @@ def test_pictures_say_in_words_what_they_show():
     bars = pictures[0].figure.axes[0].patches  # a step is as wide as 1, about its number
     ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars]
     assert ends == [(tensor.born - 0.5, tensor.dies + 0.5) for tensor in BLOCK.tensors]
+    boxes = pictures[1].figure.axes[0].patches  # as wide as the life, as high as the size, where the plan has put it
+    assert [(*box.get_xy(), box.get_width(), box.get_height()) for box in boxes] == [
+        (tensor.born - 0.5, low, tensor.dies - tensor.born + 1, tensor.mib)
+        for tensor, low in zip(BLOCK.tensors, (0, 2, 0), strict=True)
+    ]
+    places = {text.get_text(): text.get_position() for text in pictures[1].figure.axes[0].texts}
+    assert places["b"] == ((BLOCK.tensors[1].born + BLOCK.tensors[1].dies) / 2, 3.5)
     assert repr(pictures[0]) == (
         "A block: 3 tensors over 4 steps; together 7.0 MiB, alive at once at most 5.0 MiB, in step 1."
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -164,3 +166,12 @@ def test_the_drawing_says_what_it_shows():
     drawing = number_formats.draw(["fp16", "bf16"], marks={"energy": 9e6})
     assert "fp16 6.1e-05 to 6.6e+04" in drawing.text and "energy: 9e+06" in drawing.text
     assert len(drawing._repr_png_()) < 60_000
+    (axes,) = drawing.figure.axes
+    # from a power of ten below the smallest subnormal of all, bf16's 2^-133, to eight above the largest number
+    low, high = math.log10(2.0**-133) - 1, math.log10((2 - 2.0**-7) * 2.0**127) + 8
+    assert axes.get_xlim() == pytest.approx((low, high))
+    normal, hatched = axes.patches[:2]  # fp16's: normal numbers, then subnormal ones left of them
+    ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in (normal, hatched)]
+    assert ends[0] == pytest.approx((math.log10(2.0**-14), math.log10(65504)))
+    assert ends[1] == pytest.approx((math.log10(2.0**-24), math.log10(2.0**-14)))
+    assert axes.lines[0].get_xdata()[0] == pytest.approx(math.log10(9e6))

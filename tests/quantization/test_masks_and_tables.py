@@ -85,6 +85,15 @@ def test_the_gap_of_a_histogram_is_beyond_all_other_values(values, far):
     assert histogram.gap() >= far if far > 1 else histogram.gap() == pytest.approx(14.6 if 30 in values else 1, abs=0.6)
 
 
+@pytest.mark.parametrize(("inner", "gap"), [(100, 100 / 3), (99, 4.0)])
+def test_outliers_span_a_factor_of_four_at_most(inner, gap):
+    """Values in bins 0 to 2, some in bin ``inner``, the farthest in 400: below a quarter of it they are no mask."""
+    magnitudes = np.zeros(512, int)
+    magnitudes[[0, 1, 2, inner, 400]] = 5
+    counts = np.concatenate([np.zeros(512, int), magnitudes])
+    assert quantization.Histogram(counts, 512.0, 0.0, 400.5).gap() == pytest.approx(gap)
+
+
 def test_outliers_of_activations_are_clipped_as_before(tmp_path):
     """Some transformers have values of a thousand among ones: they are data, and their layer is quantized."""
     w = RNG.standard_normal((8, 6)).astype(np.float32)
