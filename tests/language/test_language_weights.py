@@ -11,6 +11,7 @@ import torch
 from labsupport.errors import BadInput
 from labsupport.language import cached, generation, networks, tokenizer, weight_files, weights
 
+FETCHED = weights.root()  # before a test gets a cache of its own
 SHAPE = networks.Shape(2, 64, 4, 2, 128, 300, 128)
 gguf = pytest.importorskip("gguf")
 tokenizers = pytest.importorskip("tokenizers")
@@ -195,8 +196,14 @@ def test_texts_that_are_none():
             words.chat(text)
 
 
+@pytest.fixture
+def fetched(monkeypatch):
+    """The weights where `lab` and `test` put them; the cache of a test is its own."""
+    monkeypatch.setenv(weights.VARIABLE, str(FETCHED))
+
+
 @pytest.mark.skipif(bool(weights.why_not("smollm2")), reason="the weights were not fetched")
-def test_the_fetched_decoder_knows_the_capital_of_france():
+def test_the_fetched_decoder_knows_the_capital_of_france(fetched):
     found = weights.decoder()
     session = cached.TorchCached(found.network, capacity=64)
     answer = generation.generate(
@@ -206,7 +213,7 @@ def test_the_fetched_decoder_knows_the_capital_of_france():
 
 
 @pytest.mark.skipif(bool(weights.why_not("minilm")), reason="the weights were not fetched")
-def test_the_fetched_encoder_knows_what_is_alike():
+def test_the_fetched_encoder_knows_what_is_alike(fetched):
     found = weights.encoder()
 
     def vector(text):
