@@ -38,11 +38,8 @@ def test_a_histogram_by_hand():
         ((1, 1, 1, 1), 1.0),
         ((0, 0, 0, 1), 1.0),
         ((0, 0, 0, 0), 1.0),
-        (
-            (1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1),
-            11 / 5 * 16 / 11,
-        ),  # 16/5, and 4/1 that lies within a fourth
-        ((1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1), 17 / 5),  # 4 lies below a fourth of 17
+        ((1, *[0] * 3, 1, *[0] * 11, 1), 4.0),  # 4/1, as 4 is a fourth of 16; and 16/5
+        ((1, *[0] * 3, 1, *[0] * 12, 1), 3.4),  # 17/5 alone, as 4 lies below a fourth of 17
     ],
 )
 def test_the_gap_is_looked_for_in_the_outermost_fourth(magnitudes, gap):
