@@ -151,7 +151,7 @@ def test_a_frozen_bias_meets_the_batch_or_is_named(frozen, fits):
     if fits:
         assert surgery.fix_batch(model, 3) == (["x"], [])
     else:
-        with pytest.raises(BadInput, match="does not run with a batch of 3"):
+        with pytest.raises(BadInput, match=r"batch of 3: dense that writes .y. adds \[2, 4\] to \[3, 4\]"):
             surgery.fix_batch(model, 3)
 
 
