@@ -181,8 +181,9 @@ def _typed(error: Exception, function: Callable, args: tuple, kwargs: dict) -> L
     title, said = _title(function), first_line(error)[:200]
     if isinstance(error, ImportError):
         return NotAvailable(f"{title}: {said}; `python3 -m labsupport doctor` says what is missing here")
-    names = [name for name in inspect.signature(function).parameters if name not in RECEIVERS]
-    args = args[len(inspect.signature(function).parameters) - len(names) :]
+    parameters = inspect.signature(function).parameters
+    names = [name for name in parameters if name not in RECEIVERS]
+    args = args[len(parameters) - len(names) :]
     came = ", ".join([*map(shown, args), *(f"{name}={shown(value)}" for name, value in kwargs.items())])
     if _is_fault(error, names, args, kwargs, {name for _, name, _, _, sure in _checks(function) if sure}):
         return LabError(

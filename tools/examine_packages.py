@@ -89,17 +89,19 @@ def one(path: Path, folder: Path, minutes: float) -> dict:
 
 
 def unseen(path: Path, folder: Path, chosen) -> float:
-    """The chosen change's error on samples that the examination did not use."""
-    from labsupport import examining, export, precision, runtimes
+    """The chosen change's error on samples that the examination did not use; on a GPU that of its engine."""
+    from labsupport import environment, examining, export, precision
     from labsupport.examining import inputs
 
+    live = environment.has("engine execution")
+    kind = next((kind for begin, kind in (("FP16", "fp16"), ("INT8", "int8")) if chosen.name.startswith(begin)), "fp32")
     with examining.case_of(path, save=folder) as case:
         many = inputs.made(case.graph, case.original, count=inputs.MADE + 4).feeds[inputs.MADE :]
         case.__dict__["samples"] = inputs.Samples(many, "new", False)
-        graph = export.load(folder / chosen.file) if chosen.file else case.graph
-        if chosen.name.startswith("FP16"):
+        graph = export.load(folder / chosen.file) if chosen.file else case.working if live else case.graph
+        if kind == "fp16" and not live:
             graph = precision.rounded(graph)
-        with runtimes.OnnxRuntime(graph, threads=2 if chosen.name == "two threads" else 1) as run:
+        with case.runtime(graph, kind, threads=2 if chosen.name == "two threads" else 1) as run:
             return case.error_of(run)
 
 

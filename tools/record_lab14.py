@@ -3,8 +3,8 @@
 `python3 tools/record_lab14.py [encoder] [decoder]` on a GPU machine, some minutes; both parts where none is named. Both
 networks run in FP16 and in a CUDA graph on 128 tokens, batch 8, by the device's clock. PyTorch's rival is the faster of
 two: attention written out, and PyTorch's fused operator. No time is recorded beside an answer that is off. Then the
-decoder's engine is built and kept in the cache, where the notebook finds it. With LABSUPPORT_METRICS set to a folder
-the metrics are left there.
+decoder's engine is built and kept in the cache, where the notebook finds it, on TensorRT 8.6 if `patient` is True
+there. With LABSUPPORT_METRICS set to a folder the metrics are left there.
 """
 
 from __future__ import annotations

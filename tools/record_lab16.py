@@ -12,10 +12,12 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools import examine_packages
 from tools.elapsed import Rehearsal, say
 
 LAB = "16_your_network"
@@ -33,9 +35,8 @@ def models(named: list[str]) -> dict[str, Path]:
     """Files by the name that their figures bear."""
     if named:
         return {re.sub(r"[^a-z0-9]+", "_", Path(each).stem.lower()).strip("_"): Path(each) for each in named}
-    from tools.examine_packages import models as packaged
-
-    shipped = {Path(row["path"]).name: Path(row["path"]) for row in packaged([package for package, _, _ in PACKAGED])}
+    rows = examine_packages.models([package for package, _, _ in PACKAGED])
+    shipped = {Path(row["path"]).name: Path(row["path"]) for row in rows}
     found = {name: shipped[file] for _, file, name in PACKAGED if file in shipped}
     if not found:
         packages = " ".join(package for package, _, _ in PACKAGED)
@@ -46,19 +47,6 @@ def models(named: list[str]) -> dict[str, Path]:
 def kind_of(change: str) -> str | None:
     """The engine's precision that a change's name stands for; None where it is no engine."""
     return next((kind for begin, kind in KINDS.items() if change.startswith(begin)), None)
-
-
-def unseen(path: Path, folder: Path, chosen) -> float:
-    """The chosen change's error on samples that the examination did not use, made like its own."""
-    from labsupport import examining, export
-    from labsupport.examining import inputs
-
-    with examining.case_of(path, save=folder) as case:
-        many = inputs.made(case.graph, case.original, count=inputs.MADE + 4).feeds[inputs.MADE :]
-        case.__dict__["samples"] = inputs.Samples(many, "new", False)
-        graph = export.load(folder / chosen.file) if chosen.file else case.working
-        with case.runtime(graph, kind_of(chosen.name) or "fp32", name=chosen.name) as run:
-            return case.error_of(run)
 
 
 def one(book, name: str, path: Path, folder: Path, minutes: float) -> None:
@@ -81,22 +69,20 @@ def one(book, name: str, path: Path, folder: Path, minutes: float) -> None:
     if chosen is not None:
         book.record(f"examined_{name}.chosen_over_given", chosen.gain[1], "ratio")
         book.record(f"examined_{name}.chosen_relative_error", chosen.error, "fraction")
-        book.record(f"examined_{name}.chosen_new_relative_error", unseen(path, folder, chosen), "fraction")
+        off = examine_packages.unseen(path, folder, chosen)
+        book.record(f"examined_{name}.chosen_new_relative_error", off, "fraction")
 
 
 def main(arguments: list[str]) -> int:
     from labsupport import environment, recordings
 
     live = environment.has("engine execution")
-    with tempfile.TemporaryDirectory(prefix="labsupport-") as folder:
+    session = recordings.session(LAB, command="python3 tools/record_lab16.py") if live else nullcontext(Rehearsal())
+    with tempfile.TemporaryDirectory(prefix="labsupport-") as folder, session as book:
         for name, path in models(arguments).items():
             home = Path(folder) / name
             home.mkdir()
-            if not live:
-                one(Rehearsal(), name, path, home, MINUTES)
-                continue
-            with recordings.session(LAB, command="python3 tools/record_lab16.py") as book:
-                one(book, name, path, home, MINUTES)
+            one(book, name, path, home, MINUTES)
     return 0
 
 
