@@ -58,6 +58,8 @@ def test_the_changes_are_ordered_by_effort_and_start_with_doing_nothing(examined
     _, _, made = examined
     efforts = [each.effort for each in made.candidates]
     assert efforts == sorted(efforts) and made.candidates[0].name == "do nothing"
+    of_kind = {each.name.partition(",")[0]: each.effort for each in made.candidates if "wide" not in each.name}
+    assert of_kind["FP16"] == 3 and of_kind["INT8"] == 4  # half precision needs no data, eight bits need samples
     assert made.candidates[0].error == 0
     assert any(each.name.startswith("INT8") for each in made.candidates)
     assert any(each.name.startswith("FP16") for each in made.candidates)

@@ -117,3 +117,11 @@ def test_a_tensor_that_no_machine_could_hold_is_refused(shape, sound):
     else:
         with pytest.raises(BadInput, match="'x' of layer 0 has the dimensions"):
             plan_schema._tensor(record, 0, "net.plan")
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [("a" * 10, "a" * 10), ("abcdefghijk", "abcd…ghijk"), ("/layers/abc", "abc"), ("/net/layers/abc", "net/abc")],
+)
+def test_a_name_is_cut_in_the_middle_where_it_is_too_long(name, short):
+    assert inspection.short(name, 10) == short and len(short) <= 10

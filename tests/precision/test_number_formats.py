@@ -162,6 +162,13 @@ def test_a_format_reads_aloud():
     )
 
 
+def test_the_largest_number_has_a_step_and_the_next_one_none():
+    half = FORMATS["fp16"]
+    assert half.step(65504.0) == half.step(-65504.0) == 32.0
+    with pytest.raises(BadInput, match="fp16 has no step at 65505"):
+        half.step(65505.0)
+
+
 def test_the_drawing_says_what_it_shows():
     drawing = number_formats.draw(["fp16", "bf16"], marks={"energy": 9e6})
     assert "fp16 6.1e-05 to 6.6e+04" in drawing.text and "energy: 9e+06" in drawing.text

@@ -8,6 +8,7 @@ import torch
 
 from labsupport import data, export, models, quantization
 from labsupport.errors import BadInput
+from labsupport.quantization import calibration_drawing
 from labsupport.quantization.calibration import METHODS
 
 RANDOM = np.random.default_rng(0)
@@ -191,3 +192,10 @@ def test_the_picture_says_in_words_where_each_method_clips():
     for nothing in (values, quantization.Histogram(np.zeros(4096, np.int64), 1.0, 0.0, 0.0)):
         with pytest.raises(BadInput, match="wants the histogram of a tensor that was seen"):
             quantization.draw_thresholds(nothing)
+
+
+@pytest.mark.parametrize(("limit", "share"), [(4.0, 0.0), (3.0, 0.1), (2.0, 0.3), (1.0, 0.6), (0.0, 1.0)])
+def test_the_share_of_values_beyond_a_limit(limit, share):
+    counts = np.array([0, 0, 0, 0, 4, 3, 2, 1])  # magnitudes in [0, 1), [1, 2), [2, 3), [3, 4)
+    histogram = quantization.Histogram(counts, 4.0, 0.0, 4.0)
+    assert calibration_drawing._share_beyond(histogram, limit) == pytest.approx(share)

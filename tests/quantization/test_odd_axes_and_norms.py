@@ -7,7 +7,7 @@ import pytest
 import torch
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
-from onnx_files import saved
+from onnx_files import model_of, saved
 from torch import nn
 
 from labsupport import build, environment, export, quantization, runtimes
@@ -200,3 +200,29 @@ def test_a_table_is_uneven_along_the_axis_that_is_looked_up(tmp_path, axis):
         weights = [weight("table", table), weight("w", spread(5 if axis == 0 else 3, 4))]
         graph = saved(tmp_path, nodes, [ids], [value("y", None, 4)], weights)
         assert kept_wide.lookups(graph.model()) == ({"lookup"} if uneven == axis else set())
+
+
+@pytest.mark.parametrize(
+    ("bias", "settings", "plain"),
+    [
+        (np.float32([0.5]), {"beta": 2.0}, [1.0] * 5),  # one number for all columns, and a factor
+        (np.float32([0.5]), {"beta": 2.0, "transB": 1}, [1.0] * 5),
+        (np.float32([1, 2, 3, 4, 5]), {"beta": 0.5}, [0.5, 1, 1.5, 2, 2.5]),
+        (np.float32([[1, 2, 3, 4, 5]]), {"beta": 3.0}, [3, 6, 9, 12, 15]),
+        (np.float32([1, 2, 3, 4, 5]), {}, None),  # plain already
+        (np.float32([[1], [2]]), {"beta": 2.0}, None),  # a number a row is no bias of the columns
+    ],
+)
+def test_the_bias_of_a_product_becomes_one_number_a_column(bias, settings, plain):
+    shape = (5, 3) if settings.get("transB") else (3, 5)
+    weights = [numpy_helper.from_array(np.ones(shape, np.float32), "w"), numpy_helper.from_array(bias, "b")]
+    node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="dense", **settings)
+    model = model_of([node], [value("x", 2, 3)], [value("y", 2, 5)], weights)
+    qdq_nodes.plain_biases(model)
+    (node,) = model.graph.node
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    beta = next((each.f for each in node.attribute if each.name == "beta"), 1.0)
+    if plain is None:
+        assert node.input[2] == "b" and beta == settings.get("beta", 1.0)
+    else:
+        assert held[node.input[2]].tolist() == plain and beta == 1.0
