@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +51,12 @@ def test_what_the_curves_over_the_batch_do(capsys, ms, words):
     assert all(word in text for word in words), text
 
 
+@pytest.mark.parametrize("after_two, words", [(1.5, "a new shape costs by itself"), (1.02, "costs nothing that can")])
+def test_what_a_new_shape_costs(capsys, after_two, words):
+    turns = np.array([[1.0, after_two * noise] for noise in (0.95, 1.0, 1.05)])
+    assert words in said(capsys, "01", "low, price, high =", turns=turns, np=np)
+
+
 @pytest.mark.parametrize("median, words", [(1.28, "wins against the strongest"), (1.01, "does not beat")])
 def test_the_race_quotes_the_strongest_opponent(capsys, median, words):
     races = {"eager": race(9.5, name="eager"), "compiled": race(median, name="compiled")}
@@ -69,7 +77,8 @@ def test_what_fusion_alone_bought(capsys, part, whole, words):
         ((5, 5), 1.2, True, "the price of more outputs"),
         ((5, 5), 1.2, False, "fuses next to nothing"),
         ((9, 1), 5.5, True, "fusion pays"),
-        ((5, 2), 0.85, True, "buys nothing here"),
+        ((5, 2), 0.85, True, "costs time here"),
+        ((5, 2), 1.04, True, "no difference beyond the noise"),
         ((0, 0), 1.5, True, "? → ? kernels"),
     ],
 )
@@ -81,6 +90,17 @@ def test_a_gain_counts_only_with_fewer_kernels(capsys, counts, median, on_gpu, w
     )
     assert words in text
     assert bool(recorded) == (on_gpu and "price" not in words)
+
+
+@pytest.mark.parametrize("iqr, words", [(0.1, "0.90 of the reduction"), (2.0, "cannot tell")])
+def test_a_share_of_noise_is_not_told(capsys, iqr, words):
+    others = ("runtimes", "export", "book", "comparing", "slim_tuned", "as_dense", "few", "dense_right", "slim_right")
+    names = {name: MagicMock() for name in others}
+    names["benchmarking"] = SimpleNamespace(
+        paired=lambda *_: SimpleNamespace(median=1.8, iqr=iqr, before="dense", after="slim")
+    )
+    text = said(capsys, "07", "as_slim =", slim=SimpleNamespace(mac_reduction=2.0), turns={}, **names)
+    assert words in text
 
 
 @pytest.mark.parametrize("scratch, words", [((4, 4), "more room buys nothing"), ((1, 4), "product: gained")])
