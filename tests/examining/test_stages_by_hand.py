@@ -134,7 +134,7 @@ def test_as_many_layers_are_tried_as_the_time_allows(monkeypatch, left_s, layers
             return SimpleNamespace(head=lambda many: SimpleNamespace(_repr_html_=lambda: f"{many} rows"))
 
     def sensitivity(_, __, ___, *, layers, **options):
-        seen["layers"] = layers
+        seen.update(layers=layers, options=options)
         return Ranking(SimpleNamespace(layer=name) for name in ("b", "a", "d", "c")[: len(layers)])
 
     monkeypatch.setattr(quantization, "layers", lambda _: ["a", "b", "c", "d"])
@@ -144,6 +144,8 @@ def test_as_many_layers_are_tried_as_the_time_allows(monkeypatch, left_s, layers
     eight_bits._mixed(case, row, None, "tensorrt", "max", 1.0)
     assert row.findings[0].text == said
     assert seen.get("layers") == (["d", "c", "b", "a"][:layers] if layers else None)
+    if layers:
+        assert seen["options"] == {"measure": "error", "target": "tensorrt", "method": "max", "progress": False}
     assert seen.get("greedy") == (["b", "a", "d"][:layers] if layers else None)  # one layer at least stays in INT8
     assert row.tables == (["8 rows"] if layers else [])
 
@@ -154,6 +156,23 @@ def test_the_code_of_eight_bits_calibrates_on_the_same_samples():
     code = eight_bits._code(case, "tensorrt", "max", ("a",))
     assert 'export.load("net.examined/working.onnx")' in code and 'np.load("your_samples.npz")' in code
     assert "range(0, 6, 2)" in code and "[i : i + 1]" in code and "exclude=['a']" in code
+
+
+@pytest.mark.parametrize(("call_s", "runs"), [(1.0, 10), (0.5, 10), (0.25, 20), (0.025, 200), (1e-9, 200)])
+def test_a_baseline_takes_five_seconds_within_ten_and_two_hundred_runs(monkeypatch, call_s, runs):
+    case, asked = case_of(floats(1.0), limits=Limits(minutes=60)), {}
+    vars(case)["call_s"] = call_s
+    monkeypatch.setattr(case, "afford", lambda seconds, what: asked.update(seconds=seconds), raising=False)
+    monkeypatch.setattr(case, "judge", lambda *_, **options: (options["effort"], options["lab"]), raising=False)
+    took = SimpleNamespace(machine="here", median_ms=7.0)
+    monkeypatch.setattr(benchmarking, "latency", lambda *_, **options: asked.update(options) or took)
+    monkeypatch.setattr(baseline, "_memory", lambda _: "memory")
+    monkeypatch.setattr(baseline, "_free_changes", lambda *_: None)
+    monkeypatch.setattr(baseline, "_floor", lambda _, __, median_ms: asked.update(median_ms=median_ms))
+    row = baseline.stage(case)
+    assert (asked["runs"], asked["warmup"], asked["median_ms"]) == (runs, 2, 7.0)
+    assert asked["seconds"] == pytest.approx((runs + 12) * call_s) and row.candidates == [(0, "01")]
+    assert [finding.lab for finding in row.findings] == ["01", "04"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from onnx_files import value
 
 from labsupport import export
 from labsupport.errors import BadInput
-from labsupport.export import onnx_graph, surgery
+from labsupport.export import exporters, large_constants, onnx_graph, surgery
 
 
 def node(op, reads, writes, name="", **given):
@@ -163,3 +163,41 @@ def test_a_graph_in_one_line(tmp_path):
     assert one.size_mib == (tmp_path / "one.onnx").stat().st_size / 2**20
     folded = export.load(tmp_path / "one.onnx", folded={"Add": 2})
     assert repr(folded) == "OnnxGraph(1 node: Abs; opset 17; exporter folded Add×2)"
+
+
+def test_a_limit_may_be_read_by_every_kind_of_limit_and_a_floor_by_every_kind_of_floor():
+    """FP16 ends at 65504 and begins at 2⁻²⁴; a product with either constant must stay wide."""
+    limits = [node("Min", "x c", "a"), node("Max", "x c", "b"), node("Clip", "x f c", "d")]
+    weights = {"c": np.float32(1e6), "f": np.float32(0)}
+    assert large_constants.outside(model_of(*limits, **weights), np.float16) == ({"c": (0.0, 65504.0)}, {})
+    wide = large_constants.outside(model_of(*limits, node("Mul", "x c", "e", "product"), **weights), np.float16)
+    assert wide[0] == {} and wide[1]["product"] == "1e+06 in 'c'"
+    floors = [node("Add", "x c", "e"), *limits]
+    tiny = {"c": np.float32(1e-9), "f": np.float32(0)}
+    assert large_constants.outside(model_of(*floors, **tiny), np.float16) == ({"c": (2.0**-24, 65504.0)}, {})
+
+
+def test_what_a_file_takes_in_leaves_room_below_its_two_gigabytes():
+    assert 64 * 2**20 < onnx_graph.LARGEST_INSIDE < 2**31 - 64 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("target", "opset", "taken"),
+    [
+        (None, 9, 9), (None, 25, 25), (None, 8, "from 9 to 25"), (None, 26, "from 9 to 25"), (None, "17", "from 9 to 25"),
+        ("8.6", None, 17), ("8.6", 17, 17), ("8.6", 18, "8.6 reads 17 and below"), ("rtx", 20, 20),
+        ("rtx", 21, "rtx reads 20 and below"), (None, None, 17),
+    ],
+)  # fmt: skip
+def test_an_operator_set_is_one_that_is_written_and_read(target, opset, taken):
+    if isinstance(taken, int):
+        assert exporters._opset_for(target, "torchscript", opset) == taken
+    else:
+        with pytest.raises(BadInput, match=taken):
+            exporters._opset_for(target, "torchscript", opset)
+
+
+def test_the_dynamo_exporter_writes_no_opset_below_its_own():
+    assert exporters._opset_for(None, "dynamo", None) == exporters._opset_for("10", "dynamo", None) == 18
+    with pytest.raises(BadInput, match="TensorRT 8.6 reads opset 17 and below, but the dynamo exporter writes 18"):
+        exporters._opset_for("8.6", "dynamo", None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from labsupport import footprint
@@ -93,3 +95,10 @@ def test_the_two_that_collide_are_named_with_their_places(lives):
     for offset in (True, "0", -0.1, float("inf"), float("nan")):
         with pytest.raises(BadInput, match="'c' is placed at"):
             footprint.arena(lives, {"a": 0.0, "b": 2.0, "c": offset})
+
+
+def test_what_was_checked_cannot_be_changed_afterwards(lives):
+    plan = footprint.arena(lives, {"a": 0.0, "b": 2.0, "c": 6.5})
+    for checked, field in ((plan, "offsets"), (lives, "tensors"), (lives.tensors[0], "mib")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(checked, field, ())

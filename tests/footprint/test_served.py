@@ -113,6 +113,17 @@ def test_impossible_session_options_are_refused(chain, options, sentence):
         footprint.serve_session(chain, **options)
 
 
+@pytest.mark.parametrize("options", [{"shrink": True}, {"enable_cpu_mem_arena": False}, {"enable_mem_reuse": False}])
+def test_a_served_session_is_asked_for_what_was_wanted(chain, monkeypatch, options):
+    asked = {}
+    monkeypatch.setattr(served, "_apart", lambda job, feed: asked.update(job) or ((), memory.OWN))
+    footprint.serve_session(chain, (1, 4), optimization="basic", **options)
+    shrink = options.pop("shrink", False)
+    wanted = {"serve": "session", "path": str(chain.path), "batches": [1, 4], "sessions": 1, "shared_arena": False}
+    wanted |= {"shrink": shrink, "keep_outputs": False, "level": "ORT_ENABLE_BASIC", "options": options}
+    assert asked == wanted
+
+
 def test_a_served_process_that_fails_says_its_last_words(tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"nothing")
     with pytest.raises(

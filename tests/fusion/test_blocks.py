@@ -64,6 +64,7 @@ def test_the_hand_written_blocks_are_what_they_say():
     assert comparing.max_error(nn.functional.gelu(example), gelu(example)) < 1e-5
     expected = nn.functional.layer_norm(words, (256,), norm.scale, norm.shift)
     assert comparing.max_error(expected.detach(), norm(words).detach()) < 1e-4
+    assert 0.5 <= norm.scale.min() < norm.scale.max() < 1.5  # no channel that a scale near zero hides
 
 
 @pytest.mark.parametrize("shape", [(0,), (2.5, 3)])

@@ -84,7 +84,8 @@ def test_a_plan_of_another_network_is_refused(block, workpieces):
     ):
         fusion.xray(synthetic("trt10"), graph=workpieces["mobilenet"])
     executed = runtimes.OnnxRuntime(workpieces["article"]).executed
-    with pytest.raises(BadInput, match="was not made from this graph: no tensor name of the one is in the other"):
+    stranger = r"was not made from this graph: no tensor name .* \(the graph begins with '/const/Constant'\)"
+    with pytest.raises(BadInput, match=stranger):
         fusion.xray(executed, graph=block)
     with pytest.raises(BadInput, match="to see what ONNX Runtime made of which nodes, pass the original too: graph="):
         fusion.xray(executed)

@@ -6,7 +6,16 @@ import pytest
 
 from labsupport import fusion
 from labsupport.errors import BadInput
-from labsupport.fusion import kernels, layer_times, node_accounts, plan_diff, plan_schema, roofline
+from labsupport.fusion import (
+    executed_nodes,
+    kernels,
+    layer_times,
+    node_accounts,
+    plan_diff,
+    plan_schema,
+    plan_text,
+    roofline,
+)
 from labsupport.fusion.kernels import Kernel, Plan, with_times
 from labsupport.fusion.onnx_nodes import Node, NodeGraph
 from labsupport.fusion.plan_schema import Tensor
@@ -230,3 +239,29 @@ def test_a_profile_that_is_not_there_is_refused(profile, ok):
 
 def test_types_are_said_once():
     assert kernels._types((tensor("a"), tensor("b"), tensor("c", dtype=""), tensor("d", dtype="int8"))) == "fp16, int8"
+
+
+def test_a_number_beyond_all_is_said_in_forty_letters():
+    with pytest.raises(BadInput, match=f"holds the number {'9' * 38}e9, and an inspector"):
+        plan_text.parse(f'{{"a": {"9" * 38}e999}}')
+    with pytest.raises(BadInput, match="holds the number -1e999, and"):
+        plan_text.parse('{"a": -1e999}')
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "handed_on"),
+    [
+        ("cast", "fp32", "fp16", True),
+        ("cast", "bf16", "double", True),
+        ("cast", "fp32", "int32", False),
+        ("cast", "int64", "fp32", False),
+        ("cast", "fp32", None, False),
+        ("InsertedPrecisionFreeCast_1", "int32", "fp32", True),  # the runtime's own
+    ],
+)
+def test_a_cast_between_floats_hands_its_tensor_on(name, before, after, handed_on):
+    original = NodeGraph((node("n", "Neg", "x", "y"),), ("x",), ("y",))
+    types = {tensor: (kind, (1,)) for tensor, kind in (("x", before), ("q", after)) if kind}
+    cast, kernel = node(name, "Cast", "x", "q"), node("k", "Neg", "q", "y")
+    placed = executed_nodes.placement(original, NodeGraph((cast, kernel), ("x",), ("y",), types=types))
+    assert placed.ends.get("q") == ("x" if handed_on else None)

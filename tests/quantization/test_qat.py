@@ -163,6 +163,7 @@ def test_bad_input_is_named(trained, prepared):
         (images[:0], r"torch.float32 \(0, 1, 28, 28\); wanted float"),
         (images[:, 0], "wanted float .N, C, H, W."),
         (np.zeros_like(images), "constant: every value is 0"),
+        (np.ones((1, 1, 1, 1), np.float32), "constant: every value is 1"),
         (np.full_like(images, np.nan), "NaN or infinity"),
         (np.repeat(images, 3, 1), "images of 3 channels came, the network takes 1"),
         (np.zeros((2, 1, 28, 28), np.uint8), "torch.uint8"),

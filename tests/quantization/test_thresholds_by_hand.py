@@ -7,9 +7,9 @@ import pytest
 from onnx import helper, numpy_helper
 from onnx_files import value
 
-from labsupport import quantization
+from labsupport import export, quantization
 from labsupport.errors import BadInput
-from labsupport.quantization import kept_wide, layer_costs, scales
+from labsupport.quantization import kept_wide, layer_costs, qdq, scales
 from labsupport.quantization.calibration import Histogram, histogram
 
 
@@ -100,7 +100,11 @@ def node(op, reads, writes, name, **given):
 
 def model_of(*nodes, **weights):
     made = [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()]
-    return helper.make_model(helper.make_graph(list(nodes), "g", [value("x", [1, 4])], [value("y", [1, 4])], made))
+    return helper.make_model(
+        helper.make_graph(list(nodes), "g", [value("x", [1, 4])], [value("y", [1, 4])], made),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
 
 
 @pytest.mark.parametrize(
@@ -218,3 +222,27 @@ def test_layers_are_chosen_by_name():
     for bad in ([], ()):
         with pytest.raises(BadInput, match="layers is empty"):
             layer_costs._chosen(["a"], bad)
+
+
+@pytest.mark.parametrize(("target", "format"), [("tensorrt", "int8"), ("onnxruntime", "uint8")])
+def test_ranges_are_those_of_the_codes_that_a_target_takes(monkeypatch, tmp_path, target, format):
+    w = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    graph = export.save(model_of(node("MatMul", "x w", "y", "layer"), w=w), tmp_path / "net.onnx")
+    asked = set()
+
+    def seen(self, method, *, percentile, format):
+        asked.add((method, percentile, format))
+        return -2.0, 2.0
+
+    monkeypatch.setattr(Histogram, "range", seen)
+    batches = [np.float32([[1, 2, 3, 4]]), np.float32([[4, 3, 2, 0]])]
+    quantization.to_qdq(graph, batches, target=target, method="mse", percentile=99.0)
+    assert asked == {("mse", 99.0, format)}
+
+
+@pytest.mark.parametrize(
+    ("pair", "symmetric", "kept"),
+    [((-2.0, 1.0), True, (-2, 2)), ((-1.0, 2.0), True, (-2, 2)), ((-2.0, 1.0), False, (-2, 1))],
+)
+def test_a_symmetric_range_reaches_as_far_on_both_sides(pair, symmetric, kept):
+    assert tuple(qdq._override(pair, symmetric).values()) == kept
