@@ -41,8 +41,7 @@ def model_of(graph):
         if onnx_graph.bodies(node):
             raise BadInput(
                 f"{graph.path.name}: {node.name} ({node.op_type}) holds a branch or a loop, into which these tools do "
-                "not look; "
-                "export the network without it"
+                "not look; export the network without it"
             )
     return graph, model
 
@@ -199,8 +198,8 @@ class Walk:
             if name in self.scales and not (values.all() and np.isfinite(values.astype(np.float32)).all()):
                 raise BadInput(
                     f"{self.graph.path.name}: the scale {name} runs from {np.abs(exact).min():.2g} to "
-                    f"{np.abs(exact).max():.2g}, "
-                    f"which {self.suffix} does not hold; quantize with that layer in exclude, or cast to='bf16'"
+                    f"{np.abs(exact).max():.2g}, which {self.suffix} does not hold; quantize with that layer in "
+                    "exclude, or cast to='bf16'"
                 )
             self.made[key] = self.names.free(f"{name}.{self.suffix}")
             self.new_weights.append(onnx.numpy_helper.from_array(values, self.made[key]))

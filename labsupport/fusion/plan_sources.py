@@ -42,6 +42,6 @@ def content_of(source) -> tuple[object, str]:
             content = content["plan"]
         return content, path.stem
     raise BadInput(
-        f"source is a {type(source).__name__}; "
-        "expected an Engine, a recorded plan, the inspector's JSON (path, text or parsed), or a runtimes.OnnxRuntime"
+        f"source is a {type(source).__name__}; expected an Engine, a recorded plan, the inspector's JSON (path, text "
+        "or parsed), or a runtimes.OnnxRuntime"
     )
