@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -93,27 +93,42 @@ def offer(
     ``submit(feed)`` returns a Future; Refused counts as refused, any other error as lost. ``events`` maps the number
     of a request to what is called just before it is sent, in a thread of its own. A latency starts when the request
     was *due*: one that waits behind a slow sender has waited. Raises BadInput, LabError after ``patience_s`` without an
-    answer.
+    answer and where an event fails.
     """
     due = np.asarray(arrivals_s, dtype=float)
-    if due.ndim != 1 or not len(due) or len(due) != len(feeds) or (np.diff(due) < 0).any():
+    if due.shape != (len(feeds),) or not len(due) or not np.isfinite(due).all() or (np.diff(due, prepend=0) < 0).any():
         raise BadInput(
             f"{len(feeds)} feeds and arrivals of shape {due.shape}; give one rising time in s a feed: serving.poisson"
         )
+    events = events or {}
+    if late := [number for number in events if not 0 <= number < len(due)]:
+        raise BadInput(
+            f"an event at request {late[0]}, and the requests are 0 to {len(due) - 1}: it would never happen"
+        )
     calls = _Calls(len(due))
     begin = time.perf_counter()
-    helpers = []
+    happened = {number: Future() for number in events}
     for number, (feed, moment) in enumerate(zip(feeds, due)):
         time.sleep(max(0.0, begin + moment - time.perf_counter()))
-        if events and number in events:
-            helpers.append(threading.Thread(target=events[number], daemon=True))
-            helpers[-1].start()
+        if number in events:
+            work = events[number], happened[number]
+            threading.Thread(target=_happen, args=work, daemon=True).start()
         calls.send(number, submit, feed, begin + moment)
     calls.wait(patience_s)
     seconds = time.perf_counter() - begin
-    for helper in helpers:
-        helper.join(patience_s)
+    for number, event in happened.items():  # a kill that killed nothing would prove nothing
+        wait([event], patience_s)
+        error = event.exception() if event.done() else TimeoutError(f"it has not ended after {patience_s:g} s")
+        if error is not None:
+            raise LabError(f"the event at request {number} failed: {type(error).__name__}: {error}") from error
     return calls.load(name, seconds, len(due) / float(due[-1]) if due[-1] else math.inf)  # all at once
+
+
+def _happen(event: Callable[[], object], done: Future) -> None:
+    try:
+        done.set_result(event())
+    except BaseException as error:  # handed on by offer, in the caller's thread
+        done.set_exception(error)
 
 
 class _Calls:

@@ -27,6 +27,14 @@ class _Request:
     since: float
     attempts: int = 0
 
+    def wanted(self) -> bool:
+        """Whether its client still waits; from here on it cannot leave any more."""
+        return self.attempts > 0 or self.future.set_running_or_notify_cancel()
+
+    def fail(self, error: Exception) -> None:
+        if self.wanted():
+            self.future.set_exception(error)
+
 
 @dataclass
 class _Replica:
@@ -62,8 +70,7 @@ class Batcher:
             at_least(0, shape=size)
         if not 0 <= delay_ms <= 10_000:
             raise BadInput(f"delay_ms={delay_ms!r}; give 0 to 10000 ms")
-        if not replicas or not all(callable(run) for run in replicas):
-            raise BadInput("give at least one replica, a callable images → answers")
+        _check_replicas(replicas)
         self.shape, self.max_batch, self.delay_s, self.max_waiting = (
             tuple(shape),
             max_batch,
@@ -118,6 +125,7 @@ class Batcher:
 
     def add(self, run: Callable) -> str:
         """One more replica; its name comes back."""
+        _check_replicas([run])
         with self._changed:
             self._made += 1
             replica = _Replica(f"replica {self._made}", run)
@@ -141,7 +149,8 @@ class Batcher:
         replica.thread.join(30)
 
     def update(self, runs: Sequence[Callable]) -> None:
-        """A rolling update: each new replica is there before an old one goes."""
+        """A rolling update: each new replica is there before an old one goes. BadInput, and the old ones stay."""
+        _check_replicas(runs)
         old = list(self.living)
         for number, run in enumerate(runs):
             self.add(run)
@@ -159,8 +168,7 @@ class Batcher:
             left, self._queue = list(self._queue), deque()
             self._changed.notify_all()
         for request in left:
-            if request.future.set_running_or_notify_cancel():
-                request.future.set_exception(Refused("the server was closed before this request was served"))
+            request.fail(Refused("the server was closed before this request was served"))
         for replica in self._replicas.values():
             replica.thread.join(5)
 
@@ -181,7 +189,7 @@ class Batcher:
                     raise LabError(f"{replica.name} was killed")
                 if len(answers) != sum(sizes):
                     raise LabError(f"{replica.name} gave {len(answers)} answers for {sum(sizes)} images")
-            except Exception as error:  # a crash of the replica, whatever it is: its requests are not lost
+            except BaseException as error:  # a crash of the replica, exit() too: its requests are not lost
                 self._give_back(replica, batch, error)
                 return
             with self._changed:
@@ -210,12 +218,12 @@ class Batcher:
         batch, images = [], 0
         while self._queue and images + len(self._queue[0].images) <= self.max_batch:
             request = self._queue.popleft()
-            if request.attempts or request.future.set_running_or_notify_cancel():  # a client that left is passed over
+            if request.wanted():  # a client that left is passed over
                 batch.append(request)
                 images += len(request.images)
         return batch
 
-    def _give_back(self, replica: _Replica, batch: list[_Request], error: Exception) -> None:
+    def _give_back(self, replica: _Replica, batch: list[_Request], error: BaseException) -> None:
         with self._changed:
             replica.state = "dead"
             for request in reversed(batch):
@@ -223,14 +231,11 @@ class Batcher:
                 if request.attempts < ATTEMPTS and (self.living or self._closed):
                     self._queue.appendleft(request)
                 else:
-                    request.future.set_exception(
-                        LabError(
-                            f"no replica could answer ({type(error).__name__}: {error}); {len(self.living)} are left"
-                        )
-                    )
+                    why = f"{type(error).__name__}: {error}"
+                    request.fail(LabError(f"no replica could answer ({why}); {len(self.living)} are left"))
             if not self.living:
                 while self._queue:
-                    self._queue.popleft().future.set_exception(LabError("the last replica failed; add one"))
+                    self._queue.popleft().fail(LabError("the last replica failed; add one"))
             self._changed.notify_all()
 
     def _check(self, images) -> None:
@@ -246,3 +251,8 @@ class Batcher:
         if name not in self._replicas:
             raise BadInput(f"{name!r} is no replica; there are {list(self._replicas)}")
         return self._replicas[name]
+
+
+def _check_replicas(runs: Sequence[Callable]) -> None:
+    if not runs or not all(callable(run) for run in runs):
+        raise BadInput("give at least one replica, a callable images → answers")

@@ -90,12 +90,27 @@ def test_events_happen_beside_the_load():
     assert happened == [1] and load.answered == 20
 
 
+@pytest.mark.parametrize(
+    "event, said",
+    [(lambda: 1 / 0, "ZeroDivisionError: division by zero"), (Future().result, "has not ended after 0.2 s")],
+)
+def test_an_event_that_did_not_happen_proves_nothing(event, said):
+    with pytest.raises(LabError, match=f"the event at request 1 failed: .*{said}"):
+        offer(answered, range(2), [0.0, 0.001], events={1: event}, patience_s=0.2)
+
+
+@pytest.mark.parametrize("number", [-1, 2])
+def test_an_event_beyond_the_last_request_is_refused(number):
+    with pytest.raises(BadInput, match=f"an event at request {number}, and the requests are 0 to 1"):
+        offer(answered, range(2), [0.0, 0.001], events={number: print})
+
+
 def test_a_server_that_never_answers_is_noticed():
     with pytest.raises(LabError, match="2 requests got no answer within 0.2 s; is the server still there"):
         offer(lambda feed: Future(), range(2), [0.0, 0.001], patience_s=0.2)
 
 
-@pytest.mark.parametrize("arrivals", [[0.0], [], [2.0, 1.0], [[0.0, 1.0]]])
+@pytest.mark.parametrize("arrivals", [[0.0], [], [2.0, 1.0], [[0.0, 1.0]], [0.0, float("nan")], [-1.0, 0.0]])
 def test_arrivals_that_do_not_fit(arrivals):
     with pytest.raises(BadInput, match="give one rising time in s a feed"):
         offer(answered, range(2), arrivals)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
@@ -145,6 +146,36 @@ def test_when_the_last_replica_fails_everybody_hears_of_it():
         assert box.submit(request(1)).result(10)[0, 0] == 2
 
 
+def test_a_client_that_left_does_not_silence_the_others_when_the_last_replica_fails():
+    gate = Gate(broken)
+    with server(gate, max_batch=1, delay_ms=0) as box:
+        futures = [box.submit(request(value)) for value in range(4)]
+        assert gate.entered.wait(10) and futures[1].cancel()
+        gate.opened.set()
+        for future in (futures[0], *futures[2:]):
+            with pytest.raises(LabError, match="the device is lost|the last replica failed"):
+                future.result(10)
+
+
+def test_a_replica_that_calls_exit_is_dead_and_its_requests_are_not_lost():
+    with server(sys.exit, doubled, max_batch=1, delay_ms=0) as box:
+        assert [box.submit(request(value)).result(10)[0, 0] for value in (1, 2, 3)] == [2, 4, 6]
+
+
+def test_closing_also_ends_what_a_dead_replica_gave_back():
+    dying, busy = Gate(broken), Gate()
+    box = server(dying, busy, max_batch=1, delay_ms=0)
+    held = [box.submit(request(1)), box.submit(request(2))]
+    assert dying.entered.wait(10) and busy.entered.wait(10)
+    dying.opened.set()
+    while box.waiting == 0:
+        time.sleep(0.001)
+    threading.Timer(0.1, busy.opened.set).start()
+    box.close()
+    ends = [type(future.exception(10)) for future in held]
+    assert sorted(ends, key=str) == sorted([type(None), Refused], key=str)
+
+
 def test_a_request_that_kills_every_replica_does_not_kill_them_all():
     with server(*[broken] * 5, max_batch=1) as box:
         with pytest.raises(LabError, match="no replica could answer"):
@@ -218,5 +249,10 @@ def test_no_replica_and_unknown_names():
         Batcher([], shape=SHAPE)
     with pytest.raises(BadInput, match="at least one replica"):
         Batcher([3], shape=SHAPE)
+    for change in (lambda box: box.update([]), lambda box: box.update([3]), lambda box: box.add(3)):
+        with server() as box:
+            with pytest.raises(BadInput, match="at least one replica|Batcher.add: run=3"):
+                change(box)
+            assert box.living == ("replica 1",) and box.submit(request(1)).result(10)[0, 0] == 2
     with server() as box, pytest.raises(BadInput, match="'replica 9' is no replica; there are"):
         box.kill("replica 9")
