@@ -74,7 +74,10 @@ def sees_all(module, images) -> bool:
     total = torch.zeros(24, 24)
     for seed in range(4):
         pixels = torch.randn(8, 3, 24, 24, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-        (slope,) = torch.autograd.grad(module.eval()(pixels).square().sum(), pixels)
+        answers = module.eval()(pixels)
+        if not answers.requires_grad:
+            raise Wrong("no gradient leads from its answer to the pixels: take no_grad or a constant out of `forward`.")
+        (slope,) = torch.autograd.grad(answers.square().sum(), pixels)
         total += slope.abs().sum((0, 1))
     return bool((total > 0).float().mean() > 0.9)
 
@@ -164,6 +167,9 @@ def packages_drawn(key: bytes):
     yield "a package without a signature", {"version": 5, "payload": fresh}, True, False
     yield "a signature that is no text", {**good, "signature": None, "honest": False}, True, False
     yield "a signature with a letter of another alphabet", {**good, "signature": "ж" * 64, "honest": False}, True, False
+    last = "0" if good["signature"][-1] != "0" else "1"
+    almost = {"signature": good["signature"][:-1] + last, "honest": False}
+    yield "a signature with its last digit changed", {**good, **almost}, True, False
     yield "an older version, rightly signed", {**good, "version": 3, "signature": sign(key, 3, fresh)}, True, False
     yield (
         "the version that runs, with another payload",

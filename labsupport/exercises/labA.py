@@ -231,7 +231,7 @@ class SafeLength(Exercise):
 
         from labsupport.exercises.answers import as_number
 
-        cases = [(2.0**-11, 0.01), (2.0**-8, 0.05), (2.0**-24, 1e-3), (2.0**-11, 2.0**-12)]
+        cases = [(2.0**-11, 0.01), (2.0**-8, 0.05), (2.0**-24, 1e-3), (2.0**-11, 2.0**-12), (2.0**-11, 1.0)]
         cases += [(2.0 ** -random.randint(6, 20), random.uniform(0.001, 0.3)) for _ in range(20)]
         for u, tolerance in cases:
             k = _most_additions(u, tolerance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable
@@ -49,9 +50,9 @@ class Converted(Exercise):
 
         model, example, batches = _network()
         kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        layers, training = str(model), model.training
+        layers, modes = str(model), [part.training for part in model.modules()]
         graph = convert(model, example)
-        if str(model) != layers or model.training != training:
+        if str(model) != layers or [part.training for part in model.modules()] != modes:
             raise Wrong("the function changed the model itself (its layers or its mode); build a new one around it.")
         graph = export.load(graph) if isinstance(graph, (str, Path)) else graph
         if not isinstance(graph, export.OnnxGraph):
@@ -137,6 +138,7 @@ class MissingNames(Exercise):
             given = missing(code, set(KNOWN))
             if isinstance(given, str) or not hasattr(given, "__iter__"):
                 raise Wrong(f"{name}: the function gave {described(given)}; wanted is a set of names.")
+            given = list(itertools.islice(given, 1000))  # a generator can be read once, and may have no end
             if odd := next((each for each in given if not isinstance(each, str)), None):
                 raise Wrong(f"{name}: {described(odd)} came; wanted is a set of names, each of them text.")
             given, right = set(given), {words[key] for key in wanted}

@@ -36,8 +36,10 @@ def to_litert(model, example) -> Path:
 def true_ranges(path: str | Path, images) -> dict:
     """Calibration by the smallest and the largest value that any of the images (n, …) gives: tensor name → min and max.
 
-    The quantizer's own calibration keeps a moving average of both, and clips what lies beyond.
+    The quantizer's own calibration keeps a moving average of both, and clips what lies beyond. Raises NotAvailable,
+    BadInput.
     """
+    environment.require("litert")
     from ai_edge_quantizer import quantizer, recipe
 
     path, ranges = Path(path), {}
@@ -84,8 +86,11 @@ def quantize_litert(path: str | Path, *, recipe: str = "dynamic_wi8_afp32", cali
 def _feeds(path: Path, images) -> dict:
     from ai_edge_litert.interpreter import Interpreter
 
+    images = np.asarray(images)
+    if not len(images) or not np.isfinite(images).all():
+        raise BadInput(f"calibration has shape {images.shape}; wanted are finite images, the data of later use")
     ((key, signature),) = Interpreter(str(path)).get_signature_list().items()
-    return {key: [{signature["inputs"][0]: image[None]} for image in np.asarray(images)]}
+    return {key: [{signature["inputs"][0]: image[None]} for image in images]}
 
 
 class LiteRt(Base):

@@ -175,6 +175,7 @@ def test_safe_length():
     assert_checker(labA.safe_length, wrong=[
         (lambda u, t: right(u, t), "That is the number of additions"), (lambda u, t: right(u, t) + 2, "already beyond the tolerance"),
         (lambda u, t: math.floor(t / u) + 1, "gamma is k u / .1 - k u., not k u alone|already beyond"), (lambda u, t: t / (1 + t) / u + 1, "a whole number of numbers"),
+        (lambda u, t: math.ceil(t / (1 + t) / u), "u = 0.000488281, tolerance 1: 1024 came. That is the number of additions"),
         (lambda u, t: 21, "and .* is right"), (lambda u, t: None, "a number is wanted"), (21, "hand in the function itself"), (lambda u: 21, "TypeError"),
     ], right=[by_search, lambda u, t: int(t / ((1 + t) * u)) + 1, lambda u, t: Fraction(by_search(u, t))], namespace=NAMES)  # fmt: skip
 

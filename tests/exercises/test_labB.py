@@ -55,8 +55,11 @@ def test_converted():
         model.train()
         return graph
 
+    def parts_in_training(model, example):
+        return export.to_onnx(nn.Sequential(*model, nn.Softmax(-1)).train(), example)
+
     assert_checker(labB.converted, wrong=[
-        (appended, "changed the model itself"), (left_in_training, "changed the model itself"),
+        (appended, "changed the model itself"), (left_in_training, "changed the model itself"), (parts_in_training, "changed the model itself"),
         (lambda m, e: export.to_onnx(m, e), "do not sum to 1: these are no probabilities"), (frozen, "it refuses 1 images|it refuses 7 images"),
         (lambda m, e: export.to_onnx(nn.Sequential(m, nn.Softmax(0)).eval(), e), "the softmax went over the batch"),
         (lambda m, e: export.to_onnx(nn.Sequential(m, nn.Softmax(-1), nn.Softmax(-1)).eval(), e), "the probabilities are off by"),
@@ -131,7 +134,7 @@ def test_missing_names():
         (by_text, EITHER), (no_from, EITHER), (every_attribute, EITHER), (lambda c, n: by_tree(c, ()), "came too much"),
         (lambda c, n: set(), "known to nobody"), (by_running, "raised|known to nobody"), (lambda c, n: "x", "wanted is a set of names"), (lambda c, n: 3, "wanted is a set"),
         (no_aliases, f"{EITHER}|raised"), ({"x"}, "hand in the function itself"),
-    ], right=[by_tree, by_visitor], namespace=NAMES)  # fmt: skip
+    ], right=[by_tree, by_visitor, lambda c, n: (name for name in by_tree(c, n))], namespace=NAMES)  # fmt: skip
 
 
 def by_run(code, seconds):

@@ -67,6 +67,7 @@ def tflite(model):
         ("executorch", lambda: phone.use_threads(1)), ("executorch", lambda: phone.executorch_latency("x.pte", None, threads=2)),
         ("litert", lambda: phone.to_litert(None, None)), ("litert", lambda: phone.LiteRt("x.tflite")),
         ("litert", lambda: phone.quantize_litert("x.tflite")), ("litert", lambda: phone.contents("x.tflite")),
+        ("litert", lambda: phone.true_ranges("x.tflite", None)),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_named_with_its_install_line(need, call, monkeypatch):
@@ -158,6 +159,11 @@ def test_what_litert_refuses(tflite, tmp_path, images):
         phone.quantize_litert(tflite, recipe="int4")
     with pytest.raises(BadInput, match="needs calibration"):
         phone.quantize_litert(tflite, recipe="static_wi8_ai8")
+    for wrong in (images[:0], np.full_like(images, np.nan)):
+        with pytest.raises(BadInput, match="calibration has shape .*; wanted are finite images"):
+            phone.quantize_litert(tflite, recipe="static_wi8_ai8", calibration=wrong)
+    with pytest.raises(BadInput, match="wanted are finite images"):
+        phone.true_ranges(tflite, np.full_like(images, np.nan))
     with pytest.raises(BadInput, match="takes no calibration"):
         phone.quantize_litert(tflite, calibration=images)
 
