@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import http.client
 import json
 import re
 import urllib.error
@@ -86,8 +87,8 @@ def asked(address: str, *, seconds: float = 15) -> tuple[str, str]:
             state, said = (
                 ("gone", str(error.code)) if error.code in (404, 410) else ("not judged", f"HTTP {error.code}")
             )
-        except (urllib.error.URLError, OSError, ValueError) as error:
-            return "not reached", str(getattr(error, "reason", error))[:80]
+        except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
+            return "not reached", " ".join(str(getattr(error, "reason", error)).split())[:80]
     return state, said
 
 

@@ -23,6 +23,9 @@ class Site(BaseHTTPRequestHandler):
         )
         if self.path == "/no-head":
             code = 405 if self.command == "HEAD" else 200
+        if self.path == "/no-http":
+            self.close_connection = True
+            return self.wfile.write(b"no status line\r\n\r\n")
         self.send_response(code)
         if code == 301:
             self.send_header("Location", "/elsewhere" if self.path == "/moved" else "/slash/")
@@ -45,13 +48,22 @@ def site():
 
 @pytest.mark.parametrize("page, state", [
     ("/there", "there"), ("/there#part", "there"), ("/no-head", "there"), ("/slash", "there"), ("/moved", "moved"),
-    ("/gone", "gone"), ("/closed", "not judged"), ("/busy", "not judged"),
+    ("/gone", "gone"), ("/closed", "not judged"), ("/busy", "not judged"), ("/no-http", "not reached"),
 ])  # fmt: skip
 def test_answers_are_judged(site, page, state):
     assert links.asked(site + page)[0] == state
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:9/", "http://no-host-of-this-name.invalid/", "http://[broken"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1:9/",
+        "http://no-host-of-this-name.invalid/",
+        "http://[broken",
+        "http://a b/",
+        "http://127.0.0.1:port/",
+    ],
+)
 def test_what_cannot_be_reached_is_not_called_gone(address):
     state, said = links.asked(address, seconds=2)
     assert state == "not reached" and said
