@@ -1,6 +1,7 @@
 """Code of somebody else, run in a child process with a time limit and a scratch folder; nothing stays behind.
 
-A guard against accidents, not against malice: it stops what a listing does by mistake.
+A guard against accidents, not against malice: it stops what a listing does by mistake. It hears what Python opens; a
+library that opens a file in C++, as torch.save does with a path, is not heard.
 """
 
 from __future__ import annotations
@@ -247,7 +248,7 @@ def inside(path):
 
 CHANGES = {"os.remove": 1, "os.rename": 2, "os.mkdir": 1, "os.rmdir": 1, "os.link": 2, "os.symlink": 2,
            "os.truncate": 1,
-           "os.chmod": 1, "os.chown": 1, "os.utime": 1, "shutil.rmtree": 1}
+           "os.chmod": 1, "os.chown": 1, "os.utime": 1, "shutil.rmtree": 1, "sqlite3.connect": 1}
 STARTS = ("os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.startfile",
           "subprocess.Popen", "pty.spawn")
 REACHES = ("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname")

@@ -106,6 +106,7 @@ def test_files_of_its_own_are_told_and_removed():
     ("import os; os.remove({kept!r})", "change files outside"), ("import os; os.rename({kept!r}, 'mine')", "change files outside"),
     ("import shutil; shutil.rmtree({folder!r})", "change files outside"), ("import os; os.mkdir({there!r})", "change files outside"),
     ("import os; os.chmod({kept!r}, 0)", "change files outside"), ("import os; os.truncate({kept!r}, 0)", "change files outside"),
+    ("import sqlite3; sqlite3.connect({there!r}).execute('create table t (a)')", "change files outside"),
     ("import os; os.system('echo x')", "start another process"), ("import subprocess; subprocess.run(['echo'])", "start another process"),
     ("import multiprocessing as m\nm.get_context('fork').Process(target=print).start()", "start another process"),
     ("import socket; socket.create_connection(('127.0.0.1', 9))", "reach the network"),
