@@ -149,7 +149,8 @@ def packages_drawn(key: bytes):
     import secrets
 
     fresh = secrets.token_bytes(64)
-    good = {"version": 5, "payload": fresh, "signature": sign(key, 5, fresh), "honest": True}
+    signature = sign(key, 5, fresh)
+    good = {"version": 5, "payload": fresh, "signature": signature, "honest": True}
     yield "a good update", good, True, True
     yield (
         "a payload with one bit turned",
@@ -167,8 +168,7 @@ def packages_drawn(key: bytes):
     yield "a package without a signature", {"version": 5, "payload": fresh}, True, False
     yield "a signature that is no text", {**good, "signature": None, "honest": False}, True, False
     yield "a signature with a letter of another alphabet", {**good, "signature": "ж" * 64, "honest": False}, True, False
-    last = "0" if good["signature"][-1] != "0" else "1"
-    almost = {"signature": good["signature"][:-1] + last, "honest": False}
+    almost = {"signature": signature[:-1] + ("1" if signature.endswith("0") else "0"), "honest": False}
     yield "a signature with its last digit changed", {**good, **almost}, True, False
     yield "an older version, rightly signed", {**good, "version": 3, "signature": sign(key, 3, fresh)}, True, False
     yield (
