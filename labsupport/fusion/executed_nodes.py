@@ -158,7 +158,7 @@ class _Search:
 
         None where several have the same ``weak`` values, such as a single number, and no operator decides.
         """
-        last = self.executed.settings.get(node.name, {}).get("activation", node.op)
+        last = self.executed.activations.get(node.name, node.op)
         named = set(self.ends.values())
         makers = self.original.producer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,3 +160,19 @@ def test_where_nothing_fits_the_owner_is_asked(tmp_path):
     assert made.rows["identity"].findings and "--inputs data.npz" in made.left_out["baseline"]
     given = file_of(tmp_path, x=np.ones((1, 7919), np.float32))
     assert "baseline" not in examining.examine(path, inputs=given, progress=False).left_out
+
+
+@pytest.mark.parametrize(
+    ("shapes", "names"),
+    [
+        ([("n", 3)], {"n"}),
+        ([("n",)], set()),  # one axis has no batch
+        ([(2, "n"), ("m", "n")], {"m"}),
+        ([("?", 3), ("n", 3)], {"n"}),
+        ([("n", 3), ("n", "n")], set()),  # a square of the sequence's length: n is no batch anywhere
+        ([("n", "m"), ("m", "m"), ()], {"n"}),
+    ],
+)
+def test_the_batch_is_a_first_axis_that_is_no_later_one_beside_itself(shapes, names):
+    graph = SimpleNamespace(inputs={str(i): (shape, "fp32") for i, shape in enumerate(shapes)})
+    assert inputs._batch_names(graph) == names
