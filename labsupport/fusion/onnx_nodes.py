@@ -39,7 +39,7 @@ class Node:
         return f"{self.op} {self.name}"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class NodeGraph:
     """The nodes of an ONNX file in execution order, without its weights, so that it fits beside a recorded plan.
 
