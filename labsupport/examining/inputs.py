@@ -116,7 +116,7 @@ def _cut(name: str, x: np.ndarray, shape: tuple, kind: str) -> list[np.ndarray]:
             f"input {name!r} has shape {x.shape} in the file; the network wants {_said(shape)}, with more rows or one "
             "axis more in front for several samples"
         )
-    return [np.ascontiguousarray(sample) for sample in whole]
+    return [np.asarray(sample, order="C") for sample in whole]  # which leaves a single number without an axis
 
 
 def made(graph, runs: Callable[[Mapping], object], *, count: int = MADE) -> Samples:
