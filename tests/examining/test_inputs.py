@@ -11,7 +11,7 @@ from conftest import convnet, saved, value
 from onnx import TensorProto, helper
 
 from labsupport import examining, export, runtimes
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, LabError
 from labsupport.examining import inputs
 
 X = np.ones((6, 3, 16, 16), np.float32)
@@ -242,3 +242,19 @@ def test_networks_from_numbers_to_numbers_are_taken(kind):
     for sides in ({"inputs": {"x": ((1,), "string")}, "outputs": {}}, {"inputs": {}, "outputs": {"x": ((), "map")}}):
         with pytest.raises(BadInput, match="'x' is (string|map), and what runs here"):
             inputs.numbers_only(SimpleNamespace(**sides))
+
+
+@pytest.mark.parametrize(
+    ("free", "whole", "tried"), [(False, False, 2), (False, True, 8), (True, False, 12), (True, True, 48)]
+)
+def test_every_size_and_meaning_is_tried_once(free, whole, tried):
+    graph = SimpleNamespace(inputs={"x": (("n" if free else 2, 3), "int64" if whole else "fp32")})
+    seen = []
+
+    def runs(feed):
+        seen.append(feed)
+        raise LabError("odd shape")
+
+    with pytest.raises(BadInput, match=r"no inputs could be made that this network accepts \(odd shape\); give some"):
+        inputs.made(graph, runs)
+    assert len(seen) == tried

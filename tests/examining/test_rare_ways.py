@@ -18,6 +18,7 @@ from labsupport import build, environment, examining, export, fusion, quantizati
 from labsupport.errors import BadInput, LabError
 from labsupport.examining import (
     Row,
+    baseline,
     cases,
     eight_bits,
     examination,
@@ -448,3 +449,34 @@ def test_inputs_stored_in_a_models_file_are_its_own():
 def test_another_kind_of_runtime_is_refused():
     with pytest.raises(BadInput, match="kind='int4' is not known; choose one of .'fp32', 'fp16', 'int8'"):
         case_of(floats(1.0)).runtime(None, "int4")
+
+
+@pytest.mark.parametrize(("cores", "gpu", "threads"), [(1, False, []), (2, False, [2]), (8, True, None)])
+def test_what_costs_nothing_is_tried(monkeypatch, cores, gpu, threads):
+    monkeypatch.setattr(environment, "has", lambda what: gpu)
+    monkeypatch.setattr(environment, "machine", lambda: SimpleNamespace(cores=cores))
+    asked, judged = [], []
+
+    class Run:
+        def __init__(self, graph, threads=1, name=""):
+            asked.append((threads, name))
+
+        def __enter__(self): ...
+        def __exit__(self, *_): ...
+
+    monkeypatch.setattr(baseline.runtimes, "OnnxRuntime", Run)
+
+    def judge(name, run, **told):
+        judged.append((name, told["effort"], told["lab"], told.get("note", "")))
+        return SimpleNamespace(error=0.125)
+
+    working = SimpleNamespace(path=Path("net.examined/working.onnx"))
+    case = SimpleNamespace(graph=SimpleNamespace(path=Path("net.onnx")), working=working, story=["a", "b"], judge=judge)
+    row = Row("baseline")
+    baseline._free_changes(case, row)
+    if threads is None:
+        assert not judged and not row.findings
+    else:
+        assert asked == [*((n, "two threads") for n in threads), (1, "shapes fixed")]
+        assert judged == [*(("two threads", 1, "01", "") for _ in threads), ("shapes fixed", 2, "03", "a; b")]
+        assert texts(row) == ["the working copy: a; b; error 1.2e-01"] and len(row.candidates) == len(judged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from plan_samples import onnx_file
 
 from labsupport import fusion, runtimes
 from labsupport.errors import BadInput, LabError
-from labsupport.fusion import executed_nodes, executed_values, layer_times, onnx_nodes, plan_schema
+from labsupport.fusion import executed_nodes, executed_values, layer_times, onnx_nodes, plan_schema, roofline
 from labsupport.fusion.onnx_nodes import Node, NodeGraph
 
 
@@ -189,3 +190,55 @@ def test_tensors_of_a_name_alone_and_plans_of_a_recording():
 def test_a_plan_that_was_recorded_needs_its_machine():
     with pytest.raises(BadInput, match=r"no \"Layers\": its keys are \['plan'\]"):
         fusion.xray({"plan": {"Layers": ["a"]}})
+
+
+@pytest.mark.parametrize(
+    ("field", "odd", "said"),
+    [
+        ("types", {"x": [7, [1]]}, "7 is not a name"),
+        ("types", {"x": ["fp32", [[0] * 50]]}, rf"\[{'0, ' * 13} is not a length"),
+        ("inputs", "x" * 50, f": {'x' * 40} is not a list of names"),
+        ("nodes", [["n" * 0, 8 * 10**49, [], [], ""]], f": 8{'0' * 39} is not a name"),
+        ("types", {"x": ["fp32", [True]]}, "True is not a length"),
+    ],
+)
+def test_a_list_of_nodes_that_nobody_wrote_is_named_in_forty_letters(field, odd, said):
+    whole = {"inputs": ["x"], "outputs": ["y"], "constants": [], "nodes": [["n", "Neg", ["x"], ["y"], ""]], "types": {}}
+    assert onnx_nodes.nodes_of(whole).nodes == (Node("n", "Neg", ("x",), ("y",)),)
+    with pytest.raises(BadInput, match=rf"{said}\)$"):
+        onnx_nodes.nodes_of({**whole, field: odd})
+
+
+@pytest.mark.parametrize(
+    ("record", "taken"),
+    [({"Name": "a"}, True), ({"Name": "a", "op": 1}, False), ({"Name": "a", "op": 1, "StreamId": 0}, True)],
+)
+def test_a_record_with_more_than_a_name_has_something_of_a_layer(record, taken):
+    if taken:
+        assert plan_schema._layer(record, 0, "p").name == "a"
+    else:
+        with pytest.raises(BadInput, match=r"p: record 0, 'a', has \['Name', 'op'\] and nothing of a layer"):
+            plan_schema._layer(record, 0, "p")
+
+
+def test_bytes_of_a_table_are_told_to_a_thousandth_and_work_is_that_of_one_item(tmp_path):
+    nodes = [("n", "Neg", ["x"], ["y"], {})]
+    graph = onnx_file(tmp_path / "n.onnx", nodes, [("x", ["n", 9999])], [("y", ["n", 9999])])
+    assert roofline.work(graph).flops == 9999 and roofline.work(graph, batch=2).flops == 19998
+    fixed = onnx_file(tmp_path / "f.onnx", nodes, [("x", [1, 9999])], [("y", [1, 9999])])
+    plan = fusion.xray(runtimes.OnnxRuntime(fixed))
+    assert fusion.table(plan)["MiB moved"].tolist() == [0.076]  # 79992 bytes are 0.07629
+    (kernel,) = fusion.xray(runtimes.OnnxRuntime(graph)).kernels
+    assert kernel.inputs[0].shape == (-1, 9999) and kernel.bytes is None and kernel.weight_bytes == 0
+
+
+def test_the_greys_of_a_picture_are_kept():
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from labsupport.fusion.pictures.canvas import GraphDrawing
+
+    for grey in (0, 51, 102, 204, 255):
+        drawing = GraphDrawing(Figure(figsize=(0.2, 0.2), facecolor=f"#{grey:02X}{grey:02X}{grey:02X}"), "")
+        picture = Image.open(io.BytesIO(drawing._repr_png_())).convert("RGB")
+        assert picture.getpixel((3, 3)) == (grey, grey, grey)

@@ -192,7 +192,7 @@ def test_placements_are_counted_and_read_aloud():
         "Placement(3 QuantizeLinear and 4 DequantizeLinear: 1 of 3 layers quantized, 1 residual add)"
     )
     assert repr(qdq.Placement(0, 0, (), (), 2)).endswith("0 of 0 layers quantized, 2 residual adds)")
-    assert "residual" not in repr(qdq.Placement(0, 0, (), ()))
+    assert "residual" not in repr(qdq.Placement(0, 0, (), (), 0))
 
 
 def decoded(*layers):
@@ -360,3 +360,25 @@ def test_an_operator_set_is_lowered_and_never_raised(opset, label):
 
 def test_a_histogram_of_a_name():
     assert Histogram(np.ones(8, int), 2.0, -1.0, 2.0).edges.tolist() == [-2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2]
+
+
+def divergence(magnitudes, kept):
+    """KL divergence of the clipped histogram from its 128 levels, step by step."""
+    inside = [0.0, *map(float, magnitudes[1:kept])]
+    p = [*inside[:-1], inside[-1] + sum(magnitudes[kept:])]
+    groups = [i * 128 // kept for i in range(kept)]
+    level = {g: [x for x, h in zip(inside, groups) if h == g and x] for g in groups}
+    q = [sum(level[g]) / len(level[g]) if x else 0.0 for x, g in zip(inside, groups)]
+    whole = [sum(p), sum(q)]
+    return sum(a / whole[0] * np.log((a / whole[0]) / max(b / whole[1], 1e-10)) for a, b in zip(p, q) if a)
+
+
+@pytest.mark.parametrize("kept", [128, 129, 200, 256])
+def test_the_divergence_of_a_clipped_histogram_step_by_step(kept):
+    draw = np.random.default_rng(kept)
+    magnitudes = draw.integers(0, 9, 256)
+    counts = np.concatenate([magnitudes[::-1] // 2, magnitudes - magnitudes // 2])
+    tail = Histogram(counts, 1.0, -1.0, 1.0)
+    assert tail.magnitudes.tolist() == magnitudes.tolist()
+    assert tail._divergence(kept, 256, "int8") == pytest.approx(divergence(magnitudes.tolist(), kept))
+    assert Histogram(np.zeros(512, int), 1.0, 0.0, 0.0)._divergence(kept, 256, "int8") == np.inf
