@@ -50,8 +50,7 @@ def from_file(path: str | os.PathLike, graph) -> Samples:
     """
     arrays = _read(Path(path), graph)
     labels = arrays.pop(LABELS, None) if LABELS not in graph.inputs else None
-    lacking, odd = sorted(graph.inputs.keys() - arrays), sorted(arrays.keys() - graph.inputs)
-    if lacking or odd:
+    if arrays.keys() != graph.inputs.keys():
         raise BadInput(
             f"{Path(path).name} has {sorted(arrays)}; the network wants exactly {sorted(graph.inputs)}, and perhaps "
             f"{LABELS!r} beside them"

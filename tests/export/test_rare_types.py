@@ -20,6 +20,7 @@ from labsupport.export import (
     exporters,
     foreign_nodes,
     frozen_values,
+    onnx_graph,
     surgery,
 )
 
@@ -117,6 +118,12 @@ def test_what_the_evaluator_lacks_stays_as_it_is():
 )
 def test_what_draws_or_is_not_onnxs_own_is_not_folded(op, domain, foldable):
     assert constant_folding._is_foldable(node(op, ["x"], "y", "n", domain=domain)) is foldable
+
+
+def test_a_branch_is_not_folded():
+    body = helper.make_graph([node("Neg", ["w"], "t", "n")], "b", [], [value("t", [4, 4])])
+    chosen = helper.make_node("If", ["c"], ["v"], "if", then_branch=body, else_branch=body)
+    assert not constant_folding._is_foldable(chosen)
 
 
 def test_a_file_of_no_nodes_is_no_network(tmp_path):
@@ -352,3 +359,64 @@ def test_weights_beside_a_file_must_reach_their_end(tmp_path):
     (tmp_path / "w.bin").unlink()
     with pytest.raises(LabError, match="w.bin, which is not there"):
         export.load(apart)
+
+
+@pytest.mark.parametrize(
+    ("entries", "place"),
+    [
+        ({"location": "w.bin", "offset": "8", "length": "4"}, {"location": "w.bin", "end": 12}),
+        ({"location": "w.bin", "length": "4"}, {"location": "w.bin", "end": 4}),
+        ({"location": "w.bin", "offset": "8"}, {"location": "w.bin", "end": 8}),
+        ({"offset": "8"}, {}),
+    ],
+)
+def test_where_a_weight_lies_beside_its_file(entries, place):
+    tensor = onnx.TensorProto(name="w", data_location=TensorProto.EXTERNAL)
+    for key, text in entries.items():
+        tensor.external_data.add(key=key, value=text)
+    assert onnx_graph.external(tensor) == place
+    tensor.data_location = TensorProto.DEFAULT
+    assert onnx_graph.external(tensor) == {}
+
+
+@pytest.mark.parametrize(
+    ("rows", "fits"),
+    [([3, 4], True), ([1, 4], True), ([4], True), ([2, 4], False), ([3, 1], True), ([1], True), ([3], False)],
+)
+def test_a_bias_is_added_where_each_axis_is_one_or_the_same(rows, fits):
+    nodes = [node("Gemm", ["x", "w", "b"], "y", "")]
+    model = model_of(nodes, [value("x", ["n", 4])], [value("y", ["n", 4])], {"w": W, "b": np.ones(rows, np.float32)})
+    if fits:
+        surgery.fix_batch(model, 3)
+    else:
+        with pytest.raises(BadInput, match="batch of 3"):
+            surgery.fix_batch(model, 3)
+
+
+@pytest.mark.parametrize(("axis", "free"), [("n", True), (-1, True), (0, True), (1, False), (5, False)])
+def test_a_first_axis_is_free_where_it_is_no_length(axis, free):
+    model = model_of([node("Neg", ["x"], "y", "n")], [value("x", [axis, 4])], [value("y", [axis, 4])])
+    assert surgery.fix_batch(model, 2) == ((["x"], []) if free else ([], [axis]))
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == (2 if free else axis)
+
+
+def test_inner_tensors_are_shown_once_and_borders_not_again(tmp_path):
+    nodes = [node("Neg", ["x"], "a", "n"), node("Abs", ["a"], "y", "m")]
+    graph = saved(tmp_path, nodes, X, Y)
+    assert list(export.exposed(graph, ["a", "a", "x", "y"]).outputs) == ["y", "a"]
+    with pytest.raises(BadInput, match="net.onnx has no tensor 'z' whose shape ONNX can tell"):
+        export.exposed(graph, ["a", "z"])
+
+
+def test_names_of_branches_that_come_again_are_new():
+    def branch(name):
+        return helper.make_graph(
+            [node("Neg", ["x"], "h", "n"), node("Abs", ["h"], name, "m")], name, [], [value(name, [1, 4])]
+        )
+
+    chosen = helper.make_node("If", ["c"], ["y"], "if", then_branch=branch("t"), else_branch=branch("e"))
+    model = model_of([node("Neg", ["x"], "h", "first"), chosen], X, Y, {"c": np.array(True)})
+    made = surgery.apart(model).graph
+    inner = [[list(each.output) for each in body.node] for body in onnx_graph.bodies(made.node[1])]
+    assert inner == [[["h_2"], ["e"]], [["h_3"], ["t"]]] and made.node[0].output[0] == "h"
+    assert [body.node[1].input[0] for body in onnx_graph.bodies(made.node[1])] == ["h_2", "h_3"]

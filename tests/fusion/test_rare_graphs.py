@@ -242,3 +242,72 @@ def test_the_greys_of_a_picture_are_kept():
         drawing = GraphDrawing(Figure(figsize=(0.2, 0.2), facecolor=f"#{grey:02X}{grey:02X}{grey:02X}"), "")
         picture = Image.open(io.BytesIO(drawing._repr_png_())).convert("RGB")
         assert picture.getpixel((3, 3)) == (grey, grey, grey)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "tensor", "ends"),
+    [
+        (("Split", "p", "q"), "p", {"p": "a", "q": "b"}),  # the same operator: its other result is that one's
+        (("Split", "p", "q"), "q", {"q": "a"}),  # another place of it
+        (("Copy", "p", "q"), "p", {"p": "a"}),
+        (("Split", "p"), "p", {"p": "a"}),
+    ],
+)
+def test_where_the_same_operator_made_a_tensor_its_others_follow(kernel, tensor, ends):
+    graph = NodeGraph((Node("s", "Split", ("x",), ("a", "b")),), ("x",), ("a", "b"))
+    node = Node("k", kernel[0], ("x",), kernel[1:])
+    search = executed_nodes._Search(graph, NodeGraph((node,), ("x",), kernel[1:]))
+    search._end(node, tensor, "a")
+    assert search.ends == {"x": "x", **ends}
+
+
+@pytest.mark.parametrize(
+    ("weak", "close", "best"),
+    [
+        (False, {"a": False, "b": False}, "b"),  # made by the kernel's own operator
+        (True, {"a": False, "b": False}, "b"),
+        (True, {"a": False, "c": False}, None),  # values of one number, and no operator that decides
+        (False, {"a": True, "c": False}, "c"),  # in the same order
+        (False, {}, None),
+        (True, {"a": True}, "a"),
+    ],
+)
+def test_the_best_of_several_tensors_of_the_same_values(weak, close, best):
+    nodes = (Node("1", "Neg", ("x",), ("a",)), Node("2", "Exp", ("a",), ("b",)), Node("3", "Abs", ("b",), ("c",)))
+    search = executed_nodes._Search(NodeGraph(nodes, ("x",), ("c",)), chain("Exp"))
+    assert search._best(Node("k", "Exp", ("t0",), ("t1",)), close, {"x"}, weak) == best
+
+
+def test_a_trace_is_read_run_by_run_without_the_warm_up(monkeypatch, tmp_path):
+    events = [
+        {"cat": "Node", "name": "n_kernel_time", "ts": 1, "dur": 1000},
+        {"cat": "Session", "name": "model_run", "ts": 0, "dur": 10000},
+        {"cat": "Node", "name": "n_kernel_time", "ts": 20000, "dur": 3000},
+        {"cat": "Node", "name": "n/duplicated/2_kernel_time", "ts": 21000, "dur": 4000},
+        {"cat": "Node", "name": "n_fence_before", "ts": 22000, "dur": 900},
+        {"cat": "Session", "name": "odd_kernel_time", "ts": 22000, "dur": 900},
+        {"cat": "Node", "name": "inside a body: 1 n_kernel_time", "ts": 23000, "dur": 900},
+        {"cat": "Session", "name": "model_run", "ts": 19000, "dur": 20000},
+    ]
+    (tmp_path / "trace.json").write_text(json.dumps(events[::-1]))
+    ran = []
+    session = SimpleNamespace(run=lambda *_: ran.append(1), end_profiling=lambda: str(tmp_path / "trace.json"))
+    monkeypatch.setattr(layer_times, "_traced", lambda *_: session)
+    graph = onnx_file(tmp_path / "n.onnx", [("n", "Neg", ["x"], ["y"], {})], [("x", [4])], [("y", [4])])
+    rounds = layer_times._onnxruntime_rounds(runtimes.OnnxRuntime(graph), np.ones(4, np.float32), 1, 1)
+    assert rounds == [{"n": 7.0}]
+    assert len(ran) == 2
+
+
+def test_what_cannot_be_counted_goes_by_its_name_or_its_result(tmp_path):
+    for name, said in (("e", "e"), ("", "y")):
+        nodes = [(name, "Einsum", ["x", "x"], ["y"], {"equation": "i,i->i"})]
+        graph = onnx_file(tmp_path / "e.onnx", nodes, [("x", [4])], [("y", [4])])
+        with pytest.raises(BadInput, match=rf"the operations of {said} \(Einsum\) do not follow"):
+            roofline.work(graph)
+
+
+def test_a_copy_is_of_64_mib_where_nothing_is_said():
+    ticks = iter(range(0, 10**9, 4_000_000))
+    ceiling = roofline.measure(rounds=1, now=lambda: next(ticks))
+    assert ceiling.device == "cpu" and ceiling.gb_per_s == pytest.approx(2 * 64 * 2**20 / 1e6)
