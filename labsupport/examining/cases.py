@@ -21,6 +21,7 @@ from labsupport.export import OnnxGraph
 ROUNDS = (3, 15)  # of A/B/B/A, fewest and most
 LARGEST_MIB = 2048  # of a network whose copies are made
 PAIR_S = 3.0  # what one comparison may take where the network is fast
+FRESH = 16  # more samples, where they can be made, that judge what was chosen on the others
 
 
 class OutOfTime(LabError):
@@ -133,13 +134,21 @@ class Case:
         """Answers of the network as given, for as many samples as a tenth of the time allows, and one at least."""
         most = max(1, int(0.1 * self.left_s / max(self.call_s, 1e-6)))
         answers = [self.original(feed) for feed in self.samples.feeds[:most]]
-        odd = [name for y in answers for name, x in y.items() if x.dtype.kind == "f" and not np.isfinite(x).all()]
-        if odd:
+        if odd := [name for answer in answers for name in _odd(answer)]:
             raise BadInput(
                 f"the network itself answers NaN or infinity in {odd[0]!r} with {self.samples.origin}; give real "
                 "inputs with --inputs data.npz"
             )
         return answers
+
+    @functools.cached_property
+    def fresh(self) -> list[tuple[dict, dict]]:
+        """(feed, answer) of samples that no stage has seen, in a fiftieth of the time; none where some were given."""
+        many = min(FRESH, int(0.02 * self.left_s / max(self.call_s, 1e-6)))
+        if self.samples.given or many < 1:
+            return []
+        feeds = inputs.made(self.graph, self.original, count=inputs.MADE + many).feeds[inputs.MADE :]
+        return [(feed, answer) for feed in feeds if not _odd(answer := self.original(feed))]
 
     @property
     def feeds(self) -> list[dict]:
@@ -205,14 +214,29 @@ class Case:
         """
         judging = slice(1, None, 2) if calibrated and len(self.feeds) > 1 else slice(None)
         expected, got = self.expected[judging], [run(feed) for feed in self.feeds[judging]]
-        floats = [name for name, x in expected[0].items() if x.dtype.kind == "f" and x.size]
         worst = 0.0
-        for name in floats or expected[0]:
-            pairs = [(y[name], answer[name]) for y, answer in zip(expected, got, strict=True)]
+        for floats, pairs in _by_output(expected, got):
             if any(a.shape != b.shape for a, b in pairs):
                 return math.inf
             ours, theirs = (np.concatenate([np.ravel(pair[i]) for pair in pairs]) for i in (0, 1))
             worst = max(worst, comparing.relative_error(ours, theirs) if floats else float(np.mean(ours != theirs)))
+        return worst
+
+    def worst_fresh(self, run: Callable) -> float:
+        """‖answer − reference‖ of the worst sample of ``fresh`` over a typical ‖reference‖, the worst output; or 0.
+
+        A typical one is the root of the mean square: a sample whose own answer is about 0 would make any error large.
+        """
+        worst = 0.0
+        for floats, pairs in _by_output([answer for _, answer in self.fresh], [run(feed) for feed, _ in self.fresh]):
+            if any(a.shape != b.shape for a, b in pairs):
+                return math.inf
+            if not floats:
+                worst = max(worst, *(float(np.mean(a != b)) for a, b in pairs))
+                continue
+            typical = np.full(1, np.sqrt(np.mean([np.linalg.norm(a.astype(np.float64)) ** 2 for a, _ in pairs])))
+            apart = [np.linalg.norm(b.astype(np.float64) - a) for a, b in pairs]
+            worst = max(worst, *(comparing.relative_error(typical, typical + each) for each in apart))
         return worst
 
     def accuracy_of(self, run: Callable) -> float | None:
@@ -235,17 +259,33 @@ class Case:
         self, name: str, run, *, effort: int, code: str, lab: str, graph=None, answers=None, note="", unproven="",
         calibrated: bool = False,
     ) -> Candidate:  # fmt: skip
-        """A change, timed in turn with the network as given. ``answers`` is the run whose error counts, if another."""
+        """A change, timed in turn with the network as given. ``answers`` is the run whose error counts, if another.
+
+        Its error is the larger of `error_of` and `worst_fresh`: the samples that chose a change flatter it.
+        """
         rounds = int(min(max(PAIR_S / (8 * max(self.call_s, 1e-6)), ROUNDS[0]), ROUNDS[1]))
         self.afford(8 * (rounds + 1) * self.call_s, f"timing {name!r}")
         feed, judged = self.feeds[0], answers or run
         pair = benchmarking.paired(self.base, run, feed, rounds=rounds, runs_per_round=2, warmup=2)
         file, graph = graph.path.name if graph else "", graph or self.graph
+        error = max(self.error_of(judged, calibrated=calibrated), self.worst_fresh(judged))
         return Candidate(
-            name, effort, pair.after.samples_ms, pair.samples, self.error_of(judged, calibrated=calibrated),
-            graph.size_mib, code, lab,
+            name, effort, pair.after.samples_ms, pair.samples, error, graph.size_mib, code, lab,
             pair.after.machine, self.accuracy_of(judged), note, file, unproven,
         )  # fmt: skip
+
+
+def _odd(answer: dict) -> list[str]:
+    """Names of the outputs with a NaN or an infinity."""
+    return [name for name, x in answer.items() if x.dtype.kind == "f" and not np.isfinite(x).all()]
+
+
+def _by_output(expected: list[dict], got: list[dict]):
+    """(whether it has floats, [(reference, answer) of each sample]) for each output that counts."""
+    kinds = {name: x.dtype.kind for name, x in (expected[0] if expected else {}).items() if x.size}
+    floats = [name for name, kind in kinds.items() if kind == "f"]
+    for name in floats or kinds:
+        yield bool(floats), [(y[name], answer[name]) for y, answer in zip(expected, got, strict=True)]
 
 
 def case_of(

@@ -10,7 +10,7 @@ from labsupport import environment, files
 from labsupport.errors import LabError
 from labsupport.examining.rows import Row
 
-FORMAT = 2  # 1: the samples that had calibrated a change judged it, too
+FORMAT = 3  # 1: the samples that had calibrated a change judged it, too; 2: so did those that had chosen it
 NAME = "stages.json"
 
 

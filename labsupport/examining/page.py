@@ -79,6 +79,7 @@ def _caveats(case, every):
     yield "Gains and errors in the table are measured, in turn with the network as given.", "measured, lab 12"
     if not case.samples.given:
         yield "No inputs were given: errors are those on random values, and say little of real ones.", "lab 06"
+        yield "An error in the table is the larger of that on the samples and that of the worst of new ones.", "lab 06"
     if case.samples.labels is None:
         yield "No labels were given: a relative error stands in for accuracy.", "lab 05"
     for each in every:

@@ -100,7 +100,14 @@ class Torch(Base):
         return {self._out: out.numpy() if on_host else out}
 
     def _moved(self, x):
-        return x.to(self.device, non_blocking=True)
+        return self._plain(lambda: x.to(self.device, non_blocking=True))
+
+    def _plain(self, make):
+        """What ``make`` makes, as an ordinary tensor: for inference tensors torch.compile would compile once more."""
+        import torch
+
+        with torch.inference_mode(False), torch.no_grad():
+            return make()
 
     def _staged(self, side: str, like):
         """A pinned buffer of a tensor's shape, which the driver can reach without a second copy."""
@@ -134,7 +141,9 @@ class Torch(Base):
         """Device buffers of the feed's shapes, NCHW as they come."""
         import torch
 
-        return {n: torch.empty(tuple(x.shape), dtype=x.dtype, device="cuda") for n, x in feed.items()}
+        return self._plain(
+            lambda: {n: torch.empty(tuple(x.shape), dtype=x.dtype, device=self.device) for n, x in feed.items()}
+        )
 
     def bind(self, feed) -> None:
         """Put a feed into static device buffers, for :meth:`enqueue`. Raises NotAvailable on the CPU."""

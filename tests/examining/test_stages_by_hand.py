@@ -60,6 +60,42 @@ def test_the_worst_output_counts_and_whole_numbers_only_alone():
     assert case_of([{"e": empty, "i": whole}]).error_of(lambda _: {"e": empty, "i": np.array([1, 0, 3, 4])}) == 0.25
 
 
+def test_a_sample_that_no_stage_saw_counts_with_its_whole_error():
+    case = case_of(floats(1.0))
+    feeds = [{"x": np.array(i)} for i in range(4)]
+    case.fresh = list(zip(feeds, floats(3.0, 4.0, 0.0, 5.0)))  # a typical answer is √(50 / 4)
+
+    def run(feed):  # off by 1 in the third, whose own answer is 0
+        return {"y": case.fresh[int(feed["x"])][1]["y"] + np.float32([float(feed["x"] == 2), 0])}
+
+    assert case.worst_fresh(run) == pytest.approx(1 / math.sqrt(12.5))
+    assert case.worst_fresh(lambda feed: {"y": np.float32([np.nan, 0])}) == math.inf
+    assert case.worst_fresh(lambda feed: {"y": np.float32([0])}) == math.inf
+    case.fresh = [(feed, {"i": np.arange(4)}) for feed in feeds]
+    assert case.worst_fresh(lambda feed: {"i": np.arange(4) % (2 + int(feed["x"]))}) == 0.5
+    case.fresh = []
+    assert case.worst_fresh(run) == 0.0
+
+
+def test_fresh_samples_are_others_and_end_with_the_time(monkeypatch):
+    case, asked = case_of(floats(*range(24))), []
+    case.samples = inputs.Samples(case.samples.feeds[:8], "made", False)
+    answer = case.original
+    case.original = lambda feed: {"y": np.float32([np.inf])} if feed["x"] == 9 else answer(feed)
+
+    def made(graph, runs, *, count):
+        asked.append(count)
+        return inputs.Samples(tuple({"x": np.array(i)} for i in range(count)), "made", False)
+
+    monkeypatch.setattr(inputs, "made", made)
+    assert [int(feed["x"]) for feed, _ in case.fresh] == [8, *range(10, 24)]  # 9 has no answer to compare with
+    assert case.fresh[1][1]["y"][0] == 10 and asked == [24]
+    for call_s, left in ((1.2, 18), (5.9, 10), (12.1, 8)):  # two percent of ten minutes are 12 s
+        del case.fresh
+        case.call_s = call_s
+        assert len(case.fresh) == max(0, left - 9) and asked[-1] == (left if left > 8 else asked[-1])
+
+
 def test_accuracy_is_the_share_of_labels_that_the_first_output_meets():
     answers = [{"y": np.eye(4)[i], "z": np.eye(4)[0]} for i in (0, 1, 2, 3)]
     case = case_of(answers, labels=[0, 1, 2, 0], limits=Limits(keep_accuracy=0.8))
@@ -209,7 +245,7 @@ def test_a_page_says_what_its_numbers_do_not():
 
     noted = dataclasses.replace(HALF, note="a note")
     assert said(True, [1]) == ["Gains and er", "FP16: a note"]
-    assert said(False, None) == ["Gains and er", "No inputs we", "No labels we", "FP16: a note"]
+    assert said(False, None) == ["Gains and er", "No inputs we", "An error in ", "No labels we", "FP16: a note"]
 
 
 def test_a_page_gives_the_code_of_every_change_once_and_none_for_doing_nothing():

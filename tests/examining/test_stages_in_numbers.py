@@ -103,11 +103,15 @@ def test_a_scan_that_takes_more_than_a_tenth_of_the_time_is_the_last(monkeypatch
     assert sixteen_bits._scanned(waiting([0, 9, 9, 20], left_s=100.0), Row("sixteen bits")) == ["a", "b"]
 
 
-def greedy(monkeypatch, needed, worst_first, *, left_s=100.0, minutes=2.0):
-    """`_greedy` where a mix holds the limit once ``needed`` layers are wide; (row, what was offered)."""
+def greedy(monkeypatch, needed, worst_first, *, fresh_needed=0, left_s=100.0, minutes=2.0):
+    """`_greedy` where ``needed`` wide layers hold the limit, on new samples ``fresh_needed``; (row, what was offered)."""
     offered = []
+
+    def error(case, wide, *, fresh=False):
+        return 0.01 if len(wide) >= (fresh_needed if fresh else needed) else 0.05
+
     monkeypatch.setattr(quantization, "to_qdq", lambda *_, exclude, **options: list(exclude))
-    monkeypatch.setattr(eight_bits, "_error", lambda case, wide: 0.01 if len(wide) >= needed else 0.05)
+    monkeypatch.setattr(eight_bits, "_error", error)
     monkeypatch.setattr(eight_bits, "_code", lambda case, target, method, wide: f"wide={wide}")
     monkeypatch.setattr(eight_bits, "_offer", lambda case, row, path, name, effort, code: offered.append((name, code)))
     limits = SimpleNamespace(error=0.01, minutes=minutes)
@@ -122,6 +126,12 @@ def test_the_fewest_layers_that_hold_the_limit_stay_wide(monkeypatch, needed):
     said, offered = greedy(monkeypatch, needed, ["a", "b", "c"])
     assert said == [f"{needed} layers kept FP32: relative error 1.0e-02"]
     assert offered == [(f"INT8, {needed} layers wide", f"wide={['a', 'b', 'c'][:needed]}")]
+
+
+def test_a_mix_that_new_samples_refuse_is_not_offered(monkeypatch):
+    assert greedy(monkeypatch, 1, ["a", "b", "c"], fresh_needed=3)[1] == [
+        ("INT8, 3 layers wide", "wide=['a', 'b', 'c']")
+    ]
 
 
 def test_where_no_mix_holds_the_limit_none_is_offered(monkeypatch):
@@ -157,8 +167,10 @@ def test_why_pointwise_kernels_stand_alone():
     }
 
 
-@pytest.mark.parametrize(("call_s", "rounds"), [(1e-5, 15), (0.05, 7), (0.125, 3), (2.0, 3)])
-def test_a_comparison_takes_three_seconds_and_at_least_three_rounds(monkeypatch, call_s, rounds):
+@pytest.mark.parametrize(
+    ("call_s", "rounds", "worst"), [(1e-5, 15, 0.2), (0.05, 7, 0.0), (0.125, 3, 0.5), (2.0, 3, 0.2)]
+)
+def test_a_comparison_takes_three_seconds_and_at_least_three_rounds(monkeypatch, call_s, rounds, worst):
     asked = {}
 
     def paired(before, after, feed, **options):
@@ -167,13 +179,14 @@ def test_a_comparison_takes_three_seconds_and_at_least_three_rounds(monkeypatch,
 
     monkeypatch.setattr(cases.benchmarking, "paired", paired)
     case = SimpleNamespace(
-        call_s=call_s, feeds=[{}], base="base", error_of=lambda run, calibrated: 0.25, accuracy_of=lambda run: None,
+        call_s=call_s, feeds=[{}], base="base", error_of=lambda run, calibrated: 0.25,
+        worst_fresh=lambda run: worst, accuracy_of=lambda run: None,
         afford=lambda seconds, what: asked.update(seconds=seconds, what=what), graph=SimpleNamespace(size_mib=3.0),
     )  # fmt: skip
     change = cases.Case.judge(case, "FP16", "run", effort=3, code="code", lab="05")
     assert asked["rounds"] == rounds and (asked["runs_per_round"], asked["warmup"]) == (2, 2)
     assert asked["seconds"] == pytest.approx(8 * (rounds + 1) * call_s) and asked["what"] == "timing 'FP16'"
-    assert (change.ratios, change.error, change.size_mib, change.file) == ((2.0,), 0.25, 3.0, "")
+    assert (change.ratios, change.error, change.size_mib, change.file) == ((2.0,), max(worst, 0.25), 3.0, "")
 
 
 def test_a_repaired_graph_keeps_its_nodes_wide(chain):

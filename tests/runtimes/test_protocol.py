@@ -163,6 +163,17 @@ def test_a_compiled_rival_has_its_weights_frozen(monkeypatch):
     assert not any("rsqrt" in name or "batch_norm" in name for name in operations)
 
 
+def test_buffers_are_ordinary_tensors_in_inference_mode_too(workpiece):
+    run = runtimes.Torch(workpiece[0], device="cpu")
+    with torch.inference_mode():  # torch.compile compiles once for each of the two kinds, which takes minutes
+        buffers = run.static({"images": torch.zeros(2, 1, 28, 28, dtype=torch.float16)})
+        run.device = "meta"
+        moved = run._moved(torch.ones(3))
+    assert moved.device.type == "meta" and moved.shape == (3,)
+    assert not buffers["images"].is_inference() and not moved.is_inference()
+    assert (buffers["images"].shape, buffers["images"].dtype) == ((2, 1, 28, 28), torch.float16)
+
+
 def test_torch_reads_a_flipped_array(workpiece, expected):
     x, _ = expected
     flipped = x.numpy()[..., ::-1]

@@ -79,5 +79,4 @@ def test_its_figures_are_those_of_the_examination(tool, tmp_path):
     assert book["examined_net.fp16_over_given"] == half.gain[1]
     assert book["examined_net.given_ms"] == changes["do nothing"].latency.median_ms > 0
     assert book["examined_net.chosen_over_given"] == again.verdict.chosen.gain[1]
-    # What changes no number errs by none on new samples either; what rounds errs about as it was stated.
-    assert book["examined_net.chosen_new_relative_error"] <= 3 * max(again.verdict.chosen.error, 1e-6)
+    assert book["examined_net.chosen_new_relative_error"] <= max(again.verdict.chosen.error, 1e-6)
