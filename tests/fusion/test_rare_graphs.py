@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from matplotlib.figure import Figure
 from onnx_files import model_of, node, value
 from plan_samples import onnx_file
 
@@ -16,6 +17,7 @@ from labsupport import fusion, runtimes
 from labsupport.errors import BadInput, LabError
 from labsupport.fusion import executed_nodes, executed_values, layer_times, onnx_nodes, plan_schema, roofline
 from labsupport.fusion.onnx_nodes import Node, NodeGraph
+from labsupport.fusion.pictures.canvas import Canvas, GraphDrawing
 
 
 def chain(*kinds):
@@ -233,10 +235,7 @@ def test_bytes_of_a_table_are_told_to_a_thousandth_and_work_is_that_of_one_item(
 
 
 def test_the_greys_of_a_picture_are_kept():
-    from matplotlib.figure import Figure
     from PIL import Image
-
-    from labsupport.fusion.pictures.canvas import GraphDrawing
 
     for grey in (0, 51, 102, 204, 255):
         drawing = GraphDrawing(Figure(figsize=(0.2, 0.2), facecolor=f"#{grey:02X}{grey:02X}{grey:02X}"), "")
@@ -311,3 +310,10 @@ def test_a_copy_is_of_64_mib_where_nothing_is_said():
     ticks = iter(range(0, 10**9, 4_000_000))
     ceiling = roofline.measure(rounds=1, now=lambda: next(ticks))
     assert ceiling.device == "cpu" and ceiling.gb_per_s == pytest.approx(2 * 64 * 2**20 / 1e6)
+
+
+def test_an_arrow_ends_where_it_points():
+    canvas = Canvas(Figure().add_subplot(), 1, 4)
+    canvas.arrow((1, 2), (3, 4))
+    (mark,) = canvas.axes.texts
+    assert (mark.arrow_patch.shrinkA, mark.arrow_patch.shrinkB) == (0, 0) and (mark.xyann, mark.xy) == ((1, 2), (3, 4))

@@ -12,7 +12,16 @@ from onnx_files import model_of, node, saved, value
 from labsupport import quantization
 from labsupport.errors import BadInput, LabError
 from labsupport.export import large_constants, qdq_nodes
-from labsupport.quantization import calibration, fit_graphs, int8_calibrator, kept_wide, layer_costs, modelopt_road, qdq
+from labsupport.quantization import (
+    calibration,
+    calibration_drawing,
+    fit_graphs,
+    int8_calibrator,
+    kept_wide,
+    layer_costs,
+    modelopt_road,
+    qdq,
+)
 from labsupport.quantization.calibration import Calibration, Histogram
 
 W = np.eye(4, dtype=np.float32)
@@ -382,3 +391,19 @@ def test_the_divergence_of_a_clipped_histogram_step_by_step(kept):
     assert tail.magnitudes.tolist() == magnitudes.tolist()
     assert tail._divergence(kept, 256, "int8") == pytest.approx(divergence(magnitudes.tolist(), kept))
     assert Histogram(np.zeros(512, int), 1.0, 0.0, 0.0)._divergence(kept, 256, "int8") == np.inf
+
+
+@pytest.mark.parametrize(("bins", "bars"), [(4096, 128), (1024, 128), (516, 258)])
+def test_a_picture_of_thresholds_in_numbers(bins, bars):
+    values = np.concatenate([np.linspace(0, 1, 900), [-4.0]])
+    seen = calibration.histogram(values, name="t", bins=bins)
+    axes = calibration_drawing.draw_thresholds(seen, methods=("max", "percentile"), title="net").figure.axes[0]
+    limits = [seen.threshold("max"), seen.threshold("percentile")]
+    assert [line.get_xdata()[0] for line in axes.lines] == limits and limits[0] == 4
+    assert axes.get_xlim() == pytest.approx((0, 1.05 * 4)) and axes.get_yscale() == "log"
+    (steps,) = axes.patches
+    assert len(steps.get_data().values) == bars and steps.get_data().edges[-1] == seen.reach == 4
+    assert steps.get_data().values.sum() == 901 + 0.5 * sum(steps.get_data().values == 0.5)
+    assert [text.get_text() for text in axes.get_legend().get_texts()][0] == "max: 4"
+    with pytest.raises(BadInput, match="methods is empty"):
+        calibration_drawing.draw_thresholds(seen, methods=())
