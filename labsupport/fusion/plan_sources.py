@@ -40,5 +40,6 @@ def content_of(source) -> tuple[object, str]:
             f"source is a {type(source).__name__}; expected an Engine, a recorded plan, the inspector's JSON (path, "
             "text or parsed), or a runtimes.OnnxRuntime"
         )
-    recorded = isinstance(content, Mapping) and "plan" in content and "machine" in content
-    return (content["plan"] if recorded else content), name
+    if isinstance(content, Mapping) and "plan" in content and "machine" in content:
+        content = content["plan"]
+    return content, name
