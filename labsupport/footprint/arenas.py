@@ -34,6 +34,10 @@ def arena(lives: Lifetimes, offsets: Mapping[str, float]) -> Arena:
 
     ``offsets``: tensor name → MiB from the start of the block. Raises BadInput naming the two that collide.
     """
+    if not isinstance(offsets, Mapping):
+        raise BadInput(
+            f"offsets is a {type(offsets).__name__}; wanted is a mapping from tensor name to its offset in MiB"
+        )
     names = {tensor.name for tensor in checked(lives).tensors}
     for what, those in (("places no", names - set(offsets)), ("places an unknown", set(offsets) - names)):
         if those:
