@@ -49,6 +49,8 @@ def model_of(graph):
 
 def known(names: Iterable[str], graph, model) -> frozenset[str]:
     """The node names to keep wide, after a check that each is there. Raises BadInput with the nearest names."""
+    if isinstance(names, str):
+        raise BadInput(f"keep_wide={names!r} is one text; give a list of node names, such as [{names!r}]")
     nodes = [node.name for node in model.graph.node]
     for name in (names := list(names)):
         if name not in nodes:

@@ -264,3 +264,8 @@ def test_raw_pixels_are_one_item_of_seed_zero():
     usual = model.example_input()
     assert usual.shape == (1, 1, 28, 28) and torch.equal(usual, model.example_input(1, 0))
     assert not torch.equal(usual, model.example_input(1, 1)) and 0 <= usual.min() and usual.max() <= 255
+
+
+def test_one_text_is_no_list_of_nodes(faulty):
+    with pytest.raises(BadInput, match=r"keep_wide='/Tanh' is one text; give a list of node names, such as \['/Tanh'\]"):
+        layerwise.scan(*faulty, keep_wide="/Tanh")
