@@ -88,9 +88,8 @@ def cuts_of_the_camera(book, started: float) -> None:
         place, slowed = row["cut"], row["beside"].median_ms / sum(model.first_ms)
         parts = ", ".join(f"{ms:.3f}" for ms in model.parts_ms(place))
         elapsed.say(
-            f"{cuts.short(place.name):16} predicted "
-            f"{model.latency_ms(place):.3f} ({parts}), "
-            f"measured {row['latency'].median_ms:.3f} ms, the core took {slowed:.2f} times as long as before: then "
+            f"{cuts.short(place.name):16} predicted {model.latency_ms(place):.3f} ({parts}), measured "
+            f"{row['latency'].median_ms:.3f} ms, the core took {slowed:.2f} times as long as before: then "
             f"{model.slowed(slowed).latency_ms(place):.3f} ms"
         )
         told = record(book, model, rows)

@@ -217,8 +217,7 @@ def _writing(path: Path):
     except OSError as error:
         raise LabError(
             f"{path.name} could not be written to {path.parent} ({error.strerror or error}); free some space or point "
-            "LABSUPPORT_CACHE "
-            f"at another folder. What was saved there before is unchanged"
+            "LABSUPPORT_CACHE at another folder. What was saved there before is unchanged"
         ) from error
 
 

@@ -104,8 +104,7 @@ def declare(limits: Mapping[str, tuple[str, float]], *, seal: str | None = None)
     if seal is not None and contract.seal != seal:
         raise BadInput(
             f"the gate was changed after the fact: it was sealed {seal} and is {contract.seal} now; restore its "
-            "limits, or declare "
-            "a new gate under a new seal and measure everything again"
+            "limits, or declare a new gate under a new seal and measure everything again"
         )
     return contract
 

@@ -36,9 +36,8 @@ class ZerosSpeed(Prediction):
 
 class AcrossFlatten(Exercise):
     question = (
-        "Write `thinner(model, keep)`: a copy of an article CNN that has only the channels `keep` of its "
-        "convolution, and answers as if the others were zero. Its layers are conv, then ReLU and a 2×2 pool, a "
-        "flatten, dense, out."
+        "Write `thinner(model, keep)`: a copy of an article CNN that has only the channels `keep` of its convolution, "
+        "and answers as if the others were zero. Its layers are conv, then ReLU and a 2×2 pool, a flatten, dense, out."
     )
     hints = (
         "A flatten lays channels one after another, each with all its pixels. How many columns of `dense.weight` read "

@@ -147,10 +147,9 @@ class Thin(Exercise):
 class InTime(Exercise):
     question = (
         "Write `next_frame(waiting_ms, now_ms, service_ms, deadline_ms)`: the place of the waiting frame to compute "
-        "now, "
-        "or None. `waiting_ms` holds the arrival times, oldest first. A frame counts if it is done at most "
-        "`deadline_ms` "
-        "after it arrived; frames before the chosen one are dropped, on None all are. Let as many count as you can."
+        "now, or None. `waiting_ms` holds the arrival times, oldest first. A frame counts if it is done at most "
+        "`deadline_ms` after it arrived; frames before the chosen one are dropped, on None all are. Let as many count "
+        "as you can."
     )
     hints = (
         "A frame that cannot be done in time costs the same as one that can. Which frames are still worth it?",
@@ -193,10 +192,9 @@ class InTime(Exercise):
 class Update(Exercise):
     question = (
         "Write `install(box, package, key, works)`. `box` is a dict with `version` and `payload`; `package` has "
-        "`version`, "
-        "`payload` and `signature`, which is `lab11.sign(key, version, payload)`. Return a new dict with the package's "
-        "version and payload if the signature is right, the version is newer and `works(payload)` is True. Otherwise "
-        "return `box`, also where the signature is missing or no text, or `works` raises."
+        "`version`, `payload` and `signature`, which is `lab11.sign(key, version, payload)`. Return a new dict with "
+        "the package's version and payload if the signature is right, the version is newer and `works(payload)` is "
+        "True. Otherwise return `box`, also where the signature is missing or no text, or `works` raises."
     )
     hints = (
         "The order matters: nothing unsigned may run, so `works` comes last. Compare with `hmac.compare_digest`.",

@@ -31,9 +31,8 @@ class Saturation(Prediction):
 class Window(Exercise):
     question = (
         "Write `next_batch(waiting, limit, delay_s)`: a list of requests from the `queue.Queue` named waiting. Wait "
-        "for the "
-        "first as long as it takes; then take what comes until the list holds `limit` or `delay_s` have passed since "
-        "the first."
+        "for the first as long as it takes; then take what comes until the list holds `limit` or `delay_s` have passed "
+        "since the first."
     )
     hints = (
         "`waiting.get()` waits for ever, `waiting.get(timeout=…)` raises `queue.Empty` when the time is over.",
@@ -177,9 +176,8 @@ class Retry(Exercise):
 
 class Admit(Exercise):
     question = (
-        "Write `admit(ahead, replicas, service_ms, deadline_ms)`: True if a new request can be answered in time, "
-        "else False. "
-        "`ahead` requests were admitted and have no answer yet; each replica serves one at a time, in order, "
+        "Write `admit(ahead, replicas, service_ms, deadline_ms)`: True if a new request can be answered in time, else "
+        "False. `ahead` requests were admitted and have no answer yet; each replica serves one at a time, in order, "
         "`service_ms` each."
     )
     hints = (
@@ -214,9 +212,8 @@ class Admit(Exercise):
                 if answered < 0.97 * possible:
                     raise Wrong(
                         f"at {load:g} times what the replicas can serve, {answered} of {refused + answered} were "
-                        f"answered in "
-                        f"time, and {possible} can be: you turn away requests that had time ({refused} refused, "
-                        f"{needless} needed)."
+                        f"answered in time, and {possible} can be: you turn away requests that had time ({refused} "
+                        f"refused, {needless} needed)."
                     )
         for replicas in (1, 2, 3, 4):
             for ahead in range(10):

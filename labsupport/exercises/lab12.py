@@ -24,8 +24,7 @@ class SpeedGain(Prediction):
 class Leak(Exercise):
     question = (
         "Write `shared(train, test)`: two arrays of pictures, uint8 (N, H, W, C), and the list of numbers of those "
-        "test "
-        "pictures that stand in train as well, pixel by pixel. Hand in the function."
+        "test pictures that stand in train as well, pixel by pixel. Hand in the function."
     )
     hints = (
         "Two pictures are the same if all their pixels are; their means may agree by chance.",
@@ -64,8 +63,7 @@ class Leak(Exercise):
 class Deadlines(Exercise):
     question = (
         "Write `missed_frames(arrivals_s, service_s, deadline_s)`: how many frames are answered later than "
-        "`deadline_s` after they "
-        "arrived, where one worker takes frames in order, one at a time. Hand in the function."
+        "`deadline_s` after they arrived, where one worker takes frames in order, one at a time. Hand in the function."
     )
     hints = (
         "A frame starts when it has arrived and the worker is free, whichever comes later.",
@@ -114,10 +112,9 @@ def _why_late(got: int, counts: dict[str, int], frames: int) -> str:
 
 class Vote(Exercise):
     question = (
-        "Write `vote(answers)`: a list of logits, float arrays (20,), one for each frame of a sign, None for a "
-        "broken frame. Give the class, a "
-        "number, or None if no frame could be read. One frame that is very sure and wrong must not win. Hand in the "
-        "function."
+        "Write `vote(answers)`: a list of logits, float arrays (20,), one for each frame of a sign, None for a broken "
+        "frame. Give the class, a number, or None if no frame could be read. One frame that is very sure and wrong "
+        "must not win. Hand in the function."
     )
     hints = (
         "A logit has no upper end; a probability has: no frame can give more than 1.",

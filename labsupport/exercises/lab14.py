@@ -22,10 +22,9 @@ class CacheGain(Prediction):
 
 class Grouped(Exercise):
     question = (
-        "Write `grouped(query, key, value)`: attention where several heads share one key and value. query is "
-        "(B, T, heads, width), key and value are (B, S, kv_heads, width); the T new tokens are the last T of the "
-        "S rows, "
-        "and none sees a later one. Give (B, T, heads, width). Hand in the function."
+        "Write `grouped(query, key, value)`: attention where several heads share one key and value. query is (B, T, "
+        "heads, width), key and value are (B, S, kv_heads, width); the T new tokens are the last T of the S rows, and "
+        "none sees a later one. Give (B, T, heads, width). Hand in the function."
     )
     hints = (
         "Head h reads group h // (heads // kv_heads): `repeat_interleave` along the axis of heads, and not `repeat`.",
@@ -70,9 +69,8 @@ class Grouped(Exercise):
 
 class CacheBytes(Exercise):
     question = (
-        "Write `cache_bytes(shape, sequences, tokens, value_bytes)`: bytes of keys and values that a decoder "
-        "keeps. `shape` has "
-        "layers, hidden, heads, kv_heads and head_width. Hand in the function."
+        "Write `cache_bytes(shape, sequences, tokens, value_bytes)`: bytes of keys and values that a decoder keeps. "
+        "`shape` has layers, hidden, heads, kv_heads and head_width. Hand in the function."
     )
     hints = (
         "Keys and values are two tensors in each layer; their heads are kv_heads.",
@@ -119,9 +117,9 @@ class CacheBytes(Exercise):
 
 class Loop(Exercise):
     question = (
-        "Write `answer(network, prompt, most)`: `most` greedy tokens behind a prompt (a list of ids), each token "
-        "fed to the network once. "
-        "`network(tokens, past_length, *past)` is this lab's decoder. Hand in the function; it gives a list of ids."
+        "Write `answer(network, prompt, most)`: `most` greedy tokens behind a prompt (a list of ids), each token fed "
+        "to the network once. `network(tokens, past_length, *past)` is this lab's decoder. Hand in the function; it "
+        "gives a list of ids."
     )
     hints = (
         "Begin with a past of zero rows: `torch.zeros(1, 0, kv_heads, head_width)` for each key and value.",
@@ -179,8 +177,7 @@ class Loop(Exercise):
             if watched.fed > len(prompt) + most:
                 raise Wrong(
                     f"the tokens are right, and the network was fed {watched.fed} of them where "
-                    f"{len(prompt) + most - 1} suffice: "
-                    "earlier tokens were computed again."
+                    f"{len(prompt) + most - 1} suffice: earlier tokens were computed again."
                 )
             if watched.complaint:
                 raise Wrong(f"the tokens happen to be right, but {watched.complaint}. Another text would show it.")
@@ -189,9 +186,8 @@ class Loop(Exercise):
 
 class TopP(Exercise):
     question = (
-        "Write `top_p(chances, p)`: keep the fewest of the likeliest tokens that reach p together, set the others "
-        "to 0, and scale the rest "
-        "to sum 1. `chances` is a NumPy array of probabilities in no order. Hand in the function."
+        "Write `top_p(chances, p)`: keep the fewest of the likeliest tokens that reach p together, set the others to "
+        "0, and scale the rest to sum 1. `chances` is a NumPy array of probabilities in no order. Hand in the function."
     )
     hints = (
         "Sort downward with `np.argsort(-chances)`; a token stays while what stands before it has not reached p.",
@@ -249,12 +245,9 @@ class TopP(Exercise):
 
 class FourBits(Exercise):
     question = (
-        f"Write `four_bits(weight)` for a float32 array (N, K): in every {pieces.BLOCK} inputs of a row, 16 "
-        "levels from "
-        "the least to the largest value. "
-        f"Give levels (N, K / {pieces.BLOCK}, {pieces.BLOCK}) as uint8 from 0 to 15, step and least (N, K / "
-        f"{pieces.BLOCK}). Hand in "
-        "the function."
+        f"Write `four_bits(weight)` for a float32 array (N, K): in every {pieces.BLOCK} inputs of a row, 16 levels "
+        f"from the least to the largest value. Give levels (N, K / {pieces.BLOCK}, {pieces.BLOCK}) as uint8 from 0 to "
+        f"15, step and least (N, K / {pieces.BLOCK}). Hand in the function."
     )
     hints = (
         f"`weight.reshape(len(weight), -1, {pieces.BLOCK})`, then `min(-1)` and `max(-1)`: 16 levels are 15 steps.",

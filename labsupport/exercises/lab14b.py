@@ -23,8 +23,7 @@ class BatchGain(Prediction):
 class Gained(Exercise):
     question = (
         "Write `gained(guesses, chosen)`: the tokens that one checked step adds. `chosen[i]` is the network's own "
-        "choice in place of "
-        "`guesses[i]`, and `chosen` is one longer. Hand in the function; it gives a list."
+        "choice in place of `guesses[i]`, and `chosen` is one longer. Hand in the function; it gives a list."
     )
     hints = (
         "A choice counts only while all guesses before it were right: it was computed behind them.",
@@ -76,8 +75,7 @@ class Gained(Exercise):
 class SharedBlocks(Exercise):
     question = (
         "Write `blocks_needed(prompts, size)`: how many blocks of `size` rows the prompts (lists of tokens) take "
-        "together, when full blocks of "
-        "an equal beginning are shared. Hand in the function."
+        "together, when full blocks of an equal beginning are shared. Hand in the function."
     )
     hints = (
         "Key and value of a token depend on all tokens before it: a block can be shared if everything up to its "
@@ -137,10 +135,9 @@ class SharedBlocks(Exercise):
 
 class Split(Exercise):
     question = (
-        "Write `split(up, down, rank, world)`: the parts of two weights that one of `world` processes holds, so "
-        "that the sum of "
-        "`F.gelu(x @ up_part) @ down_part` over all ranks is `F.gelu(x @ up) @ down`. up is (hidden, inner), down "
-        "(inner, hidden); `inner` is a multiple of `world`."
+        "Write `split(up, down, rank, world)`: the parts of two weights that one of `world` processes holds, so that "
+        "the sum of `F.gelu(x @ up_part) @ down_part` over all ranks is `F.gelu(x @ up) @ down`. up is (hidden, "
+        "inner), down (inner, hidden); `inner` is a multiple of `world`."
     )
     hints = (
         "GELU acts on each inner value alone, so a process may own some inner values entirely: columns of up.",
@@ -175,9 +172,8 @@ class Split(Exercise):
                 first, second = map(as_tensor, parts)
                 if first.dim() != 2 or first.shape[0] != hidden or second.shape != first.T.shape:
                     raise Wrong(
-                        f"rank {rank} of {world}: parts of shape {tuple(first.shape)} and {tuple(second.shape)} "
-                        f"do not fit between {hidden} values "
-                        "and themselves; split the inner ones."
+                        f"rank {rank} of {world}: parts of shape {tuple(first.shape)} and {tuple(second.shape)} do not "
+                        f"fit between {hidden} values and themselves; split the inner ones."
                     )
                 most = max(most, first.shape[1])
                 held += first.numel() + second.numel()
@@ -185,8 +181,8 @@ class Split(Exercise):
             if not torch.allclose(total, whole, atol=1e-4):
                 raise Wrong(
                     f"hidden {hidden}, inner {inner}, {world} processes: the sum is off by "
-                    f"{float((total - whole).abs().max()):.2g}. "
-                    "Does each inner value belong to one rank, in up and in down?"
+                    f"{float((total - whole).abs().max()):.2g}. Does each inner value belong to one rank, in up and in "
+                    "down?"
                 )
             if held != up.numel() + down.numel():
                 raise Wrong(

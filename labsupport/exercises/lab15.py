@@ -62,9 +62,8 @@ class Growth(Prediction):
 
 class Forecast(Exercise):
     question = (
-        "Write `speedup(operations, size, before, after)`: how many times shorter the roofline's floor gets. "
-        "`before` and `after` are "
-        "pairs (operations a second, bytes a second); `size` is in bytes. Hand in the function."
+        "Write `speedup(operations, size, before, after)`: how many times shorter the roofline's floor gets. `before` "
+        "and `after` are pairs (operations a second, bytes a second); `size` is in bytes. Hand in the function."
     )
     hints = (
         "The floor on one chip is the larger of operations / rate and size / rate: both overlap at best.",
@@ -120,11 +119,9 @@ class Forecast(Exercise):
 
 class Nvfp4(Exercise):
     question = (
-        "Write `to_nvfp4(x)`: round an array (its size a multiple of 16) to NVFP4 and return the numbers that "
-        "it stands for, same shape. "
-        "Blocks of 16 along the last axis; block scale max / 6, rounded to E4M3 after division by the tensor's "
-        "scale max / (6 * 448). "
-        "Hand in the function."
+        "Write `to_nvfp4(x)`: round an array (its size a multiple of 16) to NVFP4 and return the numbers that it "
+        "stands for, same shape. Blocks of 16 along the last axis; block scale max / 6, rounded to E4M3 after division "
+        "by the tensor's scale max / (6 * 448). Hand in the function."
     )
     hints = (
         "`narrow` of the notebook rounds to both formats: E4M3 is (3, -6, 448.0), FP4 is (1, 0, 6.0). "
@@ -241,9 +238,8 @@ class Gone(Exercise):
 
 class Seventh(Exercise):
     question = (
-        "Mend `lab15.SEVENTH`: it sets a workspace and builds an engine as up to 8.x. Keep network and "
-        "workspace, leave the plan in `plan`. "
-        "Hand in the program as text."
+        "Mend `lab15.SEVENTH`: it sets a workspace and builds an engine as up to 8.x. Keep network and workspace, "
+        "leave the plan in `plan`. Hand in the program as text."
     )
     hints = (
         "`config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, ...)` sets the workspace since 8.4.",

@@ -30,9 +30,8 @@ class WrongSigns(Prediction):
 
 class CrossEntropy(Exercise):
     question = (
-        "Write `cross_entropy(z, labels)` in NumPy: logits (N, C) and class numbers (N,) in, the mean loss and "
-        "its gradient by the "
-        "logits (N, C) out. Hand in the function."
+        "Write `cross_entropy(z, labels)` in NumPy: logits (N, C) and class numbers (N,) in, the mean loss and its "
+        "gradient by the logits (N, C) out. Hand in the function."
     )
     hints = (
         "Subtract each row's largest logit first; the loss is log(sum(exp(shifted))) - shifted[true class].",
@@ -93,9 +92,8 @@ class CrossEntropy(Exercise):
 
 class Repaired(Exercise):
     question = (
-        "Write `backward(x, y, W1, b1, W2, b2)`: the gradients of the mean squared error by W1, b1, W2 and b2, "
-        "in this order, for "
-        "hidden = sigmoid(x @ W1 + b1) and y_hat = hidden @ W2 + b2. Hand in the function; NumPy only."
+        "Write `backward(x, y, W1, b1, W2, b2)`: the gradients of the mean squared error by W1, b1, W2 and b2, in this "
+        "order, for hidden = sigmoid(x @ W1 + b1) and y_hat = hidden @ W2 + b2. Hand in the function; NumPy only."
     )
     hints = (
         "Start at the end: d2 = 2 * (y_hat - y) / y.size, then W2's gradient is hidden.T @ d2 and b2's is d2.sum(0).",
@@ -151,10 +149,9 @@ class Repaired(Exercise):
 
 class LayerNorm(Exercise):
     question = (
-        "Write `layer_norm_back(g, x, weight, epsilon)`: the gradients by x (N, D) and by weight (D,) of "
-        "weight * (x - mean) / spread, "
-        "with mean and spread = sqrt(variance + epsilon) over the last axis, and g the gradient of the result. "
-        "Hand in the function."
+        "Write `layer_norm_back(g, x, weight, epsilon)`: the gradients by x (N, D) and by weight (D,) of weight * (x - "
+        "mean) / spread, with mean and spread = sqrt(variance + epsilon) over the last axis, and g the gradient of the "
+        "result. Hand in the function."
     )
     hints = (
         "First multiply g by the weight: that is the gradient of x_hat. Then the three terms of batch norm, "
@@ -212,9 +209,9 @@ class LayerNorm(Exercise):
 
 class SafeLength(Exercise):
     question = (
-        "Write `safe_length(u, tolerance)`: how many positive numbers may one accumulator of unit roundoff u "
-        "(FP16: 2**-11) add, at most, "
-        "so that the bound above guarantees a relative error within the tolerance? Hand in the function."
+        "Write `safe_length(u, tolerance)`: how many positive numbers may one accumulator of unit roundoff u (FP16: "
+        "2**-11) add, at most, so that the bound above guarantees a relative error within the tolerance? Hand in the "
+        "function."
     )
     hints = (
         "For positive numbers the sum of magnitudes is the sum itself, so the relative error is at most gamma(n - 1).",

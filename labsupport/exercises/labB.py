@@ -25,9 +25,8 @@ class Compiles(Prediction):
 
 class Converted(Exercise):
     question = (
-        "Write `convert(model, example)`: an OnnxGraph of the model that answers with probabilities and takes "
-        "any number of images. "
-        "The model gives logits, and has to be left as it is. Hand in the function."
+        "Write `convert(model, example)`: an OnnxGraph of the model that answers with probabilities and takes any "
+        "number of images. The model gives logits, and has to be left as it is. Hand in the function."
     )
     hints = (
         "The softmax may be a module around the model: nn.Sequential(model, nn.Softmax(-1)).",
@@ -243,9 +242,8 @@ class Contained(Exercise):
 
 class Faster(Exercise):
     question = (
-        "Write `percent_faster(before_ms, after_ms)`: by how many percent the rate (inferences in a second) "
-        "rose. Negative where it fell. "
-        "Hand in the function."
+        "Write `percent_faster(before_ms, after_ms)`: by how many percent the rate (inferences in a second) rose. "
+        "Negative where it fell. Hand in the function."
     )
     hints = (
         "The rate is 1 / time. From 10 ms to 5 ms the rate doubles: 100 percent more.",

@@ -41,8 +41,7 @@ def model_of(graph):
         if onnx_graph.bodies(node):
             raise BadInput(
                 f"{graph.path.name}: {node.name} ({node.op_type}) holds a branch or a loop, into which these tools do "
-                "not look; "
-                "export the network without it"
+                "not look; export the network without it"
             )
     return graph, model
 

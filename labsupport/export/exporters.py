@@ -81,9 +81,8 @@ def to_onnx(
         raise
     except Exception as error:
         raise LabError(
-            f"the {exporter} exporter could not export {type(model).__name__} at opset {opset}: {_cause(error)}. "
-            f"Try exporter={'dynamo' if exporter == 'torchscript' else 'torchscript'!r}, or rewrite the operation it "
-            "names."
+            f"the {exporter} exporter could not export {type(model).__name__} at opset {opset}: {_cause(error)}. Try "
+            f"exporter={'dynamo' if exporter == 'torchscript' else 'torchscript'!r}, or rewrite the operation it names."
         ) from error
     finally:
         for module, training in modes:  # one by one: a frozen BatchNorm in a training network stays frozen
@@ -180,8 +179,7 @@ def _opset_for(target: str | None, exporter: str, opset: int | None) -> int:
     if exporter == "dynamo" and newest < DEFAULT_OPSET["dynamo"]:
         raise BadInput(
             f"TensorRT {target} reads opset {newest} and below, but the dynamo exporter writes "
-            f"{DEFAULT_OPSET['dynamo']} "
-            f"and above and cannot go down; use exporter='torchscript'"
+            f"{DEFAULT_OPSET['dynamo']} and above and cannot go down; use exporter='torchscript'"
         )
     if opset is None:
         return min(DEFAULT_OPSET[exporter], newest)

@@ -90,8 +90,7 @@ def draw_arena(plan: Arena, *, title: str = ""):
     return Drawing(
         figure,
         f"{title + ': ' if title else ''}{len(plan.offsets)} tensors share {plan.size_mib:.1f} MiB; apart they would "
-        "take "
-        f"{plan.lifetimes.total_mib:.1f} MiB, and less than {plan.lifetimes.peak_mib:.1f} MiB is impossible.",
+        f"take {plan.lifetimes.total_mib:.1f} MiB, and less than {plan.lifetimes.peak_mib:.1f} MiB is impossible.",
     )
 
 

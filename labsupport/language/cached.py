@@ -34,8 +34,7 @@ class Cached:
         if self.cache_bytes > self.free_bytes():
             raise LabError(
                 f"a cache of {slots} × {capacity} positions takes {self.cache_bytes >> 20} MiB, and "
-                f"{self.free_bytes() >> 20} MiB "
-                "are free; take fewer slots or a smaller capacity"
+                f"{self.free_bytes() >> 20} MiB are free; take fewer slots or a smaller capacity"
             )
         self.lengths = np.zeros(slots, np.int32)
 

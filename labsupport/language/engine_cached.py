@@ -1,6 +1,7 @@
 """A decoder's TensorRT engine with its cache, and greedy decoding that never leaves the GPU.
 
 One engine, two profiles: 0 takes a few tokens on the whole cache (decode), 1 a whole prompt on an empty one (prefill).
+An engine of the first alone takes a prompt in pieces.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from labsupport.language.cached import Cached
 FEW = 8  # tokens that one decode step takes: one, or one and its drafts
 
 
-def profiles(shape, *, prompt: int = 256, capacity: int = 256, slots: int = 1) -> list[dict]:
-    """The decode profile and the prefill profile of a decoder's graph, for `build.engine(profiles=...)`."""
+def profiles(shape, *, prompt: int = 256, capacity: int = 256, slots: int = 1, few: int = FEW) -> list[dict]:
+    """The decode profile and the prefill profile of a decoder's graph, for `build.engine(profiles=...)`.
+
+    ``few`` tokens fit into a decode step. The first profile with ``few=1, slots=1`` leaves no size free, which an old
+    builder wants for a large decoder.
+    """
     from labsupport import build
 
     def cache(rows: int) -> dict:
@@ -29,7 +34,7 @@ def profiles(shape, *, prompt: int = 256, capacity: int = 256, slots: int = 1) -
         }
 
     lengths = {"past_length": build.Profile((1,), (1,), (slots,))}
-    decode = {"tokens": build.Profile((1, 1), (1, 1), (slots, FEW)), **lengths, **cache(capacity)}
+    decode = {"tokens": build.Profile((1, 1), (1, 1), (slots, few)), **lengths, **cache(capacity)}
     prefill = {"tokens": build.Profile((1, 1), (1, max(1, prompt // 2)), (slots, prompt)), **lengths, **cache(1)}
     return [decode, prefill]
 
@@ -54,12 +59,16 @@ class TrtCached(Cached):
             raise BadInput(
                 f"capacity={capacity}, and the engine's decode profile was built for {built} rows; the two must agree"
             )
-        self.longest = tuple(of.get_tensor_profile_shape("tokens", 1)[2])[1]
-        self.contexts = [self.runtime.context, of.create_execution_context()]
-        if not self.contexts[1].set_optimization_profile_async(1, self.runtime.stream.cuda_stream):
-            raise EngineError(
-                "the prefill profile could not be set; build the engine with engine_cached.profiles(shape)"
-            )
+        self.few, *prefill = (
+            tuple(of.get_tensor_profile_shape("tokens", place)[2])[1] for place in range(of.num_optimization_profiles)
+        )
+        self.longest, self.contexts = prefill[0] if prefill else 0, [self.runtime.context]
+        if prefill:
+            self.contexts.append(of.create_execution_context())
+            if not self.contexts[1].set_optimization_profile_async(1, self.runtime.stream.cuda_stream):
+                raise EngineError(
+                    "the prefill profile could not be set; build the engine with engine_cached.profiles(shape)"
+                )
         self.stream, self.device = self.runtime.stream, torch.device("cuda")
         self.stream.synchronize()
         rows = (2 * shape.layers, slots, capacity, shape.kv_heads, shape.head_width)
@@ -74,11 +83,23 @@ class TrtCached(Cached):
         return torch.cuda.mem_get_info()[0]
 
     def _run(self, tokens, first):
+        if self.longest or tokens.shape[1] <= self.few:
+            return self._whole(tokens, first)
+        before, pieces = self.lengths.copy(), []
+        try:
+            for start in range(0, tokens.shape[1], self.few):
+                pieces.append(self._whole(tokens[:, start : start + self.few], first))
+                self.lengths[first : first + len(tokens)] += pieces[-1].shape[1]
+        finally:
+            self.lengths[:] = before  # `step` counts, once it has the whole
+        return np.concatenate(pieces, axis=1)
+
+    def _whole(self, tokens, first):
         import torch
 
-        empty = not self.lengths[first : first + len(tokens)].any()
-        profile = int(empty and tokens.shape[1] > FEW)
-        most = self.longest if empty else FEW
+        empty = self.longest and not self.lengths[first : first + len(tokens)].any()
+        profile = int(empty and tokens.shape[1] > self.few)
+        most = self.longest if empty else self.few
         if tokens.shape[1] > most:
             hint = f"a prompt of {tokens.shape[1]} tokens" if empty else f"{tokens.shape[1]} tokens behind a prompt"
             raise BadInput(

@@ -199,8 +199,7 @@ def _filled(network, tensors, place: Path):
             if name in own and own[name].shape != tensor.shape:
                 raise BadInput(
                     f"{place.name}: {name} has shape {tuple(tensor.shape)}, and this network takes "
-                    f"{tuple(own[name].shape)}: "
-                    "weights of another shape; is the configuration beside them theirs?"
+                    f"{tuple(own[name].shape)}: weights of another shape; is the configuration beside them theirs?"
                 )
             if name in ("output.weight", "lm_head.weight") and not torch.equal(tensor, own["token.weight"]):
                 raise BadInput(

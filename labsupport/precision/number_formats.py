@@ -98,8 +98,7 @@ class Format:
     def __repr__(self) -> str:
         return (
             f"{self.name}: {self.bits} bits (1 + {self.exponent} + {self.mantissa}), {self.smallest_normal:.3g} to "
-            f"{self.max:.4g}, "
-            f"down to {self.smallest_subnormal:.2g} with fewer digits, epsilon {self.epsilon:.2g}"
+            f"{self.max:.4g}, down to {self.smallest_subnormal:.2g} with fewer digits, epsilon {self.epsilon:.2g}"
         )
 
 

@@ -118,8 +118,7 @@ def _demand(graph: export.OnnxGraph, format: str) -> export.OnnxGraph:
     if not placed.quantized:
         raise LabError(
             f"modelopt reported success and quantized no layer of {graph.path.name} to {format} ({placed.nodes} Q/DQ "
-            "nodes); "
-            "it leaves layers of few channels wide: widen them, or use quantization.to_qdq"
+            "nodes); it leaves layers of few channels wide: widen them, or use quantization.to_qdq"
         )
     return graph
 
@@ -145,8 +144,7 @@ def _at_opset(model, opset: int):
         if since > opset and node.op_type not in SAME_MEANING:
             raise LabError(
                 f"modelopt raised the opset from {opset} to {label.version}, and {node.op_type} has another meaning "
-                "there; "
-                f"export the FP32 graph at opset {label.version}"
+                f"there; export the FP32 graph at opset {label.version}"
             )
     label.version = opset
     return model

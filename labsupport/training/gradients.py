@@ -103,7 +103,6 @@ def _slope(function, x: np.ndarray, index: tuple[int, ...], middle: float, step:
             return slopes[0]  # only curvature, as at the bottom of a parabola
         step /= SHRINK
     raise BadInput(
-        f"the point sits on a kink at {index}: the slope is {from_left:.4g} from the left and {from_right:.4g} "
-        "from the right, "
-        f"so there is no derivative at {x[index]:g}; move the point off it (add a little noise)"
+        f"the point sits on a kink at {index}: the slope is {from_left:.4g} from the left and {from_right:.4g} from "
+        f"the right, so there is no derivative at {x[index]:g}; move the point off it (add a little noise)"
     )

@@ -73,12 +73,9 @@ def test_two_servers_on_one_checkout(checkout, tmp_path):
 def test_a_disk_that_gets_full_leaves_no_half_copy(checkout, tmp_path):
     needs_mounts()
     program = (
-        "import os\n"
-        "from labsupport.exercises import own_copies\n"
-        "folder, said = own_copies.folder_to_open()\n"
-        "import json\n"
-        "whole = [json.loads(open('work/' + name).read())['cells'] for name in sorted(os.listdir('work'))]\n"
-        "print(json.dumps({'folder': folder, 'said': said, 'whole': len(whole)}))\n"
+        "import os\nfrom labsupport.exercises import own_copies\nfolder, said = own_copies.folder_to_open()\nimport "
+        "json\nwhole = [json.loads(open('work/' + name).read())['cells'] for name in "
+        "sorted(os.listdir('work'))]\nprint(json.dumps({'folder': folder, 'said': said, 'whole': len(whole)}))\n"
     )
     (checkout / "work").mkdir()
     shell = 'mount -t tmpfs -o size=200k none "$0/work" && cd "$0" && exec "$@"'

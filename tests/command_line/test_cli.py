@@ -427,13 +427,9 @@ def test_ctrl_c_and_signals_end_in_the_exit_code_of_the_shell():
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking it")
 def test_a_server_ends_with_the_command_that_started_it():
     program = (
-        "import subprocess, sys\n"
-        "from labsupport.command_line import cli\n"
-        "class Told(subprocess.Popen):\n"
-        "    def wait(self):\n"
-        "        print(self.pid, flush=True)\n"
-        "        return super().wait()\n"
-        "sys.exit(cli.wait(Told([sys.executable, '-c', 'import time; time.sleep(60)'])))\n"
+        "import subprocess, sys\nfrom labsupport.command_line import cli\nclass Told(subprocess.Popen):\n    def "
+        "wait(self):\n        print(self.pid, flush=True)\n        return "
+        "super().wait()\nsys.exit(cli.wait(Told([sys.executable, '-c', 'import time; time.sleep(60)'])))\n"
     )
     command = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     child = int(command.stdout.readline())

@@ -118,7 +118,7 @@ def test_a_graph_of_another_shape_is_refused(graph):
 
 def test_a_prompt_longer_than_the_profile():
     session = object.__new__(engine_cached.TrtCached)
-    session.lengths, session.longest = np.zeros(1, np.int32), 16
+    session.lengths, session.longest, session.few = np.zeros(1, np.int32), 16, 8
     with pytest.raises(BadInput, match="a prompt of 17 tokens came, and the engine's profile takes 16"):
         session._run(np.zeros((1, 17), np.int32), 0)
     session.lengths[0] = 4
@@ -126,11 +126,30 @@ def test_a_prompt_longer_than_the_profile():
         session._run(np.zeros((1, 9), np.int32), 0)
 
 
+def test_an_engine_without_a_prefill_profile_takes_a_prompt_in_pieces(monkeypatch):
+    session, calls = object.__new__(engine_cached.TrtCached), []
+    session.lengths, session.longest, session.few = np.int32([7, 3, 3]), 0, 2
+
+    def whole(self, tokens, first):
+        calls.append((tokens.tolist(), self.lengths[first:].tolist()))
+        return tokens[..., None].astype(np.float32)
+
+    monkeypatch.setattr(engine_cached.TrtCached, "_whole", whole)
+    tokens = np.arange(10).reshape(2, 5)
+    assert np.array_equal(session._run(tokens, 1), tokens[..., None])
+    pieces = [([[0, 1], [5, 6]], [3, 3]), ([[2, 3], [7, 8]], [5, 5]), ([[4], [9]], [7, 7])]
+    assert calls == pieces and session.lengths.tolist() == [7, 3, 3]
+    session._run(tokens[:, :2], 1)
+    assert calls[3:] == [([[0, 1], [5, 6]], [3, 3])]
+
+
 def test_profiles_name_every_input(graph):
     decode, prefill = engine_cached.profiles(SHAPE, prompt=32, capacity=48, slots=2)
     assert set(decode) == set(prefill) == set(graph.inputs)
     assert decode["past_value.1"].max == (2, 48, 2, 16) and prefill["past_value.1"].max == (2, 1, 2, 16)
-    assert decode["tokens"].opt == (1, 1) and prefill["tokens"].max == (2, 32)
+    assert decode["tokens"].opt == (1, 1) and prefill["tokens"].max == (2, 32) and decode["tokens"].max == (2, 8)
+    fixed = engine_cached.profiles(SHAPE, capacity=48, few=1)[0]
+    assert all(profile.min == profile.max for profile in fixed.values())
 
 
 def test_the_loop_on_the_device_gives_the_same_tokens(network):

@@ -267,5 +267,7 @@ def test_raw_pixels_are_one_item_of_seed_zero():
 
 
 def test_one_text_is_no_list_of_nodes(faulty):
-    with pytest.raises(BadInput, match=r"keep_wide='/Tanh' is one text; give a list of node names, such as \['/Tanh'\]"):
+    with pytest.raises(
+        BadInput, match=r"keep_wide='/Tanh' is one text; give a list of node names, such as \['/Tanh'\]"
+    ):
         layerwise.scan(*faulty, keep_wide="/Tanh")

@@ -86,18 +86,12 @@ def test_what_cannot_be_read_beforehand_does_not_stop_the_next_attempt(monkeypat
 def test_ray_listens_on_the_loopback_address_and_is_stopped_also_after_an_interrupt():
     """In a process of its own: Ray reads its settings once."""
     script = (
-        "import psutil\n"
-        "from labsupport import serving\n"
-        "me, foreign = psutil.Process(), set()\n"
-        "try:\n"
-        "    with serving.ray_cluster() as serve:\n"
-        "        for process in me.children(recursive=True):\n"
-        "            ports = [c.laddr for c in process.net_connections('inet') if c.status == 'LISTEN']\n"
-        "            foreign |= {port.ip for port in ports if port.ip not in ('127.0.0.1', '::1', '::ffff:127.0.0.1')}\n"
-        "        raise KeyboardInterrupt\n"
-        "except KeyboardInterrupt:\n"
-        "    pass\n"
-        "print('foreign:', sorted(foreign), 'left:', [p.name() for p in me.children(recursive=True)])\n"
+        "import psutil\nfrom labsupport import serving\nme, foreign = psutil.Process(), set()\ntry:\n    with "
+        "serving.ray_cluster() as serve:\n        for process in me.children(recursive=True):\n            ports = "
+        "[c.laddr for c in process.net_connections('inet') if c.status == 'LISTEN']\n            foreign |= {port.ip "
+        "for port in ports if port.ip not in ('127.0.0.1', '::1', '::ffff:127.0.0.1')}\n        raise "
+        "KeyboardInterrupt\nexcept KeyboardInterrupt:\n    pass\nprint('foreign:', sorted(foreign), 'left:', [p.name() "
+        "for p in me.children(recursive=True)])\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert "foreign: [] left: []" in done.stdout, done.stdout + done.stderr[-500:]
