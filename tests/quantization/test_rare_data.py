@@ -398,6 +398,7 @@ def test_a_picture_of_thresholds_in_numbers(bins, bars):
     values = np.concatenate([np.linspace(0, 1, 900), [-4.0]])
     seen = calibration.histogram(values, name="t", bins=bins)
     axes = calibration_drawing.draw_thresholds(seen, methods=("max", "percentile"), title="net").figure.axes[0]
+    assert axes.get_xlim() == (0, pytest.approx(1.05 * max(line.get_xdata()[0] for line in axes.lines)))
     limits = [seen.threshold("max"), seen.threshold("percentile")]
     assert [line.get_xdata()[0] for line in axes.lines] == limits and limits[0] == 4
     assert axes.get_xlim() == pytest.approx((0, 1.05 * 4)) and axes.get_yscale() == "log"
