@@ -1,4 +1,4 @@
-"""Every test gets a cache, a signing key and a progress file of its own and one thread, so that none depends on another.
+"""Every test gets a cache, a key, a progress file and torch's dice of its own and one thread: none depends on another.
 
 All of it is set per test, never at import: nbval runs the notebooks in the same process, and their kernels inherit
 what it holds (LABSUPPORT_METRICS among it).
@@ -43,3 +43,4 @@ def apart(tmp_path, monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+        sys.modules["torch"].manual_seed(0)

@@ -13,7 +13,7 @@ from labsupport.examining.rows import Candidate
 EARNED = 1.05  # times faster in the lower quartile of the rounds; below that a gain is not worth a change
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Verdict:
     """What to do, in a sentence why, what was refused and for what, and the names that no other change beats."""
 

@@ -36,7 +36,7 @@ STAGES: dict[str, Callable[[Case], Row]] = {
 REPORT = "report.html"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Examination:
     """What came of it: a row for each stage, the verdict (None where nothing could be measured) and the page."""
 

@@ -50,8 +50,7 @@ def from_file(path: str | os.PathLike, graph) -> Samples:
     """
     arrays = _read(Path(path), graph)
     labels = arrays.pop(LABELS, None) if LABELS not in graph.inputs else None
-    lacking, odd = sorted(graph.inputs.keys() - arrays), sorted(arrays.keys() - graph.inputs)
-    if lacking or odd:
+    if arrays.keys() != graph.inputs.keys():
         raise BadInput(
             f"{Path(path).name} has {sorted(arrays)}; the network wants exactly {sorted(graph.inputs)}, and perhaps "
             f"{LABELS!r} beside them"
@@ -116,7 +115,7 @@ def _cut(name: str, x: np.ndarray, shape: tuple, kind: str) -> list[np.ndarray]:
             f"input {name!r} has shape {x.shape} in the file; the network wants {_said(shape)}, with more rows or one "
             "axis more in front for several samples"
         )
-    return [np.ascontiguousarray(sample) for sample in whole]
+    return [np.asarray(sample, order="C") for sample in whole]  # which leaves a single number without an axis
 
 
 def made(graph, runs: Callable[[Mapping], object], *, count: int = MADE) -> Samples:

@@ -26,7 +26,7 @@ class Finding:
         return f"[{self.evidence}] {self.text} (lab {self.lab})"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Candidate:
     """A change to the network that was really run: times in ms of it and of the network as given, taken in turn.
 

@@ -19,8 +19,6 @@ def graph_of(path: str | os.PathLike, folder: Path):
     """
     path = Path(path)
     kind = path.suffix.lower()
-    if kind in (".pt2", ".keras", ".h5") and not path.is_file():
-        raise BadInput(f"{path.name}: no such file (looked in {path.parent}); give the model's own file")
     if kind == ".pt2":
         return _from_torch(path, folder / f"{path.stem}.onnx")
     if kind in (".keras", ".h5"):

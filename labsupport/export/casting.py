@@ -188,31 +188,35 @@ class Walk:
         import numpy as np
         import onnx
 
-        key = (name, True)
-        if key not in self.made:
-            exact = onnx.numpy_helper.to_array(self.weights[name])
-            if name in self.bounds:
-                exact = large_constants.clamped(exact, self.bounds[name])
-            with np.errstate(over="ignore"):
-                values = exact.astype(self.dtype)
-            if name in self.scales and not (values.all() and np.isfinite(values.astype(np.float32)).all()):
-                raise BadInput(
-                    f"{self.graph.path.name}: the scale {name} runs from {np.abs(exact).min():.2g} to "
-                    f"{np.abs(exact).max():.2g}, which {self.suffix} does not hold; quantize with that layer in "
-                    "exclude, or cast to='bf16'"
-                )
-            self.made[key] = self.names.free(f"{name}.{self.suffix}")
-            self.new_weights.append(onnx.numpy_helper.from_array(values, self.made[key]))
-        return self.made[key]
+        exact = onnx.numpy_helper.to_array(self.weights[name])
+        if name in self.bounds:
+            exact = large_constants.clamped(exact, self.bounds[name])
+        values = self.narrow(exact)
+        if name in self.scales and not (values.all() and np.isfinite(values.astype(np.float32)).all()):
+            raise BadInput(
+                f"{self.graph.path.name}: the scale {name} runs from {np.abs(exact).min():.2g} to "
+                f"{np.abs(exact).max():.2g}, which {self.suffix} does not hold; quantize with that layer in exclude, "
+                "or cast to='bf16'"
+            )
+        twin = self.names.free(f"{name}.{self.suffix}")
+        self.new_weights.append(onnx.numpy_helper.from_array(values, twin))
+        return twin
+
+    def narrow(self, exact):
+        """The values of a weight as its twin holds them."""
+        import numpy as np
+
+        with np.errstate(over="ignore"):
+            return exact.astype(self.dtype)
 
     def read(self, tensor: str, low: bool) -> str:
         """The name under which a node reads a tensor in the type it wants."""
         if tensor not in self.floats or (tensor in self.is_low) == low:
             return tensor
-        if tensor in self.weights:
-            return self.weight(tensor)
         key = (tensor, low)
-        if key not in self.made:
+        if key not in self.made and tensor in self.weights:
+            self.made[key] = self.weight(tensor)
+        elif key not in self.made:
             self.made[key] = self.names.free(f"{tensor}.{self.suffix if low else 'fp32'}")
             self.change(tensor, self.made[key], low)  # type: ignore[attr-defined]
         return self.made[key]

@@ -154,7 +154,7 @@ def _export_dynamo(model, examples, path, axes, fold, common):
             model,
             examples,
             dynamo=True,
-            dynamic_shapes=given if any(shapes) else None,
+            dynamic_shapes=given,
             optimize=fold,
             verbose=False,
             **common,

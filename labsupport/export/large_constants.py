@@ -82,7 +82,7 @@ def masks(model, above: float) -> dict[str, list]:
     large = [
         name
         for name, values in constants(model)
-        if values.size and (np.abs(values, where=np.isfinite(values), out=np.zeros_like(values)) > above).any()
+        if (np.abs(values, where=np.isfinite(values), out=np.zeros_like(values)) > above).any()
     ]
     return {name: nodes for name in large if (nodes := readers.to_softmax(name))}
 

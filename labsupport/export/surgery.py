@@ -131,14 +131,15 @@ def sort_nodes(model):
     """Put each node behind those whose results it, or a branch of it, reads; in place, else in the order there is."""
     nodes = list(model.graph.node)
     maker = {name: place for place, node in enumerate(nodes) for name in node.output if name}
-    order, todo = {}, list(reversed(range(len(nodes))))
+    order: dict[int, None] = {}
+    todo = list(reversed(range(len(nodes))))
     while todo:
         place = todo[-1]
         reads = {maker[n] for node in everywhere([nodes[place]]) for n in node.input if n in maker}
         before = [] if place in order else sorted((p for p in reads if p not in order and p != place), reverse=True)
         todo += before
         if not before:
-            order[todo.pop()] = True
+            order.setdefault(todo.pop())
     del model.graph.node[:]
     model.graph.node.extend(nodes[place] for place in order)
     return model
@@ -218,7 +219,6 @@ def exposed(graph, tensors: Iterable[str], *, path=None) -> OnnxGraph:
     and may round where the plain one does not. Raises BadInput for a tensor that is not there.
     """
     graph = onnx_graph.load(graph)
-    tensors = [tensors] if isinstance(tensors, str) else tensors
     model, tensors = graph.model(), list(dict.fromkeys(tensors))
     values = values_of(model)
     for tensor in tensors:

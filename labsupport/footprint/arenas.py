@@ -10,7 +10,7 @@ from labsupport.errors import BadInput
 from labsupport.footprint.tensor_lifetimes import Lifetimes, Tensor
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Arena:
     """One block of memory that all tensors of ``lifetimes`` share: ``offsets`` in MiB by tensor name, checked."""
 

@@ -12,7 +12,7 @@ MIB = 2**20
 LINE = re.compile(r"^(?:Total|Max) (Weights|Activation|Scratch|Device Persistent) Memory: (\d+)")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Bill:
     """MiB of one engine with one context, as the builder's log has them; None where the log has no such line.
 

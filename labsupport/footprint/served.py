@@ -22,7 +22,7 @@ MIB = 2**20
 SESSION_OPTIONS = ("enable_cpu_mem_arena", "enable_mem_pattern", "enable_mem_reuse")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Ledger:
     """What a fresh process held more after each stage of serving one network: (stage, host MiB, GPU MiB or None)."""
 

@@ -35,7 +35,7 @@ class Tensor:
         return self.born <= other.dies and other.born <= self.dies
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Lifetimes:
     """All activations of one network, in the order they are written; step i runs node ``steps[i]``."""
 

@@ -158,7 +158,7 @@ class _Search:
 
         None where several have the same ``weak`` values, such as a single number, and no operator decides.
         """
-        last = self.executed.settings.get(node.name, {}).get("activation", node.op)
+        last = self.executed.activations.get(node.name, node.op)
         named = set(self.ends.values())
         makers = self.original.producer
 
@@ -259,6 +259,5 @@ class _Search:
     def _copied(self, node: Node, end: str, reads: set[str]) -> bool:
         """Whether a kernel only hands on what it reads, and is not itself a node that does so."""
         maker = self.original.producer.get(end)
-        if self.root(end) not in reads:
-            return maker is None
-        return maker is None or maker.op != node.op or node.op not in ("Identity", "Dropout", "Cast")
+        itself = maker is not None and maker.op == node.op and node.op in ("Identity", "Dropout", "Cast")
+        return maker is None or self.root(end) in reads and not itself

@@ -25,7 +25,7 @@ ROUNDING, STEPS = 1e-2, 0.2  # distance, of the spread: of floating-point arithm
 UNSIGNED = 128  # what the runtime adds to the codes of INT8 where it has kernels for UINT8 alone
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Digest:
     """A tensor's size, numbers at fixed places in its own order, and at fixed places once sorted."""
 

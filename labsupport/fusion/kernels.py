@@ -15,7 +15,7 @@ from labsupport.fusion.plan_schema import NO_LAUNCH, Tensor
 NO_WORK = ("layout", *NO_LAUNCH)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Kernel:
     """One layer of an optimized network and the ONNX nodes it computes.
 
@@ -79,7 +79,7 @@ class Kernel:
         return f"{self.kind}{types}: {swallowed}" + (f" ({'; '.join(notes)})" if notes else "")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Plan:
     """An optimized network: its kernels in order, the schema they were read from and, where given, the ONNX graph."""
 

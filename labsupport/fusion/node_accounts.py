@@ -14,7 +14,7 @@ VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 JOINS = ("Concat", "Split", "Slice")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Accounts:
     """Where the nodes of a graph went. Every node is in exactly one of placed, folded, removed, moved, unplaced.
 

@@ -39,7 +39,7 @@ class Node:
         return f"{self.op} {self.name}"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class NodeGraph:
     """The nodes of an ONNX file in execution order, without its weights, so that it fits beside a recorded plan.
 
@@ -51,7 +51,7 @@ class NodeGraph:
     outputs: tuple[str, ...]
     constants: frozenset[str] = frozenset()
     types: Mapping[str, tuple] = field(default_factory=dict)
-    settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    activations: Mapping[str, str] = field(default_factory=dict)  # what a fused node ends in, by the node's name
 
     def __repr__(self) -> str:
         return f"NodeGraph({len(self.nodes)} nodes, {len(self.inputs)} inputs, {len(self.outputs)} outputs)"
@@ -213,10 +213,11 @@ def _from_model(model) -> NodeGraph:
         digest = hashlib.sha1(b"".join(bodies), usedforsecurity=False).hexdigest()[:12] if bodies else ""
         reads = (*proto.input, *_captured(proto))
         nodes.append(Node(name, proto.op_type, reads, tuple(proto.output), digest, proto.domain))
-    settings = {node.name: _small_attributes(proto) for node, proto in zip(nodes, graph.node, strict=True)}
+    pairs = [(node.name, a) for node, proto in zip(nodes, graph.node, strict=True) for a in proto.attribute]
+    activations = {name: a.s.decode(errors="replace") for name, a in pairs if a.name == "activation"}
     inputs = tuple(value.name for value in graph.input if value.name not in constants)
     outputs = tuple(value.name for value in graph.output)
-    return NodeGraph(tuple(nodes), inputs, outputs, constants, _types(model), settings)
+    return NodeGraph(tuple(nodes), inputs, outputs, constants, _types(model), activations)
 
 
 def _told(proto, opset: int) -> list:
@@ -244,16 +245,6 @@ def _captured(proto) -> list[str]:
             reads = [i for n in body.node for i in (*n.input, *_captured(n))]
             outer += [name for name in reads if name and name not in own]
     return list(dict.fromkeys(outer))
-
-
-def _small_attributes(proto) -> dict:
-    import onnx
-
-    kinds = (onnx.AttributeProto.STRING, onnx.AttributeProto.INT, onnx.AttributeProto.FLOAT)
-    values = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute if a.type in kinds}
-    return {
-        name: value.decode(errors="replace") if isinstance(value, bytes) else value for name, value in values.items()
-    }
 
 
 def _types(model) -> dict[str, tuple]:

@@ -8,7 +8,7 @@ from labsupport.errors import BadInput
 from labsupport.fusion.kernels import Kernel, Plan
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Diff:
     """What differs from plan ``before`` to plan ``after``, by the ONNX nodes that kernels share.
 

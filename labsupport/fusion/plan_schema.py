@@ -164,11 +164,8 @@ def dtype_of(text: str) -> str:
 
 def _layer(record, place: int, what: str) -> Layer:
     if isinstance(record, str):
-        return (
-            Layer(record.strip(), metadata=metadata_names(record))
-            if "[ONNX Layer: " not in record
-            else _names_only(record)
-        )
+        # later releases write the metadata behind the name
+        return Layer(record.split("[ONNX Layer: ")[0].strip() or record, metadata=metadata_names(record))
     if not isinstance(record, Mapping) or not isinstance(record.get("Name"), str):
         content = sorted(map(str, record))[:6] if isinstance(record, Mapping) else repr(record)[:60]
         raise BadInput(
@@ -200,11 +197,6 @@ def _count(count, layer: str, what: str) -> int:
     if type(count) is not int or not 0 <= count <= MOST:
         raise BadInput(f"{what}: layer {layer!r} has {str(count)[:40]} weights; expected a whole number, 0 or more")
     return count
-
-
-def _names_only(record: str) -> Layer:
-    """A names-only entry as later releases write it, the metadata behind the name."""
-    return Layer(record.split("[ONNX Layer: ")[0].strip() or record, metadata=metadata_names(record))
 
 
 def _tensors(record, key, place, what) -> list:

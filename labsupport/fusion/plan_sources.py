@@ -30,18 +30,16 @@ def content_of(source) -> tuple[object, str]:
     if hasattr(source, "plan") and hasattr(source, "machine"):  # plans.RecordedPlan
         return source.plan, source.name
     if isinstance(source, (Mapping, list, tuple)):
-        if isinstance(source, Mapping) and "plan" in source and "machine" in source:
-            return source["plan"], "the recorded plan"
-        return source, "the plan"
-    if isinstance(source, str) and (source.lstrip()[:1] in ("{", "[", "") or "\n" in source):
-        return parse(source), "the plan"
-    if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        content = parse(read_text(path), path.name)
-        if isinstance(content, Mapping) and "plan" in content and "machine" in content:
-            content = content["plan"]
-        return content, path.stem
-    raise BadInput(
-        f"source is a {type(source).__name__}; expected an Engine, a recorded plan, the inspector's JSON (path, text "
-        "or parsed), or a runtimes.OnnxRuntime"
-    )
+        content, name = source, "the plan"
+    elif isinstance(source, str) and (source.lstrip()[:1] in ("{", "[", "") or "\n" in source):
+        content, name = parse(source), "the plan"
+    elif isinstance(source, (str, os.PathLike)):
+        content, name = parse(read_text(source), Path(source).name), Path(source).stem
+    else:
+        raise BadInput(
+            f"source is a {type(source).__name__}; expected an Engine, a recorded plan, the inspector's JSON (path, "
+            "text or parsed), or a runtimes.OnnxRuntime"
+        )
+    if isinstance(content, Mapping) and "plan" in content and "machine" in content:
+        content = content["plan"]
+    return content, name

@@ -35,7 +35,7 @@ class Step:
     bytes: int
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Work:
     """What a network asks of a machine; ``bytes_together`` is what one kernel for all of it would move."""
 
@@ -59,7 +59,7 @@ class Work:
         )
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Ceiling:
     """The best rates that were measured on a machine: memory in GB/s (read and write added) and arithmetic."""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from labsupport import export, runtimes
 from labsupport.errors import BadInput
-from labsupport.export import casting, large_constants, surgery
+from labsupport.export import casting, surgery
 from labsupport.precision import number_formats, rounding
 from labsupport.precision.type_reports import MOVERS
 
@@ -39,7 +39,7 @@ class LayerError:
         return f"{self.node} ({self.op}): own error {self.own_error:.1e}, so far {self.error:.1e}{why}"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Scan:
     """Every computing node of a network in the order in which it runs."""
 
@@ -188,17 +188,8 @@ class Twins(casting.Walk):
     def change(self, tensor, target, low):
         self.nodes.extend(rounding.pair(tensor, target, self.low, self.names))
 
-    def weight(self, name):
-        import onnx
-
-        if (name, True) not in self.made:
-            exact = onnx.numpy_helper.to_array(self.weights[name])
-            if name in self.bounds:
-                exact = large_constants.clamped(exact, self.bounds[name])
-            low = number_formats.rounded(exact, self.suffix)
-            self.made[(name, True)] = self.names.free(f"{name}.{self.suffix}")
-            self.new_weights.append(onnx.numpy_helper.from_array(low, self.made[(name, True)]))
-        return self.made[(name, True)]
+    def narrow(self, exact):
+        return number_formats.rounded(exact, self.suffix)
 
     def walk(self) -> Twins:
         """Write each node as it is and, where it would be narrow, its twin."""

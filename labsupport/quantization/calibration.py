@@ -84,7 +84,7 @@ class Histogram:
         if not 50 < percentile <= 100:
             raise BadInput(f"percentile={percentile!r}; give the share of values to keep, above 50 and at most 100")
         most = max(-self.lowest, self.highest, 0.0)
-        if method == "max" or most == 0:
+        if method == "max":
             return most
         if method == "percentile":
             share = np.cumsum(self.magnitudes) / self.magnitudes.sum()
@@ -132,8 +132,6 @@ class Histogram:
 
 def histogram(values, *, name: str = "values", bins: int = BINS) -> Histogram:
     """The histogram of one array. Raises BadInput for an empty one, and for NaN."""
-    if bins < 4 * CANDIDATES or bins % 4:
-        raise BadInput(f"bins={bins!r}; give a multiple of 4, {4 * CANDIDATES} or more")
     x = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
     if not x.size:
         raise BadInput(f"{name} is empty, shape {x.shape}; there is nothing to calibrate on")
@@ -166,8 +164,6 @@ def collect(graph, batches, *, tensors: Iterable[str] | None = None, bins: int =
     constant memory. Raises BadInput for data that are empty, wrongly shaped, constant or not finite.
     """
     graph = export.load(graph)
-    if bins < 4 * CANDIDATES or bins % 4:
-        raise BadInput(f"bins={bins!r}; give a multiple of 4, {4 * CANDIDATES} or more")
     session = _session(graph, tensors)
     wanted = [
         v.name
@@ -300,4 +296,6 @@ def _session(graph, tensors):
 
 
 def _empty(name: str, bins: int) -> Histogram:
+    if bins < 4 * CANDIDATES or bins % 4:
+        raise BadInput(f"bins={bins!r}; give a multiple of 4, {4 * CANDIDATES} or more")
     return Histogram(np.zeros(bins, np.int64), 1e-12, np.inf, -np.inf, name)

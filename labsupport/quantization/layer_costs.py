@@ -25,7 +25,7 @@ class LayerCost:
     cost: float
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Sensitivity:
     """Layers by what quantizing them alone costs, the worst first."""
 

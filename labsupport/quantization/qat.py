@@ -130,8 +130,7 @@ def to_onnx(model: nn.Module, example: Tensor, *, path: str | Path | None = None
     activations, weights = quantizers(model)
     if not weights:
         raise BadInput(f"{type(model).__name__} has no quantizers; prepare it first: qat.prepare(model, images)")
-    drawn = export.to_onnx(model, example, opset=17, path=path)
-    graph = export.save(_with_constant_zero_points(drawn.model()), drawn.path)
+    graph = export.to_onnx(model, example, opset=17, path=path)
     nodes = qdq.placement(graph)
     calls = _calls(model, weights)
     # torch writes the pair of a weight that is read twice once, or twice
@@ -146,10 +145,8 @@ def to_onnx(model: nn.Module, example: Tensor, *, path: str | Path | None = None
 
 def _calls(model: nn.Module, weights: int) -> int:
     """How often layers with quantized weights are called: one that is called twice is written twice."""
-    traced = next((module for module in model.modules() if isinstance(module, fx.GraphModule)), None)
-    if traced is None:
-        return weights
-    return sum(_is_layer(traced, node) for node in traced.graph.nodes)
+    traced = [module for module in model.modules() if isinstance(module, fx.GraphModule)]
+    return sum(_is_layer(module, node) for module in traced for node in module.graph.nodes) or weights
 
 
 def _checked(model: nn.Module, images) -> Tensor:
@@ -232,23 +229,3 @@ def _limits(folded: fx.GraphModule, tensors: Iterable[fx.Node], images: Tensor, 
         for part in images.split(64):
             Watching(folded).run(part)
     return {name: max(map(abs, h.range(method))) for name, h in spans.items()}
-
-
-def _with_constant_zero_points(model):
-    """The exporter casts each channel's zero point in the graph; parsers want it to be a constant."""
-    import numpy as np
-    from onnx import numpy_helper
-
-    values = {w.name: w for w in model.graph.initializer}
-    values |= {
-        node.output[0]: node.attribute[0].t
-        for node in model.graph.node
-        if node.op_type == "Constant" and node.attribute[0].name == "value"
-    }
-    for node in list(model.graph.node):
-        if node.op_type == "Cast" and node.input[0] in values:
-            zeros = numpy_helper.to_array(values[node.input[0]])
-            if zeros.dtype == np.int32 and not zeros.any():
-                model.graph.initializer.append(numpy_helper.from_array(zeros.astype(np.int8), node.output[0]))
-                model.graph.node.remove(node)
-    return model

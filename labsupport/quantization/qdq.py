@@ -30,7 +30,7 @@ class Placement:
     dequantize: int
     quantized: tuple[str, ...]
     wide: tuple[str, ...]
-    residual_adds: int = 0
+    residual_adds: int
 
     @property
     def nodes(self) -> int:

@@ -12,6 +12,7 @@ from onnx_files import value
 
 from labsupport import export
 from labsupport.examining import memory_peak, smaller
+from labsupport.examining.rows import Row
 
 
 @pytest.fixture
@@ -56,3 +57,41 @@ def test_operations_weights_and_places_by_hand(case):
         ]
     )
     assert row.findings[-1].text.endswith("the narrowest is d with 64.0 KiB, the input has 48.0 KiB")
+
+
+def test_three_tensors_of_the_fullest_step_are_named_the_largest_first(case, monkeypatch):
+    alive = [SimpleNamespace(name=name, mib=mib) for name, mib in (("a", 1), ("b", 3), ("c", 2), ("d", 4))]
+    lives = SimpleNamespace(
+        total_mib=10, peak_mib=10, peak_step=1, steps=("s", "t"), tensors=[], at=lambda step: alive if step else []
+    )
+    monkeypatch.setattr(memory_peak.footprint, "lifetimes", lambda graph: lives)
+    assert said(memory_peak.stage(case))[1] == "the fullest step is t, which holds d 4.00 MiB, b 3.00 MiB, c 2.00 MiB"
+
+
+@pytest.mark.parametrize(
+    ("places", "text"),
+    [
+        ([4, 2, 1, 3], "2 places to cut; the narrowest is t2 with 1024.0 KiB, the input has 4096.0 KiB"),
+        ([4, 3], "no tensor inside carries the network alone, so it cannot be cut in two"),
+        ([4, 2, 3], "1 places to cut; the narrowest is t1 with 2048.0 KiB, the input has 4096.0 KiB"),
+    ],
+)
+def test_places_between_the_ends_are_where_a_network_is_cut(case, monkeypatch, places, text):
+    cut = [SimpleNamespace(name=f"t{i}", mib=mib) for i, mib in enumerate(places)]
+    monkeypatch.setattr(smaller.cuts, "natural", lambda graph: cut)
+    row = Row("less")
+    smaller._narrow_places(case, row)
+    assert [finding.text for finding in row.findings] == [text]
+
+
+def test_weights_of_nothing_and_vectors_are_left_out(tmp_path):
+    weights = [numpy_helper.from_array(np.float32([[0.0099, 1], [0.01, -2]]), "w"), weight("b", 2)]
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "dense")]
+    made = saved(tmp_path / "net.onnx", nodes, [value("x", [1, 2])], [value("y", [1, 2])], weights)
+    row = Row("less")
+    smaller._weights(SimpleNamespace(working=export.load(made)), row)
+    assert row.findings[0].text.startswith("50% of 4 weights are below a hundredth")
+    bare = saved(tmp_path / "bare.onnx", [helper.make_node("Neg", ["x"], ["y"])], [value("x", [1])], [value("y", [1])])
+    row = Row("less")
+    smaller._weights(SimpleNamespace(working=export.load(bare)), row)
+    assert not row.findings

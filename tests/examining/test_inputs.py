@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from conftest import convnet, saved, value
 from onnx import TensorProto, helper
 
 from labsupport import examining, export, runtimes
-from labsupport.errors import BadInput
+from labsupport.errors import BadInput, LabError
 from labsupport.examining import inputs
 
 X = np.ones((6, 3, 16, 16), np.float32)
@@ -159,3 +160,101 @@ def test_where_nothing_fits_the_owner_is_asked(tmp_path):
     assert made.rows["identity"].findings and "--inputs data.npz" in made.left_out["baseline"]
     given = file_of(tmp_path, x=np.ones((1, 7919), np.float32))
     assert "baseline" not in examining.examine(path, inputs=given, progress=False).left_out
+
+
+@pytest.mark.parametrize(
+    ("shapes", "names"),
+    [
+        ([("n", 3)], {"n"}),
+        ([("n",)], set()),  # one axis has no batch
+        ([(2, "n"), ("m", "n")], {"m"}),
+        ([("?", 3), ("n", 3)], {"n"}),
+        ([("n", 3), ("n", "n")], set()),  # a square of the sequence's length: n is no batch anywhere
+        ([("n", "m"), ("m", "m"), ()], {"n"}),
+    ],
+)
+def test_the_batch_is_a_first_axis_that_is_no_later_one_beside_itself(shapes, names):
+    graph = SimpleNamespace(inputs={str(i): (shape, "fp32") for i, shape in enumerate(shapes)})
+    assert inputs._batch_names(graph) == names
+
+
+@pytest.mark.parametrize(
+    ("shape", "state", "sizes"),
+    [
+        (("b", "s", "h"), False, [1, 9, 9]),
+        (("b", "s", "h"), True, [1, 1, 9]),
+        (("b", "s"), True, [1, 9]),
+        (("s",), False, [9]),
+        ((2, "n"), False, [2, 9]),
+        (("b", "c", "h", "w"), True, [1, 7, 7, 7]),  # four axes are a picture
+    ],
+)
+def test_free_axes_get_the_sizes_that_are_tried(monkeypatch, shape, state, sizes):
+    monkeypatch.setattr(inputs, "PICTURES", (0, 7))
+    monkeypatch.setattr(inputs, "SEQUENCES", (0, 9))
+    graph = SimpleNamespace(inputs={"x": (shape, "fp32")})
+    assert inputs._drawn(graph, 1, state, "ids", 0)["x"].shape == tuple(sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "dtype", "meaning", "wanted"),
+    [
+        ("x", [2, 3], "bool", "ids", [[True] * 3] * 2),
+        ("Attention_Mask", [3], "int64", "ids", [1, 1, 1]),
+        ("x", [2], "int32", "ones", [1, 1]),
+        ("x_lengths", [1], "int64", "ids", [50]),
+        ("len", [2], "int64", "ids", [50, 50]),
+        ("rate", [1], "int64", "rate", [16000]),
+        ("rate", [], "int64", "length", 50),
+    ],
+)
+def test_what_whole_numbers_may_mean(name, sizes, dtype, meaning, wanted):
+    made = inputs._values(np.random.default_rng(0), name, sizes, dtype, meaning, 50)
+    assert made.tolist() == wanted and made.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "dtype", "least", "below"),
+    [
+        ("length", [40, 40], "int64", 0, 10),  # two axes are no lengths
+        ("slender", [400], "int64", 0, 10),
+        ("x", [1], "int64", 0, 10),
+        ("x", [400], "uint8", 200, 256),
+        ("x", [2, 200], "int8", 0, 10),
+    ],
+)
+def test_other_whole_numbers_are_rows_of_a_table_or_bytes(name, sizes, dtype, least, below):
+    made = inputs._values(np.random.default_rng(3), name, sizes, dtype, "ids", 512)
+    assert made.dtype == dtype and list(made.shape) == sizes and least <= made.max() < below
+
+
+def test_one_number_may_stand_alone_in_a_file(tmp_path):
+    nodes = [helper.make_node("Mul", ["x", "s"], ["y"])]
+    graph = export.load(saved(tmp_path / "m.onnx", nodes, [value("x", [4]), value("s", [])], [value("y", [4])]))
+    np.savez(tmp_path / "d.npz", x=np.ones((3, 4), np.float32), s=np.float32(2))
+    feeds = inputs.from_file(tmp_path / "d.npz", graph).feeds
+    assert len(feeds) == 3 and feeds[2]["s"].shape == () and feeds[2]["s"] == 2
+
+
+@pytest.mark.parametrize("kind", ["int16", "uint64", "float16", "double", "bool"])
+def test_networks_from_numbers_to_numbers_are_taken(kind):
+    inputs.numbers_only(SimpleNamespace(inputs={"x": ((1,), kind)}, outputs={"y": ((1,), "fp16")}))
+    for sides in ({"inputs": {"x": ((1,), "string")}, "outputs": {}}, {"inputs": {}, "outputs": {"x": ((), "map")}}):
+        with pytest.raises(BadInput, match="'x' is (string|map), and what runs here"):
+            inputs.numbers_only(SimpleNamespace(**sides))
+
+
+@pytest.mark.parametrize(
+    ("free", "whole", "tried"), [(False, False, 2), (False, True, 8), (True, False, 12), (True, True, 48)]
+)
+def test_every_size_and_meaning_is_tried_once(free, whole, tried):
+    graph = SimpleNamespace(inputs={"x": (("n" if free else 2, 3), "int64" if whole else "fp32")})
+    seen = []
+
+    def runs(feed):
+        seen.append(feed)
+        raise LabError("odd shape")
+
+    with pytest.raises(BadInput, match=r"no inputs could be made that this network accepts \(odd shape\); give some"):
+        inputs.made(graph, runs)
+    assert len(seen) == tried

@@ -102,6 +102,8 @@ def test_accuracy_is_the_share_of_labels_that_the_first_output_meets():
     assert case.accuracy_of(case.original) == 0.75 and case_of(answers).accuracy_of(case.original) is None
     assert case.keeps(change("at", 1, 1.0, accuracy=0.8 * 0.75, error=9.0))
     assert not case.keeps(change("below", 1, 1.0, accuracy=0.59, error=0.0))
+    lost = case_of(answers, labels=[3, 3, 3, 0])
+    assert lost.accuracy_of(lost.original) == 0 and lost.keeps(change("as bad", 1, 1.0, accuracy=0.0))
     limit = case.limits.error
     assert case.keeps(change("at", 1, 1.0, error=limit)) and not case.keeps(change("over", 1, 1.0, error=limit + 1e-9))
 

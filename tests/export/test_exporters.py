@@ -267,3 +267,19 @@ def test_a_failed_export_prints_nothing(tmp_path, capfd):
     with pytest.raises(LabError, match="aten::bilinear"):
         export.to_onnx(nn.Bilinear(3, 4, 5), (torch.zeros(1, 3), torch.zeros(1, 4)), path=tmp_path / "net.onnx")
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("exporter", export.EXPORTERS)
+@pytest.mark.parametrize("free", [{"input_0": {0: "n"}}, {"input_1": {0: "m"}}, {}])
+def test_only_the_axes_that_were_named_are_free(exporter, free, tmp_path):
+    class Product(nn.Module):
+        def forward(self, x, w):
+            return x @ w.T
+
+    graph = export.to_onnx(
+        Product(), (torch.randn(2, 3), torch.randn(4, 3)), exporter=exporter, dynamic=free, path=tmp_path / "net.onnx"
+    )
+    shapes = {name: shape for name, (shape, _) in graph.inputs.items()}
+    assert {name: [isinstance(axis, str) for axis in shape] for name, shape in shapes.items()} == {
+        name: [name in free, False] for name in ("input_0", "input_1")
+    }

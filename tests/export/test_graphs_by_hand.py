@@ -32,6 +32,13 @@ def test_the_bits_of_one_value(kind, bits):
     assert onnx_graph.bits(TensorProto.DataType.Value(kind), of_floats=8) == bits
 
 
+@pytest.mark.parametrize(("kind", "bits"), [("INT2", 2), ("UINT2", 2)])
+def test_four_values_of_the_newest_types_share_a_byte(kind, bits):
+    if kind not in TensorProto.DataType.keys():
+        pytest.skip("this release of onnx does not have it")
+    assert onnx_graph.bits(TensorProto.DataType.Value(kind), of_floats=8) == bits
+
+
 @pytest.mark.parametrize(
     ("head", "what"),
     [

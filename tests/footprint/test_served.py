@@ -266,3 +266,26 @@ def test_freed_memory_is_not_held():
     during = footprint.held_mib()
     blocks.clear()
     assert during - before > 50 and footprint.held_mib() - before < 30
+
+
+def test_what_a_process_is_asked_where_nothing_is_said(monkeypatch, chain):
+    asked = []
+    monkeypatch.setattr(served, "_apart", lambda job, feed=None: asked.append((job, feed)) or ((("a", 1.0, None),), ""))
+    assert footprint.serve_session(chain).name == f"{chain.path.name} in ONNX Runtime"
+    assert asked == [
+        (
+            {
+                "serve": "session", "path": str(chain.path), "batches": [1], "sessions": 1, "shared_arena": False,
+                "shrink": False, "keep_outputs": False, "level": "ORT_ENABLE_EXTENDED", "options": {},
+            },
+            None,
+        )
+    ]  # fmt: skip
+    footprint.serve_session(chain.path, (2, 3), shrink=True, feed={"x": 1}, enable_cpu_mem_arena=True)
+    job, feed = asked[1]
+    assert (job["batches"], job["shrink"], job["options"], feed) == (
+        [2, 3],
+        True,
+        {"enable_cpu_mem_arena": True},
+        {"x": 1},
+    )

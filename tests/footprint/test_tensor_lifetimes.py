@@ -13,6 +13,7 @@ from onnx_files import saved, value
 
 from labsupport import export, footprint
 from labsupport.errors import BadInput
+from labsupport.footprint import tensor_lifetimes
 
 
 @pytest.fixture
@@ -359,3 +360,21 @@ def test_half_a_byte_takes_a_whole_one(tmp_path, values, size):
         helper.make_graph(nodes, "g", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
     )
     assert footprint.lifetimes(export.save(model, tmp_path / "odd.onnx")).total_mib * 2**20 == size
+
+
+@pytest.mark.parametrize(
+    ("record", "mib"),
+    [
+        ({"Dimensions": [0, 4], "Format/Datatype": "Row major linear FP32"}, 0),
+        ({"Dimensions": [2**18], "Datatype": "Half"}, 0.5),
+        ({"Dimensions": [1, 3, 2**15], "Format": "channel % 8 == 0 FP32"}, 1),  # three channels are padded to eight
+        ({"Dimensions": [1, 16, 2**14], "Format": "channel % 16 == 0 FP32"}, 1),
+        ({"Dimensions": [3], "Format": "channel % 8 == 0 INT8"}, 3 / 2**20),  # without channels nothing is padded
+        ({"Dimensions": [], "Datatype": "Int64"}, 8 / 2**20),
+    ],
+)
+def test_the_size_of_an_inspectors_tensor(record, mib):
+    assert tensor_lifetimes._record_mib({"Name": "t", **record}) == mib
+    for odd in ({"Dimensions": [-1, 4], "Datatype": "Half"}, {"Dimensions": [4], "Datatype": "Odd"}):
+        with pytest.raises(BadInput, match=r"the inspector gives 't' as \[.*which has no fixed size"):
+            tensor_lifetimes._record_mib({"Name": "t", **odd})

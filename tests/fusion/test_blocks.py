@@ -112,3 +112,10 @@ def test_a_block_names_its_ends(tmp_path):
     graph = exported(blocks.Concat(), tmp_path)
     assert (list(graph.inputs), list(graph.outputs)) == (["input"], ["output"])
     assert math.prod(blocks.Concat.shape) == 64 * 56 * 56
+
+
+def test_attention_is_that_of_four_heads_over_the_places():
+    block, x = blocks.Attention(), torch.randn(2, 5, 256, generator=torch.Generator().manual_seed(0))
+    q, k, v = (part.unflatten(-1, (4, 64)).transpose(1, 2) for part in block.qkv(x).chunk(3, -1))
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(block(x), block.out(exact), rtol=1e-4, atol=1e-5)

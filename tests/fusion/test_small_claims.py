@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from onnx_files import model_of, node, value
 from plan_samples import onnx_file
 
 from labsupport import fusion, runtimes
+from labsupport.fusion import executed_nodes
 from labsupport.fusion.executed_nodes import Placement, passes_through, through
 from labsupport.fusion.kernels import Kernel
+from labsupport.fusion.layer_names import of_profile
 from labsupport.fusion.node_accounts import account
-from labsupport.fusion.onnx_nodes import nodes_of
+from labsupport.fusion.onnx_nodes import Node, NodeGraph, nodes_of
 from labsupport.fusion.plan_schema import Tensor
 
 draw = np.random.default_rng(11)
@@ -145,3 +149,32 @@ def test_what_the_runtime_runs_once_for_each_reader_counts_for_its_node(tmp_path
         plan = fusion.xray(run, profile=times)
         assert set(times) <= {kernel.name for kernel in plan.kernels}, level
         assert sum(kernel.share for kernel in plan.kernels) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("names", "profiles"),
+    [
+        ([("a", "x"), ("a [profile 1]",), ("b", "y [profile 1]"), ("c",)], [0, 1, 1, 1]),  # they stand together
+        ([("k_myl3_1",), ("a [profile 1]", "x"), ("k_myl3_2", "y [profile 2]")], [2, 1, 2]),  # by the region's number
+        ([("a", "t_myl3_1"), ("k_myl3_2 [profile 1]",)], [0, 1]),  # a tensor's number is not its reader's
+        ([("a [profile 12]",)], [12]),
+    ],
+)
+def test_a_layer_belongs_to_the_profile_that_it_or_its_region_bears(names, profiles):
+    assert of_profile(names) == profiles
+
+
+@pytest.mark.parametrize(("activation", "end"), [("Relu", "b"), ("Sigmoid", "a"), (None, "a")])
+def test_a_fused_kernel_ends_in_its_activation_where_two_tensors_have_the_same_values(activation, end):
+    """Without one that it ends in, the nearest to what is read is taken."""
+    original = NodeGraph((Node("conv", "Conv", ("x",), ("a",)), Node("act", "Relu", ("a",), ("b",))), ("x",), ("b",))
+    told = {} if activation is None else {"k": activation}
+    kernel = Node("k", "FusedConv", ("x",), ("new",))
+    search = executed_nodes._Search(original, NodeGraph((kernel,), ("x",), ("new",), activations=told))
+    search.by_value(SimpleNamespace(like=lambda _: {"a": False, "b": False}, weak=lambda _: False))
+    assert search.ends["new"] == end
+
+
+def test_what_a_fused_node_ends_in_is_read_from_its_file():
+    nodes = [node("FusedConv", ["x"], "h", "a", activation="Tanh", group=1), node("Relu", ["h"], "y", "b")]
+    assert nodes_of(model_of(nodes, [value("x", [4])], [value("y", [4])])).activations == {"a": "Tanh"}

@@ -11,7 +11,7 @@ from torch import nn
 
 from labsupport import export, precision, runtimes
 from labsupport.errors import BadInput
-from labsupport.precision import layerwise
+from labsupport.precision import layerwise, number_formats
 
 
 class Faulty(nn.Module):
@@ -221,3 +221,53 @@ def test_each_result_of_a_node_is_held_against_its_own_twin(tmp_path):
     feed = np.random.default_rng(1).random((4, 8), np.float32)
     row = layerwise.scan(graph, feed)["norm"]
     assert 0 < row.own_error < 1e-3 and not row.cause  # the mean stays FP32, of inputs that were rounded
+
+
+def test_without_names_all_that_computes_is_shown(tmp_path):
+    nodes = [
+        helper.make_node("Neg", ["x"], ["a"], "n"),
+        helper.make_node("Reshape", ["a", "s"], ["b"], "r"),
+        helper.make_node("Cast", ["b"], ["c"], "c", to=TensorProto.FLOAT16),
+        helper.make_node("Abs", ["c"], ["d"], "h"),
+        helper.make_node("Greater", ["d", "d"], ["e"], "g"),
+        helper.make_node("Not", ["e"], ["y"], "o"),
+    ]
+    ends = [value("x", [1, 4])], [value("y", [2, 2], TensorProto.BOOL)]
+    graph = saved(tmp_path, nodes, *ends, {"s": np.array([2, 2])})
+    assert list(layerwise.exposed(graph).outputs) == ["y", "a", "d"]  # floats of nodes that compute
+
+
+def test_a_limit_beyond_the_format_is_no_error_of_its_node(tmp_path):
+    """Clip at 1e9, which no value reaches, is as good as Clip at the largest number that there is."""
+    nodes = [
+        helper.make_node("Clip", ["x", "low", "high"], ["a"], "clip"),
+        helper.make_node("Abs", ["a"], ["y"], "abs"),
+    ]
+    weights = {"low": np.float32(-1e9), "high": np.float32(1e9)}
+    graph = saved(tmp_path, nodes, [value("x", [1, 4])], [value("y", [1, 4])], weights)
+    found = layerwise.scan(graph, np.float32([[1, -2, 3, 0.5]]))
+    assert [(row.node, row.own_error, row.wide) for row in found] == [("clip", 0, False), ("abs", 0, False)]
+
+
+def test_a_format_goes_by_its_name_or_as_it_is():
+    fp16 = number_formats.FORMATS["fp16"]
+    assert number_formats.named(fp16) is fp16 and number_formats.named("fp16") is fp16
+    for odd in (7, "fp17"):
+        with pytest.raises(BadInput, match=f"{odd!r} is not a format; choose one of"):
+            number_formats.named(odd)
+
+
+def test_raw_pixels_are_one_item_of_seed_zero():
+    from labsupport.precision.raw_pixels import RawPixels
+
+    model = RawPixels()
+    usual = model.example_input()
+    assert usual.shape == (1, 1, 28, 28) and torch.equal(usual, model.example_input(1, 0))
+    assert not torch.equal(usual, model.example_input(1, 1)) and 0 <= usual.min() and usual.max() <= 255
+
+
+def test_one_text_is_no_list_of_nodes(faulty):
+    with pytest.raises(
+        BadInput, match=r"keep_wide='/Tanh' is one text; give a list of node names, such as \['/Tanh'\]"
+    ):
+        layerwise.scan(*faulty, keep_wide="/Tanh")

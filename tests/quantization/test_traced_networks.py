@@ -131,3 +131,24 @@ def test_while_training_codes_reach_as_far_as_in_the_exported_graph():
     expected = [-128.0, -128.0, -127.0, 4.0, 127.0]
     assert quantizer.train()(x).tolist() == pytest.approx(expected)
     assert quantizer.eval()(x).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_each_answer_of_a_traced_network_is_compared(place, monkeypatch):
+    """Of two answers one that is otherwise is enough; one that is off by less than a percent is not."""
+    from labsupport.quantization import folded_networks
+
+    net = Net(lambda s, x: head(s, s.a(x)), a=conv(3, 8), f=nn.Linear(8, 4)).eval()
+    right = [torch.tensor([100.0, 0.0]), torch.tensor([1.0])]
+
+    def answers_with(other):
+        given = iter([right, right, [other if i == place else y for i, y in enumerate(right)]])
+        monkeypatch.setattr(folded_networks, "_answers", lambda *_: next(given))
+        return folded_networks.folded(net, IMAGES)
+
+    assert answers_with(right[place] * 1.009) is not None
+    with pytest.raises(LabError, match="Net answers otherwise once it is traced"):
+        answers_with(right[place] * 1.02)
+    drawn = iter([right, [y + 1 for y in right], [y + 2 for y in right]])
+    monkeypatch.setattr(folded_networks, "_answers", lambda *_: next(drawn))
+    assert folded_networks.folded(net, IMAGES) is not None  # one that draws numbers cannot be compared

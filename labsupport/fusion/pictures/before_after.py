@@ -117,20 +117,13 @@ def _draw_block(canvas: Canvas, block: Block, start: int) -> None:
 
 
 def _kernel_words(kernel: Kernel) -> list[str]:
-    types = (
-        kernel.precision_out
-        if kernel.precision_in in ("", kernel.precision_out)
-        else f"{kernel.precision_in}→{kernel.precision_out}"
-    )
+    same = kernel.precision_in in ("", kernel.precision_out)
+    types = kernel.precision_out if same else f"{kernel.precision_in}→{kernel.precision_out}"
     head = BRIEF.get(kernel.kind, kernel.kind)
     if kernel.kind == "layout":
         head = kernel.layer_type if kernel.nodes and kernel.layer_type else "copy"
-    share = f"{kernel.share:.1%}" if kernel.share is not None else ""
-    return (
-        [" ".join(part for part in (head, types) if part), share]
-        if share
-        else [" ".join(part for part in (head, types) if part)]
-    )
+    share = [f"{kernel.share:.1%}"] if kernel.share is not None else []
+    return [f"{head} {types}".strip(), *share]
 
 
 def _draw_edges(canvas: Canvas, blocks, places, plan: Plan, graph: NodeGraph) -> None:
