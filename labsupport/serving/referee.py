@@ -102,10 +102,9 @@ class _Answering:
         for sample in samples:
             try:
                 future = self.submit(self.feeds[sample.index])
-            except Exception:  # refused: the generator waits for every sample, and the fault is counted
+                future.add_done_callback(lambda done, number=sample.id: self.finish(number, done))
+            except Exception:  # refused, or no Future: the generator waits for every sample, and the fault is counted
                 self.finish(sample.id, None)
-                continue
-            future.add_done_callback(lambda done, number=sample.id: self.finish(number, done))
 
     def finish(self, number: int, done) -> None:
         if done is None or done.cancelled() or done.exception() is not None:

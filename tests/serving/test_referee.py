@@ -71,8 +71,9 @@ class TestLoadgen:
         def submit(feed):
             raise LabError("full")
 
-        verdict = judge(submit, self.feeds, rate_per_s=200, p99_limit_ms=100, seconds=0.5)
-        assert verdict.faults >= 100 and not verdict.valid
+        for wrong in (submit, lambda feed: feed):  # the second gives no Future
+            verdict = judge(wrong, self.feeds, rate_per_s=200, p99_limit_ms=100, seconds=0.5)
+            assert verdict.faults >= 100 and not verdict.valid
 
 
 @pytest.mark.skipif(not shutil.which("false"), reason="no command that always fails")
