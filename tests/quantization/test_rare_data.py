@@ -393,12 +393,17 @@ def test_the_divergence_of_a_clipped_histogram_step_by_step(kept):
     assert Histogram(np.zeros(512, int), 1.0, 0.0, 0.0)._divergence(kept, 256, "int8") == np.inf
 
 
+def test_the_widest_threshold_is_in_the_picture():
+    seen = calibration.histogram(np.concatenate([np.linspace(0, 1, 90_000), [-4.0]]), name="t")
+    axes = calibration_drawing.draw_thresholds(seen, methods=("max", "percentile")).figure.axes[0]
+    assert seen.threshold("percentile") < 1.1 and axes.get_xlim() == pytest.approx((0, 1.05 * 4))
+
+
 @pytest.mark.parametrize(("bins", "bars"), [(4096, 128), (1024, 128), (516, 258)])
 def test_a_picture_of_thresholds_in_numbers(bins, bars):
     values = np.concatenate([np.linspace(0, 1, 900), [-4.0]])
     seen = calibration.histogram(values, name="t", bins=bins)
     axes = calibration_drawing.draw_thresholds(seen, methods=("max", "percentile"), title="net").figure.axes[0]
-    assert axes.get_xlim() == (0, pytest.approx(1.05 * max(line.get_xdata()[0] for line in axes.lines)))
     limits = [seen.threshold("max"), seen.threshold("percentile")]
     assert [line.get_xdata()[0] for line in axes.lines] == limits and limits[0] == 4
     assert axes.get_xlim() == pytest.approx((0, 1.05 * 4)) and axes.get_yscale() == "log"
