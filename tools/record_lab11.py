@@ -80,7 +80,20 @@ def sustained(name: str, offered, most: int, offline_per_s: float):
     return best
 
 
-def through_scheduler(path: str, feeds, expected, offline_per_s: float):
+def metered(offered, counter, spent: dict):
+    """``offered`` that also notes the joules a picture of each run in ``spent``; idle power is in them."""
+
+    def run(rate, count, name):
+        before = counter()
+        load = offered(rate, count, name)
+        spent[name] = (counter() - before) / (PICTURES * count)
+        say(f"{name}: {spent[name]:.3g} J a picture, {(counter() - before) / load.seconds:.0f} W")
+        return load
+
+    return run if counter else offered
+
+
+def through_scheduler(path: str, feeds, expected, offline_per_s: float, counter=None, spent=None):
     """The lab's own scheduler, three replicas; floats are submitted."""
     from labsupport import data, serving
 
@@ -95,7 +108,7 @@ def through_scheduler(path: str, feeds, expected, offline_per_s: float):
         def offered(rate, count, name):
             return serving.offer(server.submit, feeds[:count], serving.poisson(rate, count), name=name)
 
-        return sustained("scheduler", offered, len(feeds), offline_per_s)
+        return sustained("scheduler", metered(offered, counter, spent), len(feeds), offline_per_s)
 
 
 def through_ray(path: str, feeds, expected, offline_per_s: float, replicas: int, clients: int = CLIENTS):
@@ -192,6 +205,7 @@ def measure(book, rehearse: bool) -> None:
     import torch
 
     from labsupport import benchmarking, build, data, environment, export
+    from labsupport.benchmarking import joules
 
     model, signs = trained(rehearse)
     graph = export.to_onnx(model, model.example_input(1))
@@ -218,9 +232,14 @@ def measure(book, rehearse: bool) -> None:
         say(offline)
     book.record("serving.offline_per_s", offline)
     offline_per_s = offline.as_metric()["value"]
-    served, load = through_scheduler(path, feeds, expected, offline_per_s)
+    (counter, why_not), spent = joules.energy_counter(device(rehearse)), {}
+    say(why_not or "the GPU counts its joules")
+    served, load = through_scheduler(path, feeds, expected, offline_per_s, counter, spent)
     if load:
         book.record("serving.scheduler_over_offline", served / offline_per_s, "fraction")
+    if load and counter:
+        book.record("serving.joules_per_picture_at_30_percent", spent["scheduler at 30%"], "J")
+        book.record("serving.joules_per_picture_at_limit", spent[load.name], "J")
     if not environment.has("ray serve"):
         say(environment.why_not("ray serve"))
         return
