@@ -8,6 +8,7 @@ import collections
 import decimal
 import fractions
 import re
+import signal
 import threading
 import time
 import types
@@ -45,7 +46,15 @@ class Unshown:
 scale, listed = Scale(), Listed()
 
 
-def test_the_stop_button_passes_through():
+@pytest.fixture
+def stop_button():
+    """The handler that a kernel has: a library that an earlier test loaded may have put its own in its place."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_stop_button_passes_through(stop_button):
     def interrupted(x):
         _thread.interrupt_main()
         time.sleep(2)
