@@ -29,6 +29,7 @@ KINDS = {
     "text": "magika piper nakdimon",
 }
 NOT_MODELS = ("onnx", "onnxruntime", "skl2onnx", "onnxscript")  # tools that ship test cases
+ENGINES = {"do nothing": "fp32", "FP16": "fp16", "INT8": "int8"}  # a change's name begins with it
 LEAST = 1e-6  # an error below which no two runtimes agree
 
 
@@ -88,6 +89,11 @@ def one(path: Path, folder: Path, minutes: float) -> dict:
     return row
 
 
+def precision_of(change: str) -> str | None:
+    """The engine's precision that a change's name stands for; None where it is no engine."""
+    return next((kind for begin, kind in ENGINES.items() if change.startswith(begin)), None)
+
+
 def unseen(path: Path, folder: Path, chosen) -> float:
     """The chosen change's error on samples that the examination did not use; on a GPU that of its engine."""
     from labsupport import environment, examining, export, precision
@@ -95,7 +101,7 @@ def unseen(path: Path, folder: Path, chosen) -> float:
     from labsupport.examining.cases import FRESH
 
     live = environment.has("engine execution")
-    kind = next((kind for begin, kind in (("FP16", "fp16"), ("INT8", "int8")) if chosen.name.startswith(begin)), "fp32")
+    kind = precision_of(chosen.name) or "fp32"
     with examining.case_of(path, save=folder) as case:
         seen = inputs.MADE + FRESH
         many = inputs.made(case.graph, case.original, count=seen + 4).feeds[seen:]

@@ -86,8 +86,9 @@ def metered(offered, counter, spent: dict):
     def run(rate, count, name):
         before = counter()
         load = offered(rate, count, name)
-        spent[name] = (counter() - before) / (PICTURES * count)
-        say(f"{name}: {spent[name]:.3g} J a picture, {(counter() - before) / load.seconds:.0f} W")
+        used_j = counter() - before
+        spent[name] = used_j / (PICTURES * count)
+        say(f"{name}: {spent[name]:.3g} J a picture, {used_j / load.seconds:.0f} W")
         return load
 
     return run if counter else offered

@@ -132,7 +132,7 @@ def decoder(folder: Path) -> str:
     exact = generation.generate(cached.TorchCached(found.network, capacity=128), prompt, 32).tokens
     graph = cached.to_onnx(found.network, folder / "decoder.onnx")
     old = environment.generation() == "8.6"  # with both profiles it had not built after 390 s
-    both = engine_cached.profiles(found.network.shape, prompt=256, capacity=256, few=1 if old else 8)
+    both = engine_cached.profiles(found.network.shape, prompt=256, capacity=256, few=1 if old else engine_cached.FEW)
     # Level 1: at the default one TensorRT 8.6 needs more than five minutes.
     of_type = {"precision": "fp16", "strict": True, "optimization_level": 1}
     engine = build.engine(graph, profiles=both[:1] if old else both, name="smollm2", **of_type)

@@ -28,7 +28,6 @@ PACKAGED = (
     ("openwakeword", "hey_marvin_v0.1.onnx", "word"),
     ("magika", "model.onnx", "magika"),
 )
-KINDS = {"do nothing": "fp32", "FP16": "fp16", "INT8": "int8"}  # a change's name begins with it
 
 
 def models(named: list[str]) -> dict[str, Path]:
@@ -44,11 +43,6 @@ def models(named: list[str]) -> dict[str, Path]:
     return found
 
 
-def kind_of(change: str) -> str | None:
-    """The engine's precision that a change's name stands for; None where it is no engine."""
-    return next((kind for begin, kind in KINDS.items() if change.startswith(begin)), None)
-
-
 def one(book, name: str, path: Path, folder: Path, minutes: float) -> None:
     """Examine one file and record what came out."""
     from labsupport import examining
@@ -56,7 +50,7 @@ def one(book, name: str, path: Path, folder: Path, minutes: float) -> None:
     made = examining.examine(path, limits=examining.Limits(minutes=minutes), save=folder, progress=False)
     say(name, made)
     for change in made.candidates:
-        kind = kind_of(change.name)
+        kind = examine_packages.precision_of(change.name)
         if change.effort and kind and "wide" not in change.name:
             low, middle, high = change.gain
             book.record(

@@ -235,8 +235,8 @@ class Case:
                 worst = max(worst, *(float(np.mean(a != b)) for a, b in pairs))
                 continue
             typical = np.full(1, np.sqrt(np.mean([np.linalg.norm(a.astype(np.float64)) ** 2 for a, _ in pairs])))
-            apart = [np.linalg.norm(b.astype(np.float64) - a) for a, b in pairs]
-            worst = max(worst, *(comparing.relative_error(typical, typical + each) for each in apart))
+            apart = np.max([np.linalg.norm(b.astype(np.float64) - a) for a, b in pairs])
+            worst = max(worst, comparing.relative_error(typical, typical + apart))
         return worst
 
     def accuracy_of(self, run: Callable) -> float | None:

@@ -108,7 +108,7 @@ def greedy(monkeypatch, needed, worst_first, *, fresh_needed=0, left_s=100.0, mi
     offered = []
 
     def error(case, wide, *, fresh=False):
-        return 0.01 if len(wide) >= (fresh_needed if fresh else needed) else 0.05
+        return 0.01 if len(wide) >= max(needed, fresh_needed if fresh else 0) else 0.05
 
     monkeypatch.setattr(quantization, "to_qdq", lambda *_, exclude, **options: list(exclude))
     monkeypatch.setattr(eight_bits, "_error", error)

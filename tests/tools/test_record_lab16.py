@@ -66,7 +66,7 @@ def test_the_packaged_files_are_known_by_their_kind(tool, monkeypatch):
     ("change", "kind"), [("do nothing", "fp32"), ("FP16", "fp16"), ("INT8, max", "int8"), ("two threads", None)]
 )
 def test_a_change_names_its_engine(tool, change, kind):
-    assert tool.kind_of(change) == kind
+    assert tool.examine_packages.precision_of(change) == kind
 
 
 def test_its_figures_are_those_of_the_examination(tool, tmp_path):
